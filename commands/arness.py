@@ -1,0 +1,199 @@
+"""`dcoder arness`: how close to left-to-right a model decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from dcoder_cli.base import console
+from dcoder_cli.base.errors import UserError
+
+if TYPE_CHECKING:
+    from dcoder_cli.analysis.measure import Findings, Measure, Series
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def arness(
+    trajectories: list[Path] = typer.Option(
+        [], "--trajectories", metavar="FILE", help="A trajectory file of any system; repeatable."
+    ),
+    model: list[str] = typer.Option([], "--model", metavar="MODEL", help="A model to run on --prompts; repeatable."),
+    label: list[str] = typer.Option(
+        [], "--label", metavar="TEXT", help="Name of each --trajectories, then of each --model."
+    ),
+    prompts: list[Path] = typer.Option(
+        [], "--prompts", metavar="FILE", help="JSON lines with 'prompt' or 'messages', or text, one a line; repeatable."
+    ),
+    temperatures: str = typer.Option("0.2", help="Temperatures, separated by commas."),  # DiffuCoder B.2
+    max_new_tokens: int = typer.Option(512, min=1, help="New tokens a sample."),  # DiffuCoder 4.1
+    steps: int | None = typer.Option(None, min=1, help="Denoising steps; default: one token a step."),
+    rule: str = typer.Option("confidence", help="Unmasking rule."),  # DiffuCoder A.2: low-confidence remasking
+    top_p: float = typer.Option(0.95, help="Nucleus; 1 = off."),  # DiffuCoder B.2
+    block_length: int | None = typer.Option(None, min=1, help="Semi-autoregressive blocks; default: one block."),
+    n: int = typer.Option(1, "--n", min=1, help="Samples of each prompt."),
+    seed: int = typer.Option(0, help="Base seed of the sampler."),
+    batch_size: int = typer.Option(8, min=1, help="Rows decoded together."),
+    device: str | None = typer.Option(None, help="cuda, mps or cpu; default: the best there is."),
+    dtype: str | None = typer.Option(None, help="float32, bfloat16 or float16."),
+    local_k: int = typer.Option(9, min=1, help="Local AR-ness@1 to @k."),  # DiffuCoder fig. 3
+    global_k: int = typer.Option(4, min=1, help="Global AR-ness@1 to @k."),  # DiffuCoder fig. 3
+    convention: Literal["defined", "paper"] = typer.Option(
+        "defined",
+        help="Divide local@k by the steps with k predecessors (left-to-right is 1.0), or by all, as the paper.",
+    ),
+    ties: Literal["random", "left-to-right"] = typer.Option(
+        "random", help="Tokens of one step: mean over their orders, or read left to right (upper bound)."
+    ),
+    until: Literal["all", "end"] = typer.Option("all", help="Measure all new tokens, or those up to the end of turn."),
+    end_id: list[int] = typer.Option([], "--end-id", help="An id that ends an answer, for --until end; repeatable."),
+    tokenizer: str | None = typer.Option(None, help="Tokenizer that shows the text of --trajectories in pictures."),
+    out: Path | None = typer.Option(None, help="Folder for the report, pictures, numbers and trajectories."),
+    json: bool = typer.Option(False, "--json", help="Print the numbers, per sample and mean, as JSON."),
+) -> None:
+    """Measure how close to left-to-right a model decodes (AR-ness), with pictures.
+
+    Examples:
+
+      dcoder arness --trajectories run-a.jsonl --trajectories run-b.jsonl --out order/
+
+      dcoder arness --model runs/sft --prompts prompts.jsonl --temperatures 0.2,0.7,1.0,1.2 --out order/
+    """
+    sources = [*trajectories, *model]
+    if not sources:
+        raise UserError("nothing to measure; give --trajectories FILE or --model MODEL with --prompts FILE")
+    if label and len(label) != len(sources):
+        raise UserError(
+            f"{len(label)} --label for {len(sources)} --trajectories and --model; give one for each, or none"
+        )
+    if bool(model) != bool(prompts):
+        raise UserError("--model needs --prompts FILE" if model else "--prompts needs --model MODEL to run on them")
+    temperature_list = _temperatures(temperatures)
+    from dcoder_cli.analysis import measure as measuring
+
+    measure = measuring.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
+    labels: list[str | None] = [*label] if label else [None] * len(sources)
+    reader = _tokenizer(tokenizer)
+    series = [
+        measuring.of_file(path, measure, name, reader)
+        for path, name in zip(trajectories, labels[: len(trajectories)], strict=True)
+    ]
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "top_p": top_p if top_p < 1 else None,
+        "block_length": block_length, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    findings = measuring.Findings(series)
+    if model:
+        names = [name or Path(path).name for path, name in zip(model, labels[len(trajectories) :], strict=True)]
+        _run_models(
+            findings,
+            measure,
+            list(zip(model, names, strict=True)),
+            prompts,
+            temperature_list,
+            n,
+            device,
+            dtype,
+            settings,
+        )
+    record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
+    if model:
+        record |= {"temperatures": temperature_list, "n": n, **settings}
+    record |= {"convention": convention, "ties": ties, "until": until}
+    files = measuring.write(findings, out, record) if out is not None else []
+    if json:
+        console.emit_json({**findings.to_json(), "files": [str(file) for file in files]})
+    else:
+        _show(findings)
+        if files:
+            console.note(f"report: {files[0]}")
+
+
+def _run_models(
+    findings: Findings,
+    measure: Measure,
+    models: list[tuple[str, str]],
+    prompt_files: list[Path],
+    temperatures: list[float],
+    samples: int,
+    device: str | None,
+    dtype: str | None,
+    settings: dict[str, Any],
+) -> None:
+    """Every model on every prompt file at every temperature, one model in memory at a time."""
+    from dcoder_cli.analysis import measure as measuring
+    from dcoder_cli.analysis.sources import read_prompts
+    from dcoder_cli.model.backbone import load
+
+    data = [(path.stem, read_prompts(path)) for path in prompt_files]
+    total = len(models) * len(temperatures) * samples * sum(len(prompts) for _, prompts in data)
+    with console.bar("decoding", total) as bar:
+        for path, name in models:
+            loaded = load(path, device=device, dtype=dtype)
+            for kind, prompts in data:
+                place = f"{name}, {kind}" if len(data) > 1 else name
+                if loaded.is_diffusion:
+                    findings.profiles[place] = measuring.profile_of(loaded, prompts, settings["max_new_tokens"])
+                for temperature in temperatures:
+                    label = f"{place} T={temperature:g}" if len(temperatures) > 1 else place
+                    findings.series.append(
+                        measuring.of_model(
+                            loaded,
+                            prompts,
+                            measure,
+                            label,
+                            samples,
+                            lambda _: bar.advance(),
+                            temperature=temperature,
+                            **settings,
+                        )
+                    )
+
+
+def _temperatures(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--temperatures {text!r} must be numbers separated by commas, such as 0.2,1.0") from None
+    if any(not 0 <= value < float("inf") for value in values):
+        raise UserError(f"--temperatures {text!r} must be 0 (argmax) or more")
+    return values
+
+
+def _tokenizer(name: str | None) -> Any | None:
+    if name is None:
+        return None
+    from dcoder_cli.model.tokenizer import load_tokenizer
+
+    return load_tokenizer(name)
+
+
+def _show(findings: Findings) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dcoder_cli.analysis.measure import interval
+
+    first: Series = findings.series[0]
+    columns = [(kind, k) for kind in ("local", "global") for k in sorted({1, first.numbers[kind]["k"][-1]})]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("series", overflow="fold", min_width=8)
+    table.add_column("n", justify="right")
+    for kind, k in columns:
+        table.add_column(f"{kind}@{k}", justify="right", no_wrap=True)
+    for one in findings.series:
+        cells = [interval(one.numbers[kind], k - 1) for kind, k in columns]
+        table.add_row(Text(one.label), str(one.numbers["samples"]), *cells)
+    console.stdout().print(table)
+    for label, profile in findings.profiles.items():
+        fit = profile["fit"]
+        line = (
+            "does not fall off with the distance from the prompt"
+            if fit["decay_length"] is None
+            else f"{fit['floor'] + fit['rise']:.3f} next to the prompt, {fit['floor']:.3f} far away, "
+            f"decay length {fit['decay_length']:.3g} tokens"
+        )
+        console.stdout().print(f"{label}: first-step confidence {line}", markup=False)

@@ -1,0 +1,222 @@
+"""`dcoder generate`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcoder_cli.base import config as configs
+from dcoder_cli.base import console, presets
+from dcoder_cli.base.errors import UserError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none or - reads stdin.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Checkpoint: folder or hub id.")] = "",
+    file: Annotated[
+        Path | None, typer.Option("--prompts", help="Prompts from a .jsonl, or a text file with one a line.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Wrap the prompt in the chat template (default: if the checkpoint was instruction-tuned here).",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="With --chat: the system message.")] = None,
+    infill: Annotated[bool, typer.Option("--infill", help="Write the text at <FILL> in each prompt.")] = False,
+    infill_lengths: Annotated[
+        str | None, typer.Option("--infill-lengths", help="With --infill: choose the hole's tokens, such as 8,16,32.")
+    ] = None,
+    infill_by: Annotated[
+        str | None,
+        typer.Option(
+            "--infill-by", help="Choose it by first-step (one forward each) or final confidence [first-step]."
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Take the generate section of a preset.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Masks after the prompt [256].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps [one a token].")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--rule",
+            help="entropy, confidence, margin, random, left-to-right, or a public sampler's name [entropy; LLaDA: confidence].",
+        ),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 is argmax [0].")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus [off].")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Most likely tokens only [off].")] = None,
+    alg_temperature: Annotated[
+        float | None, typer.Option("--alg-temperature", help="Randomness in which tokens are committed [0].")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option("--block-length", help="Semi-autoregressive blocks [one block].")
+    ] = None,
+    cfg_scale: Annotated[float | None, typer.Option("--cfg-scale", help="Classifier-free guidance [off].")] = None,
+    stop_penalty: Annotated[
+        float | None, typer.Option("--stop-penalty", help="Subtract from the logits of end and pad tokens [0].")
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option("--min-new-tokens", help="No end or pad among the first so many [0].")
+    ] = None,
+    compat: Annotated[
+        str | None, typer.Option("--compat", help="dream or llada: that public sampler, quirks included.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="exact, or fast: approximate, with the options to --early-stop [exact]."),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="Fast: keys kept around a block: none, prefix, dual [dual].")
+    ] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(
+            "--commit", help="Fast: threshold, factor, entropy-bound or schedule [by its parameter; threshold]."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Fast: commit all above this confidence [0.9].")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option("--factor", help="Fast: commit n while (n + 1)(1 - confidence n) is below it [1].")
+    ] = None,
+    entropy_bound: Annotated[
+        float | None, typer.Option("--entropy-bound", help="Fast: nats a step's tokens may hold together [0.1].")
+    ] = None,
+    cache_refresh: Annotated[
+        int | None, typer.Option("--cache-refresh", help="Fast: renew kept keys every so many steps [each block].")
+    ] = None,
+    early_stop: Annotated[
+        bool | None,
+        typer.Option("--early-stop/--no-early-stop", help="Fast: end a row with its first end token [yes]."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the draws [0].")] = None,
+    n: Annotated[int, typer.Option("--n", help="Samples a prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows decoded together.")] = 8,
+    device: Annotated[str | None, typer.Option("--device", help="cuda, cpu, mps [what is there].")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 [float32 on a CPU].")] = None,
+    attention: Annotated[str, typer.Option("--attention", help="sdpa, flash_attention_2, flex or eager.")] = "sdpa",
+    trajectories: Annotated[
+        Path | None, typer.Option("--trajectories", help="Also write the trajectories to this JSONL file.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the text being denoised, live (of a batch, its first row).")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print trajectory records, one JSON line a sample.")] = False,
+) -> None:
+    """Generate text from prompts with any model and unmasking rule.
+
+    Examples:
+
+      dcoder generate --model runs/sft/checkpoints/last "Write a function that adds two numbers."
+
+      dcoder generate --model runs/sft/checkpoints/last --watch "Write a function that adds two numbers."
+
+      dcoder generate --model apple/DiffuCoder-7B-Base --raw --infill "def add(a, b):<FILL>print(add(1, 2))"
+
+      dcoder generate --model runs/sft/checkpoints/last --mode fast --threshold 0.9 --cache dual "Write a function."
+    """
+    if not model:
+        raise UserError("--model is missing; give a checkpoint folder or hub id")
+    if n < 1:
+        raise UserError(f"--n {n} must be at least 1")
+    if compat not in (None, "dream", "llada"):
+        raise UserError(f"--compat {compat!r} is unknown; use dream or llada")
+    if watch and json:
+        raise UserError("--watch draws for people and --json prints for programs; give one of them")
+    lengths = _lengths(infill_lengths)
+    if infill_by is not None and lengths is None:
+        raise UserError(
+            f"--infill-by {infill_by} chooses among --infill-lengths, which are missing; give such as 8,16,32"
+        )
+    if watch and lengths is not None:
+        raise UserError("--watch shows one decoding and --infill-lengths may try several; give one of them")
+    from dcoder_cli.analysis import watch as watching
+    from dcoder_cli.diffusion.requests import Settings
+
+    given = {
+        "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "temperature": temperature, "top_p": top_p,
+        "top_k": top_k, "alg_temperature": alg_temperature, "block_length": block_length, "cfg_scale": cfg_scale,
+        "stop_penalty": stop_penalty, "min_new_tokens": min_new_tokens, "compat": compat, "seed": seed,
+        "mode": mode, "cache": cache, "commit": commit, "threshold": threshold, "factor": factor,
+        "entropy_bound": entropy_bound, "cache_refresh": cache_refresh, "early_stop": early_stop,
+    }  # fmt: skip
+    layers = [presets.load(preset).get("generate", {})] if preset else []
+    chosen: dict[str, Any] = configs.merge(*layers, {key: value for key, value in given.items() if value is not None})
+    settings = configs.build(Settings, chosen, where="the settings of generate")
+
+    from dcoder_cli.diffusion import prompts as reading
+    from dcoder_cli.diffusion import sampler, trajectory
+    from dcoder_cli.model.backbone import load
+
+    loaded = load(model, device, dtype, attention)
+    if chat is None:
+        chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
+    names, asked = reading.gather(prompts or [], file, chat, system, infill)
+    arguments = {**configs.to_dict(settings), "rule": chosen.get("rule", loaded.default_rule)}
+    ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
+    repeated = [prompt for prompt in asked for _ in range(n)]
+    if not json:
+        for finding in loaded.findings:
+            console.note(f"note: {finding.subject}: {finding.message}")
+    viewer = watching.viewer(loaded, arguments, ids) if watch else None
+    with (
+        viewer or contextlib.nullcontext(),
+        console.bar("generate", len(repeated), quiet=json or viewer is not None or len(repeated) == 1) as bar,
+    ):
+        results = sampler.generate(
+            loaded,
+            repeated,
+            **arguments,
+            infill_lengths=lengths,
+            infill_by=infill_by or "first-step",
+            ids=ids,
+            batch_size=batch_size,
+            on_commit=viewer.on_commit if viewer else None,
+            on_done=viewer.on_done if viewer else lambda _: bar.advance(),
+        )
+    if trajectories is not None:
+        trajectory.write(trajectories, results)
+    for result in results:
+        if json:
+            console.emit_json(result.to_json())
+            continue
+        if len(results) > 1:
+            console.emit_text(f"# {result.id}")
+        if viewer is not None:
+            console.write_terminal(viewer.coloured(result) + "\n")
+        else:
+            console.emit_text(result.text)
+        if len(results) > 1:
+            console.emit_text("")
+    unfinished = sum(not result.settings["finished"] for result in results)
+    if not json:
+        seconds = sum(result.settings["seconds"] / result.settings["batch"] for result in results)
+        tokens = sum(len(result.tokens) for result in results)
+        forwards = sum(result.settings["forwards"] / result.settings["batch"] for result in results)
+        rate = sum(len(result.tokens) / result.settings["forwards"] for result in results) / len(results)
+        ends = f", {unfinished} without an end" if unfinished else ""
+        console.note(
+            f"{tokens} tokens in {forwards:.0f} forwards, {rate:.1f} tokens a forward, "
+            f"{tokens / max(seconds, 1e-9):,.0f} tok/s{ends}"
+        )
+
+
+def _lengths(text: str | None) -> list[int] | None:
+    """Numbers of --infill-lengths."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--infill-lengths {text!r} must be numbers with commas between, such as 8,16,32") from None

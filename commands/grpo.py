@@ -1,0 +1,106 @@
+"""`dcoder grpo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcoder_cli.base import config as configs
+from dcoder_cli.base import console, presets
+from dcoder_cli.base.errors import UserError, WorkFailed
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def grpo(
+    model: Annotated[str | None, typer.Option("--model", help="Instruction-tuned diffusion checkpoint.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Prompts with tests from `dcoder tokenize rl`.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
+    preset: Annotated[
+        str, typer.Option("--preset", help="A preset's name (see `dcoder presets`) or a YAML file.")
+    ] = "cpu-tiny",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with keys of stage 4; wins over the preset.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, wins over all; repeatable.")] = None,
+    estimator: Annotated[str | None, typer.Option("--estimator", help="coupled, full-mask, decoupled or d1.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward", help="NAME=WEIGHT: code, format, math or module:function; replaces the preset's; repeatable."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
+    track: Annotated[
+        str | None, typer.Option("--track", help="An Accelerate tracker, for example tensorboard.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress bar.")] = False,
+) -> None:
+    """Train stage 4 with coupled-GRPO or one of its baselines.
+
+    Examples:
+
+      dcoder tokenize rl acecode.jsonl --tokenizer runs/sft/checkpoints/last --out data/rl
+
+      dcoder grpo --preset gpu-80gb --model runs/sft/checkpoints/last --data data/rl --out runs/grpo
+    """
+    from dcoder_cli.training.grpo_config import GrpoConfig
+
+    recorded = _recorded(out) if resume else {}
+    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.load(preset).get("grpo", {})]
+    layers += [configs.read_yaml(config)] if config else []
+    layers += [configs.parse_assignments(settings or []), {"estimator": estimator} if estimator else {}]
+    merged = configs.merge(*layers)
+    if reward:
+        merged["rewards"] = dict(_weight(text) for text in reward)
+    resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
+    model, data = model or recorded.get("model"), data or recorded.get("data")
+    if model is None or data is None:
+        raise UserError(f"stage 4 needs {'--model' if model is None else '--data'}; see `dcoder grpo --help`")
+    from dcoder_cli.analysis.arness import arness
+    from dcoder_cli.training.coupled_grpo import train
+
+    def order(trajectories: Any) -> dict[str, float]:
+        numbers = arness(trajectories, local_k=1, global_k=1)
+        return {"local_arness@1": numbers["local"]["mean"][0], "global_arness@1": numbers["global"]["mean"][0]}
+
+    result = train(model, data, str(out), resolved, resume, device, track, quiet=json, monitor=order)
+    if result.stopped == "asked":
+        raise WorkFailed(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
+    if json:
+        console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
+        return
+    held = ""
+    if result.before and result.after:
+        held = f", held-out pass@1 {result.before['pass@1']:.1%} -> {result.after['pass@1']:.1%} ({result.after['prompts']} prompts)"
+    console.stdout().print(
+        f"stage 4 (grpo) done: {result.steps} steps, reward {result.reward:.3f}{held}, {result.seconds:.0f} s\n{result.checkpoint}",
+        markup=False,
+    )
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    try:
+        if not name:
+            raise ValueError
+        return name, float(weight)
+    except ValueError:
+        raise UserError(f"--reward {text!r} must be NAME=WEIGHT, for example code=2.0") from None
+
+
+def _recorded(out: Path) -> dict[str, Any]:
+    if not (out / "config.yaml").is_file():
+        raise UserError(
+            f"run folder {str(out)!r} has no config.yaml, so there is nothing to resume; start without --resume"
+        )
+    recorded = configs.read_yaml(out / "config.yaml")
+    if recorded["stage"] != 4:
+        raise UserError(
+            f"run folder {str(out)!r} holds stage {recorded['stage']}, not 4; resume it with `dcoder train-stage`"
+        )
+    return recorded

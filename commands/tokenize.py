@@ -1,0 +1,301 @@
+"""`dcoder tokenize pretrain|sft|rl`: the options, and the summary at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Turn text, code, JSONL, Parquet or hub data into packed shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_SOURCES = (
+    "Folders, files (.py .jsonl .json .parquet .txt, .gz, .zst) or hub:NAME[:CONFIG][:SPLIT]; SRC@3 takes it thrice."
+)
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help=_SOURCES, show_default=False)]
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder to make.", show_default=False)]
+Tokenizer = Annotated[
+    str, typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub name.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Order of documents, held-out choice and sampling.")]
+Workers = Annotated[int, typer.Option(help="Worker processes; 0: one for each core. The result is the same.")]
+Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
+Extensions = Annotated[
+    list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")
+]
+Exclude = Annotated[
+    list[str], typer.Option("--exclude", help="Leave out paths of this pattern, such as test* (may repeat).")
+]
+Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur, such as humaneval,mbpp.")]
+Ngram = Annotated[int, typer.Option(help="Words in a row that count as an overlap with a benchmark.")]
+Benchmarks = Annotated[
+    str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
+]
+Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
+System = Annotated[
+    str, typer.Option(help="System message for samples without one; default: the template's own.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--force", help="Replace finished data in --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
+
+
+@app.command()
+def pretrain(
+    sources: Sources,
+    out: Out,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub name.", show_default=False)
+    ] = "",
+    train_tokenizer: Annotated[
+        int,
+        typer.Option(help="Instead, train a byte-level BPE of this size; saved in OUT/tokenizer.", show_default=False),
+    ] = 0,
+    tokenizer_digits: Annotated[
+        int, typer.Option(help="Longest run of digits in a token of a trained tokenizer (Qwen2: 1).")
+    ] = 1,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a row (DiffuCoder stage 1: 4096).")] = 4096,
+    seed: Seed = 0,
+    heldout: Annotated[float, typer.Option(help="Share of documents held out, by their content.")] = 0.005,
+    workers: Workers = 0,
+    shard: Shard = "1/1",
+    column: Annotated[
+        str, typer.Option(help="Column with the text; default text, content or code.", show_default=False)
+    ] = "",
+    template: Annotated[
+        str, typer.Option(help="Text from several columns, such as '{a}\\n{b}'.", show_default=False)
+    ] = "",
+    extensions: Extensions = [],  # noqa: B006 - typer copies it
+    exclude: Exclude = [],  # noqa: B006
+    exact_duplicates: Exact = True,
+    near_duplicates: Annotated[float, typer.Option(help="Drop documents of this MinHash similarity; 0: off.")] = 0.7,
+    code_filters: Annotated[
+        str, typer.Option(help="The three limits below: auto (source files only), all or none.")
+    ] = "auto",
+    max_line_length: Annotated[int, typer.Option(help="Longest line, in characters.")] = 1000,
+    mean_line_length: Annotated[float, typer.Option(help="Longest mean line, in characters.")] = 100.0,
+    min_alphanumeric: Annotated[float, typer.Option(help="Smallest share of letters and digits.")] = 0.25,
+    drop_unparsable: Annotated[
+        bool, typer.Option("--drop-unparsable", help="Drop Python that does not parse.")
+    ] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", "--license", help="Licence headers: keep, strip, drop, or drop:GPL,AGPL.")
+    ] = "keep",
+    decontaminate: Decontaminate = "",
+    decontaminate_ngram: Ngram = 10,
+    benchmarks: Benchmarks = "",
+    eos_token: Annotated[
+        str, typer.Option(help="Token between documents; default: the tokenizer's end of text.", show_default=False)
+    ] = "",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Pack documents into rows for stages 0, 1 and 2."""
+    from dcoder_cli.data.filters import FilterSettings
+    from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
+    from dcoder_cli.data.records import TextMapping
+
+    filters = FilterSettings(
+        exact_duplicates=exact_duplicates,
+        near_duplicates=near_duplicates,
+        max_line_length=max_line_length,
+        mean_line_length=mean_line_length,
+        min_alphanumeric=min_alphanumeric,
+        code_filters=code_filters,  # type: ignore[arg-type]  # checked where it is used
+        drop_unparsable=drop_unparsable,
+        licence=licence,
+        decontaminate=_names(decontaminate),
+        decontaminate_ngram=decontaminate_ngram,
+        benchmarks=benchmarks or None,
+    )
+    begin = time.monotonic()
+    manifest = tokenize_pretrain(
+        PretrainSettings(
+            sources=tuple(sources),
+            out=out,
+            tokenizer=tokenizer or None,
+            train_tokenizer=train_tokenizer or None,
+            tokenizer_digits=tokenizer_digits,
+            seq_len=seq_len,
+            seed=seed,
+            heldout=heldout,
+            workers=workers,
+            shard=shard,
+            mapping=TextMapping(column or None, template or None),
+            extensions=tuple(extensions),
+            exclude=tuple(exclude),
+            filters=filters,
+            eos_token=eos_token or None,
+            overwrite=overwrite,
+        )
+    )
+    _show(manifest, out, time.monotonic() - begin, json)
+
+
+@app.command()
+def sft(
+    sources: Sources,
+    out: Out,
+    tokenizer: Tokenizer,
+    seq_len: Annotated[
+        int, typer.Option(help="Tokens in a row; longer samples are dropped (DiffuCoder: 2048).")
+    ] = 2048,
+    pad_token: Annotated[
+        str,
+        typer.Option(help="Fills rows and ends answers; default the tokenizer's, or <|dlm_pad|>.", show_default=False),
+    ] = "",
+    system: System = "",
+    seed: Seed = 0,
+    heldout: Annotated[float, typer.Option(help="Share of samples held out, by their content.")] = 0.005,
+    workers: Workers = 0,
+    shard: Shard = "1/1",
+    extensions: Extensions = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
+    exact_duplicates: Exact = True,
+    near_duplicates: Annotated[float, typer.Option(help="Drop samples of this MinHash similarity; 0: off.")] = 0.0,
+    decontaminate: Decontaminate = "",
+    decontaminate_ngram: Ngram = 10,
+    benchmarks: Benchmarks = "",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Lay out chats for stage 3, one sample a row.
+
+    The answer, its end of turn and the pads behind it are supervised, the prompt is not.
+    Rows of the sources hold `messages`, `conversations`, instruction/output (+input), or another usual pair.
+    """
+    from dcoder_cli.data.filters import FilterSettings
+    from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
+
+    filters = FilterSettings(
+        exact_duplicates=exact_duplicates,
+        near_duplicates=near_duplicates,
+        code_filters="none",
+        decontaminate=_names(decontaminate),
+        decontaminate_ngram=decontaminate_ngram,
+        benchmarks=benchmarks or None,
+    )
+    begin = time.monotonic()
+    manifest = tokenize_sft(
+        SftSettings(
+            sources=tuple(sources),
+            out=out,
+            tokenizer=tokenizer,
+            seq_len=seq_len,
+            seed=seed,
+            heldout=heldout,
+            workers=workers,
+            shard=shard,
+            pad_token=pad_token or None,
+            system=system or None,
+            extensions=tuple(extensions),
+            exclude=tuple(exclude),
+            filters=filters,
+            overwrite=overwrite,
+        )
+    )
+    _show(manifest, out, time.monotonic() - begin, json)
+
+
+@app.command()
+def rl(
+    sources: Sources,
+    out: Out,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Drop longer prompts (DiffuCoder: 200).")] = 200,
+    hard: Annotated[
+        bool, typer.Option("--hard/--all", help="Of rows with inferences (AceCode-87K), only the paper's hard ones.")
+    ] = True,
+    hard_mean: Annotated[float, typer.Option(help="Hard: the mean pass rate is in this lowest share.")] = 0.2,
+    hard_spread: Annotated[float, typer.Option(help="Hard: the spread of pass rates is in this highest share.")] = 0.4,
+    complete: Annotated[
+        bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
+    ] = True,
+    system: System = "",
+    seed: Seed = 0,
+    heldout: Annotated[float, typer.Option(help="Share of questions held out, by their content.")] = 0.0,
+    extensions: Extensions = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
+    exact_duplicates: Exact = True,
+    decontaminate: Decontaminate = "",
+    decontaminate_ngram: Ngram = 10,
+    benchmarks: Benchmarks = "",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Collect prompts with tests for `dcoder grpo`.
+
+    Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names.
+    """
+    from dcoder_cli.data.filters import FilterSettings
+    from dcoder_cli.data.rl import RlSettings, tokenize_rl
+
+    filters = FilterSettings(
+        exact_duplicates=exact_duplicates,
+        near_duplicates=0.0,
+        code_filters="none",
+        decontaminate=_names(decontaminate),
+        decontaminate_ngram=decontaminate_ngram,
+        benchmarks=benchmarks or None,
+    )
+    begin = time.monotonic()
+    manifest = tokenize_rl(
+        RlSettings(
+            sources=tuple(sources),
+            out=out,
+            tokenizer=tokenizer,
+            max_prompt_tokens=max_prompt_tokens,
+            hard=hard,
+            hard_mean=hard_mean,
+            hard_spread=hard_spread,
+            complete=complete,
+            system=system or None,
+            seed=seed,
+            heldout=heldout,
+            extensions=tuple(extensions),
+            exclude=tuple(exclude),
+            filters=filters,
+            overwrite=overwrite,
+        )
+    )
+    _show(manifest, out, time.monotonic() - begin, json)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> None:
+    from rich.table import Table
+
+    from dcoder_cli.base import console
+
+    if as_json:
+        console.emit_json({"out": out, "seconds": round(seconds, 3), **manifest})
+        return
+    screen = console.stdout()
+    table = Table(title=f"{manifest['kind']}: {out}")
+    for name in ("split", "rows", "documents", "tokens", "padding"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, split in manifest["splits"].items():
+        counts = (split.get(key) for key in ("rows", "documents", "tokens", "padding_tokens"))
+        table.add_row(name, *("" if count is None else f"{count:,}" for count in counts))
+    screen.print(table)
+    if manifest["dropped"]:
+        table = Table(title="dropped")
+        for name in ("reason", "documents", "for example"):
+            table.add_column(name, justify="right" if name == "documents" else "left")
+        for reason, entry in manifest["dropped"].items():
+            table.add_row(reason, f"{entry['documents']:,}", entry["examples"][0] if entry["examples"] else "")
+        screen.print(table)
+    for licence, count in manifest.get("licence_headers_stripped", {}).items():
+        screen.print(f"licence headers stripped: {count:,} {licence}")
+    screen.print(
+        f"tokenizer {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens; {seconds:.1f} s"
+    )

@@ -1,0 +1,1 @@
+"""Measurements of decoding order and their pictures."""

@@ -1,0 +1,312 @@
+"""Measuring decoding order: from trajectory files or models to series of numbers, pictures and a report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.analysis import plots, sources
+from dcoder_cli.analysis.arness import GLOBAL_K, LOCAL_K, Convention, Ties, Until, arness, random_order
+from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile
+from dcoder_cli.analysis.report import Report
+from dcoder_cli.analysis.text_picture import ordered_text
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_json
+from dcoder_cli.diffusion import trajectory
+from dcoder_cli.diffusion.trajectory import Trajectory
+
+_REPLAYED = 20  # samples in the report's player: some MB of text at 512 tokens
+_PICTURED = 6  # series with pictures of their own
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What to measure; see `arness.py` for the meaning of each choice."""
+
+    local_k: int = LOCAL_K
+    global_k: int = GLOBAL_K
+    convention: Convention = "defined"
+    ties: Ties = "random"
+    until: Until = "all"
+    end_ids: tuple[int, ...] = ()
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+        """`arness` with these choices."""
+        return arness(
+            trajectories, self.local_k, self.global_k, self.convention, self.ties, self.until, self.end_ids or None
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of the table: the decodings of one model, temperature, stage or kind of data.
+
+    Attributes:
+        label: its name in tables and legends.
+        trajectories: the decodings.
+        numbers: what `arness` gave.
+        model: name of the model ("" if unknown).
+        temperature: of the sampler, if known.
+        tokenizer: for showing text; None shows ids.
+        entropy: entropies of the masked positions; only from a diffusion model run here.
+    """
+
+    label: str
+    trajectories: list[Trajectory]
+    numbers: dict[str, Any]
+    model: str = ""
+    temperature: float | None = None
+    tokenizer: Any | None = None
+    entropy: EntropyMap | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The series' numbers with its label, model and temperature."""
+        return {"label": self.label, "model": self.model, "temperature": self.temperature, **self.numbers}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All series of a call, and the first-step profiles by label."""
+
+    series: list[Series]
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `dcoder arness --json` prints. `random_order` is what chance measures at the first series' length."""
+        first = self.series[0].numbers
+        length = max(1, round(first["tokens"]))
+        chance = random_order(length, len(first["local"]["k"]), len(first["global"]["k"]))
+        return {
+            "series": [series.to_json() for series in self.series],
+            "first_step": self.profiles,
+            "random_order": {"tokens": length, **chance},
+        }
+
+
+def of_file(path: str | Path, measure: Measure, label: str | None = None, tokenizer: Any | None = None) -> Series:
+    """The series of a trajectory file. Raises UserError for a broken file."""
+    found = sources.read_trajectories(path)
+    temperatures = {item.settings.get("temperature") for item in found}
+    shared = temperatures.pop() if len(temperatures) == 1 else None
+    return Series(
+        label or Path(path).stem,
+        found,
+        measure(found),
+        found[0].model,
+        float(shared) if isinstance(shared, (int, float)) else None,
+        tokenizer,
+    )
+
+
+def of_model(
+    model: Any,
+    prompts: Sequence[Any],
+    measure: Measure,
+    label: str,
+    samples: int = 1,
+    on_done: Callable[[Trajectory], None] | None = None,
+    **settings: Any,
+) -> Series:
+    """Decode prompts with a model and measure the orders.
+
+    Args:
+        model: from `load`; an AR model measures 1.0 throughout.
+        prompts: texts, chats or lists of ids.
+        measure: what to measure.
+        label: the series' name.
+        samples: decodings of each prompt.
+        on_done: called with each finished trajectory.
+        settings: of `generate`.
+    """
+    from dcoder_cli.diffusion.sampler import generate
+
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    names = [f"{index}" if samples == 1 else f"{index}.{n}" for index in range(len(prompts)) for n in range(samples)]
+    entropy = EntropyMap() if model.is_diffusion else None
+    observer = entropy.observe if entropy is not None else None
+    decoded = generate(model, repeated, ids=names, observer=observer, on_done=on_done, **settings)
+    ends = sorted(model.ids.stops)
+    decoded = [replace(item, settings={**item.settings, "end_ids": ends}) for item in decoded]
+    temperature = float(settings.get("temperature", 0.0))
+    return Series(label, decoded, measure(decoded), model.name, temperature, model.tokenizer, entropy)
+
+
+def profile_of(model: Any, prompts: Sequence[Any], length: int) -> dict[str, Any]:
+    """The first-step profile of a diffusion model on prompts in any form that `generate` takes."""
+    from dcoder_cli.diffusion.requests import Settings, encode
+
+    requests = encode(model, prompts, Settings(max_new_tokens=length), None, None)
+    return first_step_profile(model, [request.prefix for request in requests], length)
+
+
+def write(
+    findings: Findings, out: str | Path, settings: Mapping[str, Any], title: str = "Decoding order"
+) -> list[Path]:
+    """Numbers, pictures (PNG and SVG), trajectories and the report of a call, into a folder.
+
+    Returns:
+        the files: `report.html`, `arness.json`, the pictures, and `trajectories-LABEL.jsonl` for models run here.
+
+    Raises:
+        UserError: `out` is a file.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {str(out)!r} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    report = Report(title, ", ".join(series.label for series in findings.series))
+    files = [folder / "arness.json"]
+    write_json(files[0], _plain(findings.to_json()))
+    names = _file_names([series.label for series in findings.series])
+
+    def show(figure: Any, name: str, caption: str) -> None:
+        paths = plots.save(figure, folder, name)
+        files.extend(paths)
+        report.add_figure(paths[1], caption)
+
+    add_numbers(report, findings)
+    show(plots.arness_curves({series.label: series.numbers for series in findings.series}), "arness",
+         "AR-ness@k with 95% intervals over samples; left-to-right decoding is 1 throughout.")  # fmt: skip
+    sweeps = _sweeps(findings.series)
+    if sweeps:
+        show(plots.by_temperature(sweeps), "temperature", "AR-ness@1 against temperature, with 95% intervals.")
+    if findings.profiles:
+        add_profiles(report, findings)
+        figure = plots.first_step(findings.profiles)
+        show(figure, "first-step", "Confidence at the first denoising step, by distance from the prompt, with the fit.")
+    report.add_heading("Decoding order")
+    orders = {series.label: [series.trajectories[0].reveal_step] for series in findings.series}
+    show(
+        plots.decoding_order(orders), "order", "Step of each token of the first sample; left-to-right is the diagonal."
+    )
+    for series, name in list(zip(findings.series, names, strict=True))[:_PICTURED]:
+        first = series.trajectories[0]
+        texts = sources.pieces(first, series.tokenizer)
+        for colours in ("rainbow", "ordered"):
+            figure = ordered_text(texts, first.reveal_step, colours, title=f"{series.label}, sample {first.id}")
+            files.extend(plots.save(figure, folder, f"text-{name}-{colours}"))
+    maps = {
+        f"{series.label}, sample {series.trajectories[0].id}": series.entropy.first_row()
+        for series in findings.series
+        if series.entropy is not None
+    }
+    if maps:
+        show(
+            plots.entropy_heatmaps(maps), "entropy", "Entropy of the positions still masked, at every step of a sample."
+        )
+    add_replay(report, findings.series)
+    report.add_heading("Settings").add_settings(settings)
+    for series, name in zip(findings.series, names, strict=True):
+        report.add_settings(series.trajectories[0].settings, f"{series.label}: first sample")
+        if series.entropy is not None or series.tokenizer is not None:
+            path = folder / f"trajectories-{name}.jsonl"
+            trajectory.write(path, series.trajectories)
+            files.append(path)
+    return [report.write(folder / "report.html"), *files]
+
+
+def add_numbers(report: Report, findings: Findings) -> None:
+    """The AR-ness tables of all series, with what they mean, as a section."""
+    first = findings.series[0].numbers
+    report.add_heading("AR-ness")
+    report.add_text(
+        "Local@k: share of steps that extend a left-to-right run of k tokens by one. Global@k: share of steps that "
+        "commit one of the k leftmost masked tokens (DiffuCoder 4.1). "
+        + (
+            "Local@k is divided by the steps that have k predecessors. "
+            if first["convention"] == "defined"
+            else "Local@k is divided by all steps, as in the paper. "
+        )
+        + (
+            "Tokens committed in one step count with the average over their orders. "
+            if first["ties"] == "random"
+            else "Tokens committed in one step are read left to right, an upper bound. "
+        )
+        + ("All new tokens count, pads included." if first["until"] == "all" else "Tokens up to the end of turn count.")
+    )
+    chance = findings.to_json()["random_order"]
+    for kind in ("local", "global"):
+        ks = first[kind]["k"]
+        rows: list[list[Any]] = [
+            [series.label, series.numbers["samples"], *(interval(series.numbers[kind], k - 1) for k in ks)]
+            for series in findings.series
+        ]
+        rows.append([f"random order of {chance['tokens']} tokens", "", *(f"{value:.3f}" for value in chance[kind])])
+        report.add_table(
+            ["series", "samples", *(f"{kind}@{k}" for k in ks)], rows, f"{kind} AR-ness, mean ± 95% interval"
+        )
+    rows = [
+        [s.label, s.numbers["tokens"], s.numbers["commits_per_step"], s.numbers["local"]["variance"][0],
+         s.numbers["global"]["variance"][0]]
+        for s in findings.series
+    ]  # fmt: skip
+    columns = ["series", "tokens", "commits per step", "variance of local@1", "variance of global@1"]
+    report.add_table(columns, rows, "Per sample: means and variances")
+
+
+def add_profiles(report: Report, findings: Findings) -> None:
+    """The first-step profiles' fits, as a section."""
+    report.add_heading("Entropy sink")
+    report.add_text(
+        "Fit of floor + rise · exp(-(distance - 1) / decay length) to the mean confidence at the first step."
+    )
+    rows = [
+        [label, profile["prompts"], *(profile["fit"][name] for name in ("decay_length", "floor", "rise", "r2"))]
+        for label, profile in findings.profiles.items()
+    ]
+    report.add_table(["model", "prompts", "decay length (tokens)", "floor", "rise", "R²"], rows)
+
+
+def add_replay(report: Report, series: Sequence[Series]) -> None:
+    """A player of the first samples of every series, as a section."""
+    share = max(1, _REPLAYED // len(series))
+    chosen = [(one, item) for one in series for item in one.trajectories[:share]][:_REPLAYED]
+    report.add_heading("Replay")
+    report.add_replay(
+        [item for _, item in chosen],
+        [sources.pieces(item, one.tokenizer) for one, item in chosen],
+        [f"{one.label}, sample {item.id}" for one, item in chosen],
+        "Masked tokens are grey. Move the slider with the arrow keys, or press Play.",
+    )
+
+
+def interval(values: Mapping[str, Any], index: int) -> str:
+    """`0.531 ±0.042`, or a dash where the value is not defined."""
+    mean, low, high = (values[name][index] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" if low is None else f"{mean:.3f} ±{max(high - mean, mean - low):.3f}"
+
+
+def _sweeps(series: Sequence[Series]) -> dict[str, list[dict[str, Any]]]:
+    """Points by model for the temperature figure: models with at least two temperatures."""
+    sweeps: dict[str, list[dict[str, Any]]] = {}
+    for one in series:
+        if one.temperature is not None:
+            name = re.sub(r",? T=[\d.]+$", "", one.label)
+            sweeps.setdefault(name, []).append({"temperature": one.temperature, "arness": one.numbers})
+    return {name: points for name, points in sweeps.items() if len({point["temperature"] for point in points}) > 1}
+
+
+def _file_names(labels: Sequence[str]) -> list[str]:
+    """Labels as distinct file names."""
+    names: list[str] = []
+    for label in labels:
+        base = re.sub(r"[^A-Za-z0-9.=-]+", "-", label).strip("-.")[:60] or "series"
+        name, count = base, 2
+        while name in names:
+            name, count = f"{base}-{count}", count + 1
+        names.append(name)
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """NaN as None, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,49 @@
+"""Tokens as pieces of text, for pictures, the replay and the live view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Pieces:
+    """Each token as the text it adds; what was decoded once is remembered.
+
+    Tokens that only together make a character (a byte-level tokenizer splits some) show at the first of them, the
+    others as "". Special tokens are shown by name, and as "·" where they repeat, as pads do. Without a tokenizer the
+    ids stand for the tokens.
+    """
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self.tokenizer = tokenizer
+        self.special: set[int] = set()
+        if tokenizer is not None:
+            added = tokenizer.added_tokens_decoder.items()
+            self.special = set(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+        self._seen: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, tokens: Sequence[int]) -> list[str]:
+        if self.tokenizer is None:
+            return [f"{token} " for token in tokens]
+        texts: list[str] = []
+        while len(texts) < len(tokens):
+            start = len(texts)
+            if tokens[start] in self.special:
+                repeats = start > 0 and tokens[start - 1] == tokens[start]
+                texts.append("·" if repeats else self._decode((tokens[start],)))
+                continue
+            # Up to 4 tokens can share one UTF-8 character; if none completes it, the bytes are broken.
+            widths = range(1, min(4, len(tokens) - start) + 1)
+            spans = ((width, self._decode(tuple(tokens[start : start + width]))) for width in widths)
+            width, text = next(((width, text) for width, text in spans if "\ufffd" not in text), (1, "\ufffd"))
+            texts.extend([text, *[""] * (width - 1)])
+        return texts
+
+    def _decode(self, tokens: tuple[int, ...]) -> str:
+        text = self._seen.get(tokens)
+        if text is None:
+            assert self.tokenizer is not None
+            text = self._seen[tokens] = str(
+                self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            )
+        return text

@@ -1,0 +1,131 @@
+"""What analysis reads: trajectory files of any system, prompt files, and tokens as pieces of text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.analysis.pieces import Pieces
+from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.diffusion import trajectory
+from dcoder_cli.diffusion.trajectory import Trajectory
+
+
+def read_trajectories(path: str | Path) -> list[Trajectory]:
+    """Trajectories of a JSON-lines file, in dcoder's form or in the short form for other systems.
+
+    dcoder's form gives each new token its `reveal_step`. The short form gives the positions in decoding order:
+    `{"order": [3, 0, 1, 2]}`, or a list of positions for each step, `{"order": [[0, 2], [1, 3]]}`; `id`, `prompt`,
+    `text`, `tokens`, `model` and `settings` may stand beside it. A file holds one of the two forms.
+
+    Raises:
+        UserError: a broken file or line; in the short form also a position that is missing, repeated or no position.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"trajectory file {str(path)!r} cannot be read: {why}") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines or not _is_order(lines[0][1]):
+        return trajectory.read(path)
+    return [_from_order(line, f"{path} line {number}") for number, line in lines]
+
+
+def _is_order(line: str) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and "order" in record and "reveal_step" not in record
+
+
+def _from_order(line: str, where: str) -> Trajectory:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({one_line(error)})") from None
+    order = record.get("order") if isinstance(record, dict) else None
+    if not isinstance(order, list) or not order:
+        raise UserError(f"{where} has no list 'order'; give the positions in decoding order, [0, 1, ..]")
+    steps: dict[int, int] = {}
+    for step, entry in enumerate(order):
+        for position in entry if isinstance(entry, list) else [entry]:
+            if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+                raise UserError(f"{where}: order[{step}] holds {position!r}, which is no position; use 0, 1, ..")
+            if position in steps:
+                raise UserError(
+                    f"{where}: position {position} is committed at steps {steps[position]} and {step}; each position once"
+                )
+            steps[position] = step
+    missing = next((position for position in range(len(steps)) if position not in steps), None)
+    if not steps or missing is not None:
+        raise UserError(
+            f"{where}: position {missing or 0} is never committed (the order names {len(steps)}, "
+            f"the last is {max(steps, default=0)}); every new token needs a step"
+        )
+    length = len(steps)
+    tokens = record.get("tokens")
+    if tokens is not None and (not isinstance(tokens, list) or len(tokens) != length):
+        size = len(tokens) if isinstance(tokens, list) else "no list"
+        raise UserError(f"{where}: tokens has {size} entries but order names {length} positions; they must match")
+    settings = record.get("settings")
+    return Trajectory(
+        id=str(record.get("id", where)),
+        prompt=str(record.get("prompt", "")),
+        tokens=[0] * length if tokens is None else tokens,
+        text=str(record.get("text", "")),
+        reveal_step=[steps[position] for position in range(length)],
+        confidence=[float("nan")] * length,
+        entropy=[float("nan")] * length,
+        prompt_length=0,
+        model=str(record.get("model", "")),
+        settings=settings if isinstance(settings, dict) else {},
+    )
+
+
+def read_prompts(path: str | Path) -> list[Any]:
+    """Prompts of a file: `.jsonl` with `prompt` (text, or a list of token ids) or `messages` (a chat) on each line;
+    any other file is text with one prompt a line.
+
+    Raises:
+        UserError: the file cannot be read, holds no prompt, or a line has neither `prompt` nor `messages`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"prompt file {str(path)!r} cannot be read: {why}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if Path(path).suffix not in (".jsonl", ".json"):
+        prompts: list[Any] = [line for _, line in numbered]
+    else:
+        prompts = [_prompt(line, f"{path} line {number}") for number, line in numbered]
+    if not prompts:
+        raise UserError(f"prompt file {str(path)!r} holds no prompt; write one a line, or JSON lines with 'prompt'")
+    return prompts
+
+
+def _prompt(line: str, where: str) -> Any:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({one_line(error)})") from None
+    value = record if isinstance(record, str) else None
+    if isinstance(record, dict):
+        value = record.get("prompt", record.get("messages"))
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value:
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            return value
+        if all(isinstance(item, dict) and isinstance(item.get("content"), str) and "role" in item for item in value):
+            return value
+    raise UserError(f"{where} has no usable 'prompt' (text or token ids) or 'messages' (a chat)")
+
+
+def pieces(trajectory: Trajectory, tokenizer: Any | None) -> list[str]:
+    """Each new token as the text it adds (see `Pieces`); where a file has no tokens either, the positions."""
+    tokens = trajectory.tokens
+    return Pieces(tokenizer)(tokens if tokenizer is not None or any(tokens) else list(range(len(tokens))))

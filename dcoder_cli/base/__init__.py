@@ -1,0 +1,1 @@
+"""What everything stands on: errors, configuration, console, run folders. Never imports torch."""

@@ -1,0 +1,135 @@
+"""Run folders: the resolved config, metrics, checkpoints and environment of one training.
+
+config.yaml        what ran, resolved
+metrics.jsonl      one line a logged step or evaluation; the same for the same run, bit for bit
+timings.jsonl      seconds and rates of the same steps, which differ from run to run
+checkpoints/       step-N folders, and `last` and `best` links to two of them
+environment.json   versions and machine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import atomic_file, write_json
+
+_PACKAGES = ("dcoder", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+class RunFolder:
+    """A run's folder on disk; only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def check(cls, path: str | Path, resume: bool) -> RunFolder:
+        """The folder, checked but not yet made: other checks may still refuse the run.
+
+        Raises:
+            UserError: it holds a run and `resume` is off, or holds none and `resume` is on.
+        """
+        run = cls(Path(path))
+        holds_run = (run.path / "config.yaml").is_file()
+        if resume and not run.steps():
+            raise UserError(f"run folder {str(path)!r} has no checkpoint to resume from; start without --resume")
+        if not resume and holds_run:
+            raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--out {str(path)!r} is a file; choose a folder")
+        return run
+
+    def make(self) -> None:
+        """Make the folder."""
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml and environment.json."""
+        with atomic_file(self.path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        write_json(self.path / "environment.json", environment())
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """One line at the end of `NAME.jsonl`."""
+        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(dict(record)) + "\n")
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """All whole lines of `NAME.jsonl`; a last line cut off by a kill is left out."""
+        file = self.path / f"{name}.jsonl"
+        if not file.is_file():
+            return []
+        records = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def cut_after(self, step: int) -> None:
+        """Drop lines of later steps from the metrics: a resumed run writes them again."""
+        for name in ("metrics", "timings"):
+            kept = [record for record in self.read(name) if record["step"] <= step]
+            with atomic_file(self.path / f"{name}.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.path / "checkpoints" / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        found = []
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            with contextlib.suppress(ValueError):
+                found.append(int(folder.name.removeprefix("step-")))
+        return sorted(found)
+
+    def link(self, name: str, step: int) -> None:
+        """Point `checkpoints/NAME` to a step's checkpoint."""
+        place = self.path / "checkpoints" / name
+        temporary = place.with_name(f".{name}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(f"step-{step}")
+        os.replace(temporary, place)
+
+    def linked(self, name: str) -> int | None:
+        """The step that `checkpoints/NAME` points to."""
+        place = self.path / "checkpoints" / name
+        return int(os.readlink(place).removeprefix("step-")) if place.is_symlink() else None
+
+    def prune(self, keep: int) -> None:
+        """Remove all checkpoints but the last `keep` and the best, and what a kill left half-written."""
+        best = self.linked("best")
+        for step in self.steps()[:-keep]:
+            if step != best:
+                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+        for leftover in (self.path / "checkpoints").glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without importing anything heavy."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": versions,
+        "command": sys.argv[1:],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }

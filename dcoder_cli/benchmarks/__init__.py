@@ -1,0 +1,1 @@
+"""Benchmarks: tasks, protocols, pass@k and published scores."""

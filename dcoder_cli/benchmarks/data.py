@@ -1,0 +1,182 @@
+"""Finding the data of a public benchmark: a file, the folder named by DCODER_BENCHMARKS, or the hub and its cache.
+
+Nothing is shipped but our own micro benchmark. What is found is counted (a benchmark with tasks missing is refused) and
+hashed, and the hash goes into every result.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base.config import nearest
+from dcoder_cli.base.errors import UserError, one_line
+
+FOLDER_VARIABLE = "DCODER_BENCHMARKS"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a benchmark comes from.
+
+    Attributes:
+        file: place below the benchmarks folder.
+        count: number of tasks; anything else is refused.
+        hub: dataset on the hub, with configuration and splits (joined in order).
+        fields: every row has these, under the names of the original files.
+
+    """
+
+    file: str
+    count: int
+    hub: str | None
+    config: str | None
+    splits: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+_CODE = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+_PLUS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
+_BCB = ("task_id", "complete_prompt", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point")
+_INFILL = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
+_MBPP = ("task_id", "text", "code", "test_list", "test_setup_code")
+_SANITIZED = ("task_id", "prompt", "code", "test_list", "test_imports")
+
+# Counts: the published files, HumanEval+ v0.1.10, MBPP+ v0.2.0, BigCodeBench v0.1.4.
+SOURCES: dict[str, Source] = {
+    "humaneval": Source("humaneval/HumanEval.jsonl.gz", 164, "openai/openai_humaneval", None, ("test",), _CODE),
+    "humaneval+": Source("humanevalplus/HumanEvalPlus.jsonl.gz", 164, "evalplus/humanevalplus", None, ("test",), _PLUS),
+    "mbpp": Source(
+        "mbpp/mbpp.jsonl.gz", 974, "google-research-datasets/mbpp", "full",
+        ("prompt", "test", "validation", "train"), _MBPP,
+    ),
+    "mbpp-sanitized": Source(
+        "mbpp/sanitized-mbpp.json.gz", 427, "google-research-datasets/mbpp", "sanitized",
+        ("prompt", "test", "validation", "train"), _SANITIZED,
+    ),
+    "mbpp+": Source("mbppplus/MbppPlus.jsonl.gz", 378, "evalplus/mbppplus", None, ("test",), _PLUS),
+    "bigcodebench": Source(
+        "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, "bigcode/bigcodebench", None, ("v0.1.4",), _BCB
+    ),
+    "bigcodebench-hard": Source(
+        "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, "bigcode/bigcodebench-hard", None, ("v0.1.4",),
+        _BCB,
+    ),
+    "gsm8k": Source("gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer")),
+    "humaneval-infilling-single": Source(
+        "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz", 1033, None, None, (), _INFILL
+    ),
+    "humaneval-infilling-multi": Source(
+        "humaneval_infilling/HumanEval-MultiLineInfilling.jsonl.gz", 5815, None, None, (), _INFILL
+    ),
+    "humaneval-infilling-span": Source(
+        "humaneval_infilling/HumanEval-RandomSpanInfillingLight.jsonl.gz", 164, None, None, (), _INFILL
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A benchmark's raw rows, where they came from, and the hash of their content (the same however compressed)."""
+
+    name: str
+    rows: tuple[dict[str, Any], ...]
+    origin: str
+    sha256: str
+
+
+def find(name: str, file: str | Path | None = None) -> Rows:
+    """The rows of a benchmark: from `file`, else from the folder named by DCODER_BENCHMARKS, else from the hub.
+
+    Raises:
+        UserError: unknown name, data not found (the line names the three ways), broken, or of the wrong count.
+    """
+    if name not in SOURCES:
+        raise UserError(f"unknown benchmark {name!r}{nearest(name, list(SOURCES))}")
+    source = SOURCES[name]
+    path = locate(name, file)
+    if path is not None:
+        found = Rows(name, tuple(_read(path)), str(path), _sha256(path))
+    else:
+        found = _from_hub(name, source)
+    if len(found.rows) != source.count:
+        raise UserError(
+            f"{name} from {found.origin} has {len(found.rows)} tasks and must have {source.count}; fetch the whole file"
+        )
+    for place, row in enumerate(found.rows, 1):
+        missing = [field for field in source.fields if field not in row]
+        if missing:
+            raise UserError(
+                f"{name} from {found.origin}: task {place} has no field {missing[0]!r}; is it another benchmark's?"
+            )
+    return found
+
+
+def locate(name: str, file: str | Path | None = None) -> Path | None:
+    """The local file that `find` would read; None where it would ask the hub."""
+    if file is not None:
+        if not Path(file).is_file():
+            raise UserError(f"--data {str(file)!r} is not a file; give the benchmark's .jsonl, .json or .gz file")
+        return Path(file)
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        place = Path(folder) / SOURCES[name].file
+        for path in (place, place.with_suffix("")):  # as published, or decompressed
+            if path.is_file():
+                return path
+    return None
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as handle:
+            text = handle.read()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"benchmark file {str(path)!r} cannot be read: {one_line(error)}") from None
+    if text.lstrip().startswith("["):
+        rows: list[dict[str, Any]] = _parsed(text, path, 1)
+    else:
+        rows = [_parsed(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"benchmark file {str(path)!r}, line {number}: not a JSON object; is this the right file?")
+    return rows
+
+
+def _parsed(text: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"benchmark file {str(path)!r}, line {number}: not JSON ({error}); fetch it again") from None
+
+
+def _sha256(path: Path) -> str:
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as handle:
+        return hashlib.sha256(handle.read()).hexdigest()
+
+
+def _from_hub(name: str, source: Source) -> Rows:
+    ways = (
+        f"give --data FILE, set {FOLDER_VARIABLE} to a folder with {source.file}, "
+        + (f"or let the hub be reached ({source.hub})" if source.hub else "(it is not on the hub)")
+    )  # fmt: skip
+    if source.hub is None:
+        raise UserError(f"no data for {name}: {ways}")
+    try:
+        from datasets import load_dataset
+
+        rows: list[dict[str, Any]] = []
+        for split in source.splits:
+            rows += [dict(row) for row in load_dataset(source.hub, source.config, split=split)]
+    except Exception as error:  # the hub's libraries raise dozens of kinds; each means that there is no data
+        raise UserError(f"no data for {name}: {ways}. The hub says: {one_line(error)[:200]}") from None
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    return Rows(name, tuple(rows), f"hub:{source.hub}", digest)

@@ -1,0 +1,197 @@
+"""The files of an evaluation: samples.jsonl and judged.jsonl, appended to sample by sample, and samples made elsewhere.
+
+A run that was killed goes on where it stopped. Under several processes each appends to files of its own
+(`samples.rank-R.jsonl`), and the first one merges them at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.files import write_json, write_jsonl
+from dcoder_cli.benchmarks.suites import Suite
+
+Key = tuple[str, int]  # task id and number of the sample, from 0
+Row = dict[str, Any]
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """The key of a row of either file."""
+    return row["task_id"], row["sample"]
+
+
+class Store:
+    """What an evaluation's folder holds so far, and where this process appends. A context manager.
+
+    Attributes:
+        samples, judged: rows that are there, by key, of all processes.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], rank: int = 0, world: int = 1) -> None:
+        """Open the folder, or make it.
+
+        Args:
+            identity: what makes samples comparable (model, protocol, settings, data's hash); kept in settings.json.
+
+        Raises:
+            UserError: the folder holds samples of another identity, or another process writes to it.
+        """
+        self.folder, self.rank = folder, rank
+        self._claim(identity)
+        own = "" if world == 1 else f".rank-{rank}"
+        self._files = {name: folder / f"{name}{own}.jsonl" for name in ("samples", "judged")}
+        self._handles: dict[str, IO[str]] = {}
+        for name, file in self._files.items():
+            self._handles[name] = open(file, "a", encoding="utf-8")  # noqa: SIM115
+            try:
+                fcntl.flock(self._handles[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.close()
+                raise UserError(
+                    f"another evaluation writes to {str(folder)!r}; wait for it, or give another --out"
+                ) from None
+            _drop_cut_line(file)
+        self.samples: dict[Key, Row] = {}
+        self.judged: dict[Key, Row] = {}
+        self.read()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for handle in self._handles.values():
+            handle.close()
+
+    def read(self) -> None:
+        """Take in what the files of all processes hold."""
+        for name, rows in (("samples", self.samples), ("judged", self.judged)):
+            for file in sorted(self.folder.glob(f"{name}*.jsonl")):
+                for row in _whole_lines(file):
+                    # what infrastructure lost was judged again, further down
+                    if rows.get(key_of(row), {"status": "infrastructure"}).get("status") == "infrastructure":
+                        rows[key_of(row)] = row
+
+    def add(self, name: str, row: Row) -> None:
+        """Append a row to `samples` or `judged`; it outlives a kill from here on."""
+        handle = self._handles[name]
+        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        handle.flush()
+        (self.samples if name == "samples" else self.judged)[key_of(row)] = row
+
+    def merge(self, order: Iterable[Key]) -> None:
+        """Write both files whole, rows in `order` first and others after them, and remove those of single processes."""
+        self.read()
+        place = {key: number for number, key in enumerate(order)}
+        self.close()
+        for name, rows in (("samples", self.samples), ("judged", self.judged)):
+            ordered = sorted(rows.values(), key=lambda row: (place.get(key_of(row), len(place)), *key_of(row)))
+            write_jsonl(self.folder / f"{name}.jsonl", ordered)
+            for file in self.folder.glob(f"{name}.rank-*.jsonl"):
+                file.unlink()
+
+    def _claim(self, identity: Mapping[str, Any]) -> None:
+        file = self.folder / "settings.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--out {str(self.folder)!r} is a file; choose a folder")
+        if not file.is_file():
+            if (self.folder / "samples.jsonl").exists():
+                raise UserError(f"--out {str(self.folder)!r} holds samples of something else; choose another folder")
+            if self.rank == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(file, identity)
+            return
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); choose another --out") from None
+        now = json.loads(json.dumps(identity))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"--out {str(self.folder)!r} holds samples with {name} = {_short(before.get(name))}, and this run has "
+                f"{_short(now.get(name))}; choose another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _drop_cut_line(file: Path) -> None:
+    """Cut off a last line that a kill left without its end."""
+    with open(file, "rb+") as handle:
+        data = handle.read()
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            handle.truncate(whole)
+
+
+def _whole_lines(file: Path) -> list[Row]:
+    data = file.read_bytes()
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            key_of(row)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}, line {number}: not a row of an evaluation; choose another --out") from None
+        rows.append(row)
+    return rows
+
+
+def read_elsewhere(file: Path, suite: Suite) -> list[Row]:
+    """Samples made by any system: JSON lines with `task_id` and `solution` (or `completion`, put after the prompt).
+
+    For gsm8k `solution` is the answer's text. Rows get `sample`, counting from 0 within a task.
+
+    Raises:
+        UserError: unreadable, empty, or a line that is not JSON, lacks a field or names an unknown task; it is named.
+    """
+    try:
+        lines = file.read_bytes().decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"samples file {str(file)!r} cannot be read: {one_line(error)}") from None
+    items = {item.task_id: item for item in suite.items}
+    seen: dict[str, int] = {}
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
+            raise UserError(f"{where}: no text field 'task_id'; a sample has task_id and solution")
+        task_id = row["task_id"]
+        if task_id not in items:
+            known = next(iter(items))
+            raise UserError(f"{where}: unknown task_id {task_id!r}; {suite.name} has ids such as {known!r}")
+        field = next((name for name in ("solution", "completion") if isinstance(row.get(name), str)), None)
+        if field is None:
+            raise UserError(f"{where}: no text field 'solution' (or 'completion'); a sample has task_id and solution")
+        item = items[task_id]
+        solution = row[field]
+        if field == "completion" and item.kind in ("complete", "library-complete", "infill"):
+            solution = item.prompt + solution + item.suffix
+        sample = seen.get(task_id, 0)
+        seen[task_id] = sample + 1
+        rows.append(
+            {"task_id": task_id, "sample": sample, "solution": solution, "text": str(row.get("text", row[field]))}
+        )
+    if not rows:
+        raise UserError(f"samples file {str(file)!r} holds no sample; a line has task_id and solution")
+    return rows

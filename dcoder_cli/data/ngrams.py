@@ -1,0 +1,55 @@
+"""Word n-grams as 64-bit numbers: what near-duplicate search and decontamination both compare.
+
+Words are runs of letters and digits, in lower case; punctuation, white space and underscores only separate them.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+
+_WORD = re.compile(r"[^\W_]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost
+
+
+class _Codes(dict[str, int]):
+    """crc32 of words, remembered: the same on every machine, unlike Python's hash()."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) > 1_000_000:
+            self.clear()
+        code = crc32(word.encode("utf-8", "surrogatepass"))
+        self[word] = code
+        return code
+
+
+_codes = _Codes()
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, in order."""
+    return _WORD.findall(text.lower())
+
+
+def word_codes(text: str) -> Hashes:
+    """The words of `text`, each as a number."""
+    found = words(text)
+    return np.fromiter(map(_codes.__getitem__, found), np.uint64, len(found))
+
+
+def ngram_hashes(codes: Hashes, n: int) -> Hashes:
+    """The hash of every run of `n` words, in order; empty where there are fewer than `n`."""
+    count = len(codes) - n + 1
+    if count <= 0:
+        return np.empty(0, np.uint64)
+    total = np.zeros(count, np.uint64)
+    for place in range(n):
+        total *= _MULTIPLIER
+        total += codes[place : place + count]
+        total ^= total >> np.uint64(29)
+    return total

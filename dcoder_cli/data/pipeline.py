@@ -1,0 +1,274 @@
+"""From sources to shards: plan, process units in parallel, select, pack, describe.
+
+The result is the same, byte for byte, for any number of workers and after any number of stops. Duplicates are looked
+for within one run: with `shard`, each machine knows its own part only. A compressed file is read by one worker, and
+its tokens stay in that worker's memory until it ends: many files of some 100 MB are better than one of 10 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcoder_cli import __version__
+from dcoder_cli.base.console import note
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import atomic_folder, require_space
+from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.filters import FilterSettings
+from dcoder_cli.data.formats import ChatEncoder, messages_of
+from dcoder_cli.data.parallel import run_units
+from dcoder_cli.data.records import TextMapping, first_record, read_records
+from dcoder_cli.data.selection import select
+from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
+from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
+from dcoder_cli.data.units import Job, unit_path
+from dcoder_cli.data.workspace import Workspace, open_workspace
+from dcoder_cli.data.writing import check_left, describe, write_manifest, write_rows
+from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TRAINING_BYTES = 100 * 2**20  # text a tokenizer is trained on (ours): more changes few merges
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Settings of `dcoder tokenize pretrain`. `workers` 0: one for each core. `shard`: this machine, as i/n."""
+
+    sources: tuple[str, ...]
+    out: str
+    tokenizer: str | None = None
+    train_tokenizer: int | None = None
+    tokenizer_digits: int = 1  # Qwen2's; longest run of digits in one token of a trained tokenizer
+    seq_len: int = 4096  # DiffuCoder B.1
+    seed: int = 0
+    heldout: float = 0.005  # ours: enough rows for the loss per band of t at any real size
+    workers: int = 0
+    shard: str = "1/1"
+    mapping: TextMapping = field(default_factory=TextMapping)
+    extensions: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    filters: FilterSettings = field(default_factory=FilterSettings)
+    eos_token: str | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """Settings of `dcoder tokenize sft`."""
+
+    sources: tuple[str, ...]
+    out: str
+    tokenizer: str
+    seq_len: int = 2048  # DiffuCoder B.1
+    seed: int = 0
+    heldout: float = 0.005  # ours, as above
+    workers: int = 0
+    shard: str = "1/1"
+    pad_token: str | None = None
+    system: str | None = None
+    extensions: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    # Instructions resemble each other by design, and their length is bounded by the row: only exact copies go.
+    filters: FilterSettings = field(default_factory=lambda: FilterSettings(near_duplicates=0.0, code_filters="none"))
+    overwrite: bool = False
+    quiet: bool = False
+
+
+Settings = PretrainSettings | SftSettings
+
+
+def tokenize_pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    """Sources to packed rows in `settings.out`; returns the manifest.
+
+    Raises:
+        UserError: anything wrong with the settings, the sources, the tokenizer or the disk.
+    """
+    settings.mapping.check()
+    if (settings.tokenizer is None) == (settings.train_tokenizer is None):
+        raise UserError("give either --tokenizer T or --train-tokenizer SIZE")
+    return _run("pretrain", settings, settings.mapping)
+
+
+def tokenize_sft(settings: SftSettings) -> dict[str, Any]:
+    """Chat data to padded rows in `settings.out`; returns the manifest. Raises UserError as `tokenize_pretrain`."""
+    return _run("sft", settings, TextMapping())
+
+
+def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
+    settings.filters.check()
+    if not 0 <= settings.heldout < 1:
+        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
+    index, count = parse_part(settings.shard)
+    out = Path(settings.out) / part_name(index, count) if count > 1 else Path(settings.out)
+    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer is not None else None
+    _check_length(settings.seq_len, tokenizer)
+    sources = parse_sources(settings.sources)
+    units, notes = plan_units(sources, settings.extensions, settings.exclude)
+    mine = units[index - 1 :: count]
+    if not mine:
+        raise UserError(f"--shard {settings.shard} has no work: the sources make {len(units)} units")
+    contamination = None
+    if settings.filters.decontaminate:
+        filters = settings.filters
+        contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
+    _check_first(sources, units, _reader(kind, mapping))
+    size = sum(unit.bytes for unit in mine)
+    require_space(out.parent, size // 4, "the tokens")  # a lower bound: dense code takes about half its size
+    for message in notes if not settings.quiet else ():
+        note(message)
+    with open_workspace(out, settings.overwrite) as workspace:
+        plan = _plan(kind, settings, units, tokenizer)
+        if workspace.resume(plan, settings.quiet) and not settings.quiet:
+            note(f"going on from {workspace.root}")
+        if tokenizer is None:
+            assert isinstance(settings, PretrainSettings)
+            tokenizer = _trained(workspace, settings, units, mapping)
+            _check_length(settings.seq_len, tokenizer)
+        job = Job(
+            kind="sft" if kind == "sft" else "pretrain",
+            folder=str(workspace.units),
+            filters=settings.filters,
+            mapping=mapping,
+            tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+            tokenizer_path=settings.tokenizer or str(workspace.tokenizer),
+            vocab_size=len(tokenizer),
+            contamination=contamination,
+            sequence_length=settings.seq_len,
+            system=settings.system if isinstance(settings, SftSettings) else None,
+        )
+        special = _special_tokens(settings, tokenizer)
+        run_units(job, mine, settings.workers, settings.quiet)
+        paths = [unit_path(workspace.units, number) for number in range(len(mine))]
+        chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
+        files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
+        check_left(files, chosen.dropped)
+        if isinstance(settings, PretrainSettings) and settings.train_tokenizer is not None:
+            tokenizer.save_pretrained(workspace.result / "tokenizer")
+        manifest = {
+            **describe(kind, settings, tokenizer, settings.tokenizer),
+            "sequence_length": settings.seq_len,
+            "special_tokens": special,
+            "splits": splits,
+            "sources": chosen.sources,
+            "dropped": chosen.dropped,
+            "licence_headers_stripped": chosen.stripped,
+            "files": files,
+        }
+        manifest = write_manifest(workspace.result, manifest)
+        workspace.publish()
+    return manifest
+
+
+def _check_length(length: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    longest = LONGEST_ROW
+    if tokenizer is not None and tokenizer.model_max_length < LONGEST_ROW:
+        longest = tokenizer.model_max_length
+    if not 8 <= length <= longest:
+        raise UserError(f"--seq-len {length} must be from 8 to {longest}")
+
+
+def _reader(kind: str, mapping: TextMapping) -> Callable[[dict[str, Any], str], object]:
+    return mapping.text if kind == "pretrain" else messages_of
+
+
+def _check_first(
+    sources: Sequence[Source], units: Sequence[Unit], read: Callable[[dict[str, Any], str], object]
+) -> None:
+    """Read the first record of each source, so that a wrong column shows at once."""
+    for number, source in enumerate(sources):
+        first = next(unit for unit in units if unit.source == number)
+        record = first_record(first.pieces)
+        if record is None:
+            continue
+        if isinstance(record.value, dict):
+            read(record.value, record.name)
+        elif read is messages_of:
+            raise UserError(
+                f"source {source.location!r} holds text files; sft needs .jsonl, .json, .parquet or hub:NAME"
+            )
+
+
+def _plan(kind: str, settings: Settings, units: Sequence[Unit], tokenizer: Any) -> dict[str, Any]:
+    """What decides the result, to tell whether earlier work still counts. Knows changed files by size and time."""
+    stamps = hashlib.sha256()
+    for unit in units:
+        for piece in unit.pieces:
+            path = Path(piece.path)
+            stamp = (path.stat().st_size, path.stat().st_mtime_ns) if piece.form != "hub" else (0, 0)
+            stamps.update(repr((unit.source, piece, stamp)).encode())
+    chosen = replace(settings, out="", workers=0, quiet=False, overwrite=False)
+    full = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() if tokenizer is not None else ""
+    plan = {
+        "dcoder": __version__,
+        "kind": kind,
+        "settings": asdict(chosen),
+        "units": stamps.hexdigest(),
+        "tokenizer": full,
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(plan))
+    return loaded
+
+
+def _trained(
+    workspace: Workspace, settings: PretrainSettings, units: Sequence[Unit], mapping: TextMapping
+) -> PreTrainedTokenizerBase:
+    """The tokenizer trained on the sources, all machines' parts included; trained once, then read back."""
+    if not workspace.tokenizer.is_dir():
+        total = sum(unit.bytes for unit in units)
+        step = max(1, -(-total // _TRAINING_BYTES))  # every step-th unit, so that all sources are heard
+        begin = time.monotonic()
+        assert settings.train_tokenizer is not None
+        trained = train_tokenizer(
+            _texts(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
+        )
+        with atomic_folder(workspace.tokenizer) as folder:
+            trained.save_pretrained(folder)
+        if not settings.quiet:
+            note(f"trained a tokenizer of {len(trained)} tokens in {time.monotonic() - begin:.0f} s")
+    return load_tokenizer(workspace.tokenizer)
+
+
+def _texts(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
+    for unit in units:
+        for piece in unit.pieces:
+            for record in read_records(piece):
+                if record.problem is None:
+                    text = record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
+                    yield text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The ids the rows use, each with its token. Raises UserError for one the tokenizer does not have."""
+
+    def entry(token: str, option: str) -> dict[str, Any]:
+        index = tokenizer.get_vocab().get(token)
+        if index is None:
+            raise UserError(f"{option} {token!r} is not in the tokenizer's vocabulary")
+        return {"id": index, "token": token}
+
+    eos = settings.eos_token if isinstance(settings, PretrainSettings) else None
+    if eos is None and tokenizer.eos_token is None:
+        raise UserError("the tokenizer has no end-of-text token; name one with --eos-token")
+    special: dict[str, Any] = {"eos": entry(str(eos or tokenizer.eos_token), "--eos-token")}
+    pad = str(tokenizer.pad_token) if tokenizer.pad_token is not None else None
+    if isinstance(settings, SftSettings):
+        end = ChatEncoder(tokenizer, settings.system).end_of_turn
+        special["end_of_turn"] = {"id": end.id, "token": end.token}
+        if settings.pad_token is not None:
+            pad = settings.pad_token
+        elif (pad is None or pad == tokenizer.eos_token) and "<|dlm_pad|>" in tokenizer.get_vocab():
+            pad = "<|dlm_pad|>"  # DiffuCoder's own pad, trained to end and fill the answer
+        if pad is None:
+            raise UserError("the tokenizer has no pad token; name one with --pad-token")
+    if pad is not None:
+        special["pad"] = entry(pad, "--pad-token")
+    return special

@@ -1,0 +1,245 @@
+"""Reading: the records of a piece of a source, one at a time, each with a name that says where it stood."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import string
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+from dcoder_cli.base.config import nearest
+from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.data.sources import Piece, open_hub
+
+
+class Record(NamedTuple):
+    """What a piece holds: a whole text file or a row of a table, or the reason it cannot be used."""
+
+    name: str
+    value: str | dict[str, Any]
+    problem: str | None = None
+
+
+def read_records(piece: Piece) -> Iterator[Record]:
+    """The records of a piece, in order.
+
+    Raises:
+        UserError: the file is damaged or holds something else than rows; names the file, and the line of a .jsonl.
+    """
+    if piece.form == "text":
+        yield _read_text(piece)
+    elif piece.form == "jsonl":
+        yield from _read_lines(piece)
+    elif piece.form == "json":
+        yield from _read_json(piece)
+    elif piece.form == "parquet":
+        yield from _read_parquet(piece)
+    else:
+        yield from _read_hub(piece)
+
+
+@contextmanager
+def open_binary(path: str) -> Iterator[BinaryIO]:
+    """A file opened for reading, .gz and .zst unpacked. Raises UserError where it is damaged or unreadable."""
+    import zstandard
+
+    try:
+        with open(path, "rb") as raw:
+            if path.lower().endswith(".gz"):
+                with gzip.open(raw) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            elif path.lower().endswith(".zst"):
+                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unpacked:
+                    yield _Lines(unpacked)  # type: ignore[misc]
+            else:
+                yield raw
+    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise UserError(f"file {path!r} is damaged: {one_line(error)}; copy it again") from None
+    except OSError as error:
+        raise UserError(f"file {path!r} cannot be read: {error.strerror or error}") from None
+
+
+class _Lines:
+    """`read` and line iteration over a zstandard reader, which offers only `read`."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def read(self, size: int = -1) -> bytes:
+        if size >= 0:
+            return self._reader.read(size)  # type: ignore[no-any-return]
+        return b"".join(iter(lambda: self._reader.read(2**20), b""))
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        while block := self._reader.read(2**20):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
+        if rest:
+            yield rest
+
+
+def _read_text(piece: Piece) -> Record:
+    with open_binary(piece.path) as handle:
+        data = handle.read()
+    try:
+        return Record(piece.name, data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Record(piece.name, data.decode("latin-1"), "not UTF-8")
+
+
+def _read_lines(piece: Piece) -> Iterator[Record]:
+    compressed = piece.path.lower().endswith((".gz", ".zst"))
+    with open_binary(piece.path) as handle:
+        place = 0
+        if piece.start and not compressed:  # a range owns the lines that begin in it
+            handle.seek(piece.start - 1)
+            place = piece.start - 1 + len(handle.readline())
+        first = place
+        for offset, line in enumerate(handle):
+            if not compressed and place >= piece.end:
+                return
+            place += len(line)
+            if line.strip():
+                yield _parse_line(piece, line, first, offset)
+
+
+def _parse_line(piece: Piece, line: bytes, first: int, offset: int) -> Record:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:  # broken JSON or UTF-8
+        number = _lines_before(piece, first) + offset + 1
+        raise UserError(f"{piece.path!r} line {number} is not JSON: {one_line(error)}") from None
+    if not isinstance(row, dict):
+        number = _lines_before(piece, first) + offset + 1
+        raise UserError(f"{piece.path!r} line {number} holds {type(row).__name__}, not an object of columns")
+    at = f"@{first}+" if first else ":"  # counting the lines before a range would read the file again
+    return Record(f"{piece.name}{at}{offset + 1}", row)
+
+
+def _lines_before(piece: Piece, place: int) -> int:
+    if not place:
+        return 0
+    count, left = 0, place
+    with open(piece.path, "rb") as handle:
+        while left and (block := handle.read(min(left, 2**20))):
+            count, left = count + block.count(b"\n"), left - len(block)
+    return count
+
+
+def _read_json(piece: Piece) -> Iterator[Record]:
+    with open_binary(piece.path) as handle:
+        data = handle.read()
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:
+        if "Extra data" in str(error):  # several objects, one a line: a .jsonl by another name
+            for offset, line in enumerate(data.splitlines()):
+                if line.strip():
+                    yield _parse_line(piece, line, 0, offset)
+            return
+        raise UserError(f"{piece.path!r} is not JSON: {one_line(error)}") from None
+    rows = value if isinstance(value, list) else [value]
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{piece.path!r} entry {index + 1} holds {type(row).__name__}, not an object of columns")
+        yield Record(f"{piece.name}:{index + 1}", row)
+
+
+def _read_parquet(piece: Piece) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(piece.path) as file:
+            number = sum(file.metadata.row_group(index).num_rows for index in range(piece.start))
+            groups = list(range(piece.start, piece.end))
+            for batch in file.iter_batches(batch_size=256, row_groups=groups) if groups else ():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Record(f"{piece.name}:{number}", row)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"parquet file {piece.path!r} cannot be read: {one_line(error)[:200]}") from None
+
+
+def _read_hub(piece: Piece) -> Iterator[Record]:
+    stream = open_hub(piece.path)
+    if piece.end > 1:
+        stream = stream.shard(num_shards=piece.end, index=piece.start)
+    rows = iter(stream)
+    index = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever the network or the set's own reader raises
+            raise UserError(f"source {piece.path!r} stopped: {one_line(error)[:200]}; run again to go on") from None
+        index += 1
+        yield Record(f"{piece.name}:{piece.start}:{index}", row)
+
+
+_USUAL_COLUMNS = ("text", "content", "code")
+
+
+@dataclass(frozen=True)
+class TextMapping:
+    """How a row becomes text: a column, or a template such as `{title}\\n{body}`; else a usual column."""
+
+    column: str | None = None
+    template: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError for both at once, or a template without a column."""
+        if self.column and self.template:
+            raise UserError("--column and --template exclude each other; give one")
+        if self.template and not _fields(self.template):
+            raise UserError(f"--template {self.template!r} names no column; write it like '{{title}}\\n{{body}}'")
+
+    def text(self, row: dict[str, Any], where: str) -> str:
+        """The text of a row; a column that is null counts as empty. Raises UserError, naming the known columns."""
+        if self.template:
+            values = {name: _column(row, name, where) for name in _fields(self.template)}
+            filled = re.sub(r"\\([nt])", lambda found: {"n": "\n", "t": "\t"}[found[1]], self.template)
+            return string.Formatter().vformat(filled, (), values)
+        if self.column:
+            return _column(row, self.column, where)
+        for name in _USUAL_COLUMNS:
+            if name in row:
+                return _column(row, name, where)
+        raise UserError(
+            f"{where} has none of the columns {', '.join(_USUAL_COLUMNS)}; {_known(row)}; choose one with --column"
+        )
+
+
+def _fields(template: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None and name != ""]
+    except ValueError as error:
+        raise UserError(f"--template {template!r}: {error}; write {{{{ for a brace of the text") from None
+
+
+def _column(row: dict[str, Any], name: str, where: str) -> str:
+    if name not in row:
+        raise UserError(f"{where} has no column {name!r}{nearest(name, list(row))} ({_known(row)})")
+    value = row[name]
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int, float)):
+        raise UserError(f"{where}: column {name!r} holds {type(value).__name__}, not text; {_known(row)}")
+    return str(value)
+
+
+def _known(row: dict[str, Any]) -> str:
+    return f"known: {', '.join(map(str, row))}"
+
+
+def first_record(pieces: tuple[Piece, ...]) -> Record | None:
+    """The first usable record of some pieces, to check a mapping before the long part."""
+    return next((record for piece in pieces for record in read_records(piece) if record.problem is None), None)

@@ -1,0 +1,237 @@
+"""Prompts with tests for reinforcement learning, AceCode-87K's fields and the paper's hard subset included.
+
+Hard, after DiffuCoder A.4: the mean pass rate of two models' inferences is in the bottom 20%, and their spread in the
+top 40%. Where a question does not address the reader ("you"), it is also offered as code to complete, built from a
+reference solution's signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.filters import FilterSettings
+from dcoder_cli.data.formats import ChatEncoder
+from dcoder_cli.data.ngrams import word_codes
+from dcoder_cli.data.problems import Problem, completion_prompt, hard_subset, read_problem
+from dcoder_cli.data.records import read_records
+from dcoder_cli.data.selection import in_heldout
+from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.data.sources import parse_sources, plan_units
+from dcoder_cli.data.units import EXAMPLES
+from dcoder_cli.data.workspace import open_workspace
+from dcoder_cli.data.writing import describe, write_manifest
+from dcoder_cli.model.tokenizer import load_tokenizer
+
+_FILES = {"train": "prompts.jsonl", "heldout": "heldout-prompts.jsonl"}
+# DiffuCoder B.2: the question of a completion-style prompt, as in its evaluation.
+_COMPLETE = "Please complete the following problem:\n```\n{code}\n```\n"
+
+
+@dataclass(frozen=True)
+class RlSettings:
+    """Settings of `dcoder tokenize rl`. `hard` applies to rows that have `inferences`; others all stay."""
+
+    sources: tuple[str, ...]
+    out: str
+    tokenizer: str
+    max_prompt_tokens: int = 200  # DiffuCoder B.1
+    hard: bool = True
+    hard_mean: float = 0.2  # DiffuCoder A.4: mean pass rate in the bottom 20%
+    hard_spread: float = 0.4  # DiffuCoder A.4: spread in the top 40%
+    complete: bool = True
+    system: str | None = None
+    seed: int = 0
+    heldout: float = 0.0
+    exclude: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
+    filters: FilterSettings = field(default_factory=lambda: FilterSettings(near_duplicates=0.0, code_filters="none"))
+    overwrite: bool = False
+    quiet: bool = False
+
+
+def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
+    """Rows to `prompts.jsonl` in `settings.out`; returns the manifest. One process; a stopped run starts again.
+
+    Raises:
+        UserError: wrong settings, sources or columns, or nothing left.
+    """
+    settings.filters.check()
+    if not (0 < settings.hard_mean <= 1 and 0 < settings.hard_spread <= 1):
+        raise UserError("--hard-mean and --hard-spread must be shares above 0, up to 1")
+    if not 0 <= settings.heldout < 1:
+        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
+    if settings.max_prompt_tokens < 1:
+        raise UserError(f"--max-prompt-tokens {settings.max_prompt_tokens} must be 1 or more")
+    tokenizer = load_tokenizer(settings.tokenizer)
+    chat = ChatEncoder(tokenizer, settings.system)
+    sources = parse_sources(settings.sources)
+    if any(source.weight != 1 for source in sources):
+        raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
+    units, _ = plan_units(sources, settings.extensions, settings.exclude)
+    dropped = _Dropped()
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
+    with open_workspace(Path(settings.out), settings.overwrite) as workspace:
+        workspace.resume({"kind": "rl"}, quiet=True)
+        records = (
+            (sources[unit.source].label, record.name, record.value)
+            for unit in units
+            for piece in unit.pieces
+            for record in read_records(piece)
+        )
+        problems = list(_unique(_problems(records, dropped), settings.filters, dropped))
+        read = len(problems) + dropped.count()
+        for problem in _hard(problems, settings, dropped):
+            split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
+            for row in _prompts(problem, settings.complete):
+                length = len(tokenizer.backend_tokenizer.encode(chat.prompt(row["messages"]), add_special_tokens=False))
+                if length > settings.max_prompt_tokens:
+                    dropped.add("prompt too long", f"{row['task_id']} ({length} tokens)")
+                else:
+                    rows[split].append(row)
+        if not rows["train"]:
+            raise UserError(f"no prompt is left to train on (dropped: {dropped}); loosen the filters")
+        files = []
+        for split, chosen in rows.items():
+            if chosen:
+                path = workspace.result / _FILES[split]
+                write_jsonl(path, chosen)
+                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                files.append({"file": path.name, "split": split, "rows": len(chosen), "sha256": sha256})
+        end = chat.end_of_turn
+        manifest = {
+            **describe("rl", settings, tokenizer, settings.tokenizer),
+            "special_tokens": {"end_of_turn": {"id": end.id, "token": end.token}},
+            "splits": {split: _counts(chosen) for split, chosen in rows.items() if chosen},
+            "sources": [{"name": source.label, "weight": 1.0} for source in sources],
+            "questions_read": read,
+            "dropped": dropped.report(),
+            "files": files,
+        }
+        manifest = write_manifest(workspace.result, manifest)
+        workspace.publish()
+    return manifest
+
+
+def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:
+    """The prompts of an `rl` folder: task_id, style, messages, tests {shown, hidden}, entry_point, source.
+
+    Raises:
+        UserError: another kind of data, no such split, or a file that is not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "rl":
+        raise UserError(
+            f"{str(folder)!r} holds {manifest['kind']} rows, not prompts with tests; use: dcoder tokenize rl"
+        )
+    entries = [entry for entry in manifest["files"] if entry["split"] == split]
+    if not entries:
+        raise UserError(f"{str(folder)!r} has no {split} prompts; make some with: dcoder tokenize rl --heldout 0.05")
+    path = Path(folder) / entries[0]["file"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompts {str(path)!r} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != entries[0]["sha256"]:
+        raise UserError(f"prompts {str(path)!r} are damaged or changed (sha256 differs); make them again")
+    return [json.loads(line) for line in data.decode("utf-8").splitlines()]
+
+
+class _Dropped:
+    """Counts and examples of what was dropped, by reason."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        examples = self._reasons.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(name)
+
+    def count(self) -> int:
+        return sum(self._counts.values())
+
+    def report(self) -> dict[str, Any]:
+        return {
+            key: {"documents": self._counts[key], "examples": names} for key, names in sorted(self._reasons.items())
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self._counts.items())) or "none"
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {"rows": len(rows), "documents": len({row["task_id"].removesuffix("/complete") for row in rows})}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _problems(records: Iterable[tuple[str, str, Any]], dropped: _Dropped) -> Iterator[Problem]:
+    for label, name, row in records:
+        if not isinstance(row, dict):
+            raise UserError(f"{name} is a text file; rl needs .jsonl, .json, .parquet or hub:NAME")
+        problem = read_problem(row, name, label)
+        if not problem.hidden:
+            dropped.add("no tests", name)
+        elif not problem.question.strip():
+            dropped.add("empty", name)
+        else:
+            yield problem
+
+
+def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: _Dropped) -> Iterator[Problem]:
+    contamination = None
+    if filters.decontaminate:
+        contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
+    seen: set[bytes] = set()
+    for problem in problems:
+        found = contamination.find(word_codes(problem.question)) if contamination is not None else None
+        if found is not None:
+            dropped.add(f"contaminated by {found.partition(':')[0]}", f"{problem.task_id} ({found})")
+        elif filters.exact_duplicates and _digest(problem.question) in seen:
+            dropped.add("exact duplicate", problem.task_id)
+        else:
+            seen.add(_digest(problem.question))
+            yield problem
+
+
+def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> Iterator[Problem]:
+    known = [problem for problem in problems if problem.pass_rates]
+    chosen: dict[int, bool] = {}
+    if settings.hard and known:
+        hard = hard_subset([problem.pass_rates for problem in known], settings.hard_mean, settings.hard_spread)
+        chosen = {id(problem): bool(value) for problem, value in zip(known, hard, strict=True)}
+    for problem in problems:
+        if chosen.get(id(problem), True):
+            yield problem
+        else:
+            dropped.add("not hard", f"{problem.task_id} (mean pass rate {np.mean(problem.pass_rates):.2f})")
+
+
+def _prompts(problem: Problem, complete: bool) -> Iterator[dict[str, Any]]:
+    common = {
+        "tests": {"shown": problem.shown, "hidden": problem.hidden},
+        "entry_point": problem.entry_point,
+        "source": problem.source,
+    }
+    yield {"task_id": problem.task_id, "style": "instruct", "messages": problem.messages, **common}
+    if not complete or problem.reference is None or re.search(r"\byou", problem.question, re.IGNORECASE):
+        return
+    code = completion_prompt(problem.question, problem.reference, problem.entry_point)
+    if code is not None:
+        messages = [*problem.messages[:-1], {"role": "user", "content": _COMPLETE.format(code=code)}]
+        yield {"task_id": f"{problem.task_id}/complete", "style": "complete", "messages": messages, **common}

@@ -1,0 +1,243 @@
+"""Shards: folders of safetensors files with rows of tokens, and the manifest that describes them.
+
+A folder holds `manifest.json` and `SPLIT-NNNNN.safetensors` files, SPLIT being `train` or `heldout`. Kinds:
+
+- `pretrain`: `tokens` [rows, L] and `document_ids` [rows, L] uint16 (the document's index within its row).
+- `sft`: `tokens` [rows, L] and `eligible` [rows, L] uint8 (1: the answer, its end of turn and the pads after it).
+- `rl`: no rows; `prompts.jsonl`, read with `dcoder_cli.data.rl.load_prompts`.
+
+`tokens` are uint16, or uint32 where the vocabulary has more than 65,535 entries. A set made on n machines is a folder
+of n such folders, `shard-00001-of-0000n` and so on, and reads as one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dcoder_cli.base.errors import UserError, one_line
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+COLUMNS = {"pretrain": ("tokens", "document_ids"), "sft": ("tokens", "eligible")}
+LONGEST_ROW = 65_536  # document_ids are uint16 and a row of L tokens may hold L documents
+_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
+
+Array = npt.NDArray[Any]
+
+
+def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that holds every id of a vocabulary."""
+    return np.uint32 if vocab_size > 65_535 else np.uint16
+
+
+def part_name(index: int, count: int) -> str:
+    """The folder of machine `index` (from 1) of `count` under the common output folder."""
+    return f"shard-{index:05d}-of-{count:05d}"
+
+
+def parse_part(shard: str) -> tuple[int, int]:
+    """`2/4` as (2, 4). Raises UserError for anything else than i/n with 1 <= i <= n."""
+    first, _, second = shard.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise UserError(f"--shard {shard!r} must be i/n with i from 1 to n, such as 2/4")
+    return int(first), int(second)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array], note: Mapping[str, Any]) -> str:
+    """Write one safetensors file with `note` as its metadata; returns its sha256. The same input gives the same bytes.
+
+    Raises:
+        OSError: with its errno, also where the disk is full.
+    """
+    from safetensors.numpy import save
+
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"dcoder": json.dumps(note)})
+    with open(path, "wb") as handle:  # Python's own write: numpy and safetensors lose the errno of a full disk
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """The arrays of one safetensors file, mapped into memory and not read before they are used."""
+
+    path: Path
+    arrays: dict[str, Array]
+    note: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> ArrayFile:
+        """Raises UserError, naming the file, where it is missing, truncated or not safetensors."""
+        header, data_start = _read_header(path)
+        note = json.loads(header.pop("__metadata__", {}).get("dcoder", "{}"))
+        arrays: dict[str, Array] = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+            if begin == end:
+                arrays[name] = np.empty(shape, dtype)
+            else:
+                arrays[name] = np.memmap(path, dtype, "r", data_start + begin, shape)
+        return cls(path, arrays, note)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    try:
+        with open(path, "rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise UserError(f"shard {str(path)!r} is truncated ({size} bytes); copy or make it again")
+            header = json.loads(handle.read(length))
+            end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+    except OSError as error:
+        raise UserError(f"shard {str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"shard {str(path)!r} is not a safetensors file: {one_line(error)}") from None
+    if size != end:
+        raise UserError(
+            f"shard {str(path)!r} is {'truncated' if size < end else 'longer than its header says'}: "
+            f"{size} bytes, not {end}; copy or make it again"
+        )
+    return header, 8 + length
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a shard folder. Raises UserError where there is none, or one of another format."""
+    path = Path(folder) / MANIFEST
+    if not Path(folder).is_dir():
+        raise UserError(f"data folder {str(folder)!r} does not exist; make it with: dcoder tokenize")
+    if not path.is_file():
+        raise UserError(f"no {MANIFEST} in {str(folder)!r}: not a finished output of dcoder tokenize")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, kind, files = manifest["format_version"], manifest["kind"], manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is broken: {one_line(error)}; make the data again") from None
+    if version != FORMAT_VERSION or kind not in (*COLUMNS, "rl") or not isinstance(files, list):
+        raise UserError(f"{str(path)!r} has format {version!r}, kind {kind!r}; this dcoder reads {FORMAT_VERSION}")
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _part_folders(folder: Path) -> list[Path]:
+    """`folder` itself, or its `shard-i-of-n` parts, all of them. Raises UserError where a part is missing."""
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    parts = sorted(folder.glob("shard-*-of-*")) if folder.is_dir() else []
+    if not parts:
+        return [folder]
+    count = int(parts[0].name.rsplit("-", 1)[1])
+    expected = [folder / part_name(index, count) for index in range(1, count + 1)]
+    missing = [part.name for part in expected if not (part / MANIFEST).is_file()]
+    if missing or len(parts) != count:
+        raise UserError(
+            f"{str(folder)!r} lacks {missing[0] if missing else 'parts'}: run dcoder tokenize --shard for it"
+        )
+    return expected
+
+
+class ShardSet:
+    """The rows of one split, read from disk as they are asked for. Safe to pickle and to use after a fork.
+
+    Attributes:
+        manifest: the manifest (of the first part, where the set has several).
+        kind: `pretrain` or `sft`.
+        sequence_length, vocab_size, tokenizer_hash: as in the manifest.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: dict[str, Any], files: list[Path], rows: list[int]) -> None:
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.kind: str = manifest["kind"]
+        self.sequence_length: int = manifest["sequence_length"]
+        self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
+        self.tokenizer_hash: str = manifest["tokenizer"]["hash"]
+        self._files = files
+        self._ends = list(itertools.accumulate(rows))
+        self._open: dict[int, ArrayFile] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, split: str = "train") -> ShardSet:
+        """Open and check a split: every file's header, size, columns, row count and row length.
+
+        Raises:
+            UserError: no such folder or split, parts that do not belong together, or a damaged file (named).
+        """
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        first: dict[str, Any] | None = None
+        files: list[Path] = []
+        rows: list[int] = []
+        for part in _part_folders(Path(folder)):
+            manifest = read_manifest(part)
+            first = first or manifest
+            if manifest["kind"] == "rl":
+                raise UserError(f"{str(folder)!r} holds prompts for dcoder grpo (kind rl), not rows of tokens")
+            for key in ("kind", "sequence_length", "tokenizer"):
+                if manifest[key] != first[key]:
+                    raise UserError(f"{str(part)!r} does not belong with the other parts: its {key} differs")
+            for entry in manifest["files"]:
+                if entry["split"] == split:
+                    _check_rows(part / entry["file"], entry["rows"], manifest)
+                    files.append(part / entry["file"])
+                    rows.append(entry["rows"])
+        assert first is not None
+        if not files:
+            raise UserError(f"{str(folder)!r} has no {split} rows; make some with: dcoder tokenize --heldout 0.01")
+        return cls(Path(folder), split, first, files, rows)
+
+    def has_split(self, split: str) -> bool:
+        """Whether the folder also has rows of `split`."""
+        parts = _part_folders(self.folder)
+        return any(entry["split"] == split for part in parts for entry in read_manifest(part)["files"])
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def rows(self, indices: Sequence[int]) -> dict[str, Array]:
+        """The rows at `indices`, in that order: each column as [len(indices), L], copied, in its stored type."""
+        columns = COLUMNS[self.kind]
+        out: dict[str, list[Array]] = {name: [] for name in columns}
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
+            file = bisect.bisect_right(self._ends, index)
+            if file not in self._open:
+                self._open[file] = ArrayFile.open(self._files[file])
+            start = self._ends[file - 1] if file else 0
+            for name in columns:
+                out[name].append(self._open[file].arrays[name][index - start])
+        if not len(indices):
+            shape = (0, self.sequence_length)
+            return {name: np.empty(shape, token_dtype(self.vocab_size)) for name in columns}
+        return {name: np.stack(parts) for name, parts in out.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a mapped file would travel as a copy of its content
+
+
+def _check_rows(path: Path, rows: int, manifest: dict[str, Any]) -> None:
+    arrays = ArrayFile.open(path).arrays
+    expected = (rows, manifest["sequence_length"])
+    for name in COLUMNS[manifest["kind"]]:
+        shape = arrays[name].shape if name in arrays else None
+        if shape != expected:
+            raise UserError(
+                f"shard {str(path)!r} has {name} of shape {shape}, its manifest says {expected}; copy or make it again"
+            )

@@ -1,0 +1,246 @@
+"""Sources: what the user named, found on disk or on the hub and cut into units of work.
+
+A source is a folder, a file, or `hub:NAME[:CONFIG][:SPLIT]` (a `datasets` name, streamed), and may end in `@WEIGHT`:
+3 takes each document three times, 0.5 about half of them, chosen by their content. In a folder the most telling kind
+of file wins: source code, else tables (.jsonl .json .parquet), else text; all but .parquet also as .gz and .zst.
+A unit is what one worker reads at a time: some small files, a byte range of a .jsonl, row groups of a .parquet.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dcoder_cli.base.errors import UserError, one_line
+
+Form = Literal["text", "jsonl", "json", "parquet", "hub"]
+
+CODE_EXTENSIONS = (
+    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".java", ".kt", ".scala", ".go", ".rs", ".swift"),
+    *(".js", ".jsx", ".ts", ".tsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".sh", ".sql"),
+)
+TABLE_EXTENSIONS = (".jsonl", ".json", ".parquet")
+TEXT_EXTENSIONS = (".txt", ".md", ".rst")
+COMPRESSIONS = (".gz", ".zst")
+_SKIPPED_FOLDERS = ("__pycache__", "node_modules")
+
+# Big enough to hide the cost of a unit (a file, an fsync), small enough to share out and to lose at a stop.
+_FILES_UNIT_BYTES = 2**20
+_LINES_UNIT_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a unit: a file or a range of one. `start`, `end`: bytes (jsonl), row groups (parquet), parts (hub)."""
+
+    path: str
+    name: str
+    form: Form
+    start: int = 0
+    end: int = 0
+    is_source: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work for one worker: pieces of one source, by its number, and about how many bytes they hold."""
+
+    source: int
+    pieces: tuple[Piece, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source: as it was written, a short name for the manifest, and its weight."""
+
+    location: str
+    label: str
+    weight: float
+    is_hub: bool
+
+
+def parse_sources(specs: Sequence[str]) -> list[Source]:
+    """The sources of a command line. Raises UserError for a weight that is no positive number."""
+    if not specs:
+        raise UserError("no source given: name a folder, a file or hub:NAME")
+    sources: list[Source] = []
+    for spec in specs:
+        location, weight = spec, 1.0
+        before, mark, after = spec.rpartition("@")
+        if mark and before and not Path(spec).exists():
+            try:
+                location, weight = before, float(after)
+            except ValueError:
+                raise UserError(f"source {spec!r}: {after!r} after '@' is no weight; write SRC@3 or SRC@0.5") from None
+            if not (math.isfinite(weight) and weight > 0):
+                raise UserError(f"source {spec!r}: the weight must be above 0")
+        is_hub = location.startswith("hub:")
+        label = location if is_hub else Path(location).resolve().name
+        same = sum(source.label.split("#")[0] == label for source in sources)
+        sources.append(Source(location, f"{label}#{same + 1}" if same else label, weight, is_hub))
+    return sources
+
+
+def plan_units(
+    sources: Sequence[Source], extensions: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[list[Unit], list[str]]:
+    """Every unit of every source, in an order that depends on the names alone, and notes for the user.
+
+    Args:
+        extensions: take exactly these (such as `.py`), not the most telling kind.
+        exclude: patterns (as of a shell) of paths within a folder, or of single names on the way, to leave out.
+
+    Raises:
+        UserError: a source that does not exist or holds no usable file.
+    """
+    units: list[Unit] = []
+    notes: list[str] = []
+    for number, source in enumerate(sources):
+        if source.is_hub:
+            units.extend(_hub_units(number, source))
+            continue
+        root = Path(source.location)
+        if root.is_file():
+            found = [(root, root.name)]
+            if _extension(root.name) not in {*CODE_EXTENSIONS, *TABLE_EXTENSIONS, *TEXT_EXTENSIONS, *extensions}:
+                raise UserError(f"source file {source.location!r} is of no known kind; known: {_known_kinds()}")
+        elif root.is_dir():
+            found, note = _choose(_walk(root, exclude), extensions)
+            notes.extend([f"{source.label}: {note}"] if note else [])
+        else:
+            raise UserError(f"source {source.location!r} does not exist; name a folder, a file or hub:NAME")
+        if not found:
+            wanted = ", ".join(extensions) or _known_kinds()
+            raise UserError(f"source folder {source.location!r} has no usable file; looked for {wanted}")
+        units.extend(_file_units(number, found))
+    return units, notes
+
+
+def _known_kinds() -> str:
+    return f"source code ({', '.join(CODE_EXTENSIONS[:4])} ...), {', '.join(TABLE_EXTENSIONS + TEXT_EXTENSIONS)}"
+
+
+def _extension(name: str) -> str:
+    stem, extension = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if extension in COMPRESSIONS else extension
+
+
+def _walk(root: Path, exclude: Sequence[str]) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+
+    def excluded(name: str, relative: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(relative, pattern) for pattern in exclude)
+
+    for folder, subfolders, names in os.walk(root):
+        place = Path(folder)
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if not name.startswith(".")
+            and name not in _SKIPPED_FOLDERS
+            and not excluded(name, (place / name).relative_to(root).as_posix())
+        ]
+        for name in sorted(names):
+            relative = (place / name).relative_to(root).as_posix()
+            if not name.startswith(".") and (place / name).is_file() and not excluded(name, relative):
+                found.append((place / name, relative))
+    return sorted(found, key=lambda entry: entry[1])
+
+
+def _choose(found: list[tuple[Path, str]], extensions: Sequence[str]) -> tuple[list[tuple[Path, str]], str]:
+    if extensions:
+        wanted = {extension if extension.startswith(".") else f".{extension}" for extension in extensions}
+        return [entry for entry in found if _extension(entry[1]) in wanted], ""
+    for kind in (CODE_EXTENSIONS, TABLE_EXTENSIONS, TEXT_EXTENSIONS):
+        chosen = [entry for entry in found if _extension(entry[1]) in kind]
+        if chosen:
+            others = {_extension(entry[1]) for entry in found} & {*TABLE_EXTENSIONS, *TEXT_EXTENSIONS} - {*kind}
+            note = f"left out {', '.join(sorted(others))} files beside; ask for them with --extensions"
+            return chosen, note if others else ""
+    return [], ""
+
+
+def _file_units(number: int, found: list[tuple[Path, str]]) -> Iterator[Unit]:
+    waiting: list[Piece] = []
+    size = 0
+    for path, name in found:
+        extension, bytes_ = _extension(name), path.stat().st_size
+        compressed = name.lower().endswith(COMPRESSIONS)
+        if extension == ".parquet":
+            yield from _parquet_units(number, path, name)
+        elif extension == ".jsonl" and not compressed and bytes_ > _LINES_UNIT_BYTES:
+            for start in range(0, bytes_, _LINES_UNIT_BYTES):
+                end = min(start + _LINES_UNIT_BYTES, bytes_)
+                yield Unit(number, (Piece(str(path), name, "jsonl", start, end),), end - start)
+        else:
+            form: Form = "jsonl" if extension == ".jsonl" else "json" if extension == ".json" else "text"
+            if waiting and size + bytes_ > _FILES_UNIT_BYTES:
+                yield Unit(number, tuple(waiting), size)
+                waiting, size = [], 0
+            waiting.append(Piece(str(path), name, form, 0, bytes_, extension in CODE_EXTENSIONS))
+            size += bytes_
+    if waiting:
+        yield Unit(number, tuple(waiting), size)
+
+
+def _parquet_units(number: int, path: Path, name: str) -> Iterator[Unit]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"parquet file {str(path)!r} cannot be read: {one_line(error)[:200]}") from None
+    start = 0
+    while start < len(sizes):
+        end, size = start, 0
+        while end < len(sizes) and (end == start or size + sizes[end] <= _LINES_UNIT_BYTES):
+            size, end = size + sizes[end], end + 1
+        yield Unit(number, (Piece(str(path), name, "parquet", start, end),), size)
+        start = end
+
+
+def open_hub(location: str) -> Any:
+    """The streamed `datasets` split of `hub:NAME[:CONFIG][:SPLIT]`; the split defaults to train.
+
+    Raises:
+        UserError: one line for anything that keeps it from loading, being offline included.
+    """
+    if not _hub_in_reach():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once, not after half a minute of retries
+    from datasets import load_dataset
+
+    name, _, rest = location.removeprefix("hub:").partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        return load_dataset(name, config or None, split=split or "train", streaming=True)
+    except Exception as error:  # datasets raises dozens of kinds, by what the set is made of
+        raise UserError(f"source {location!r} cannot be loaded: {one_line(error)[:200]}; offline, name files") from None
+
+
+def _hub_in_reach() -> bool:
+    """Whether the hub's name resolves. Behind a proxy it need not, so there the answer is yes."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _hub_units(number: int, source: Source) -> Iterator[Unit]:
+    parts = max(1, getattr(open_hub(source.location), "num_shards", 1))
+    for index in range(parts):
+        yield Unit(number, (Piece(source.location, source.location, "hub", index, parts),), 0)

@@ -1,0 +1,234 @@
+"""One unit of work: read its records, filter them, tokenize them, and leave the result as one file.
+
+Runs in any process. What a unit's file holds depends on the unit and the settings alone, so any number of workers,
+in any order, before or after a stop, leaves the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dcoder_cli.base.files import atomic_file
+from dcoder_cli.data.decontaminate import Contamination
+from dcoder_cli.data.duplicates import PERMUTATIONS, Signatures
+from dcoder_cli.data.filters import FilterSettings, judge_document
+from dcoder_cli.data.formats import ChatEncoder, Rendered, messages_of
+from dcoder_cli.data.ngrams import word_codes
+from dcoder_cli.data.records import Record, TextMapping, read_records
+from dcoder_cli.data.shards import token_dtype, write_arrays
+from dcoder_cli.data.sources import Piece, Unit
+
+EXAMPLES = 5  # dropped documents named in the manifest, for each reason
+_BATCH_CHARACTERS = 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know. Travels to other processes, so it holds plain values only."""
+
+    kind: Literal["pretrain", "sft"]
+    folder: str
+    filters: FilterSettings
+    mapping: TextMapping
+    tokenizer_json: str
+    tokenizer_path: str
+    vocab_size: int
+    contamination: Contamination | None
+    sequence_length: int
+    system: str | None = None
+
+
+def unit_path(folder: str | Path, index: int) -> Path:
+    """Where the result of unit `index` lies."""
+    return Path(folder) / f"unit-{index:07d}.safetensors"
+
+
+@dataclass
+class _Result:
+    tokens: list[Any] = field(default_factory=list)
+    prompt_lengths: list[int] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    signatures: list[Any] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    read: list[int] = field(default_factory=lambda: [0, 0])
+    dropped: dict[str, list[Any]] = field(default_factory=dict)
+    stripped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def drop(self, name: str, reason: str, detail: str, size: int) -> None:
+        entry = self.dropped.setdefault(reason, [0, 0, []])
+        entry[0] += 1
+        entry[1] += size
+        if len(entry[2]) < EXAMPLES:
+            entry[2].append(f"{name} ({detail})" if detail else name)
+
+
+class Worker:
+    """Processes units of one job."""
+
+    def __init__(self, job: Job) -> None:
+        from tokenizers import Tokenizer
+
+        self.job = job
+        self._signatures = Signatures() if job.filters.near_duplicates else None
+        self._chat: ChatEncoder | None = None
+        if job.kind == "sft":
+            from dcoder_cli.model.tokenizer import load_tokenizer
+
+            self._chat = ChatEncoder(load_tokenizer(job.tokenizer_path), job.system)
+        self._tokenizer = Tokenizer.from_str(job.tokenizer_json)
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the end of it
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def process(self, index: int, unit: Unit) -> int:
+        """Do one unit and write its file; returns the bytes of text read. Raises UserError for damaged sources."""
+        result = _Result()
+        waiting: list[tuple[str, str, Rendered | None]] = []
+        characters = 0
+        for piece in unit.pieces:
+            for record in read_records(piece):
+                kept = self._consider(piece, record, result)
+                if kept is not None:
+                    waiting.append(kept)
+                    characters += len(kept[1])
+                if characters > _BATCH_CHARACTERS:
+                    self._finish(waiting, result)
+                    waiting, characters = [], 0
+        self._finish(waiting, result)
+        self._write(unit_path(self.job.folder, index), result)
+        return result.read[1]
+
+    def _consider(self, piece: Piece, record: Record, result: _Result) -> tuple[str, str, Rendered | None] | None:
+        """(name, text, rendered sample) of a record worth tokenizing; else None, and the reason is noted."""
+        rendered: Rendered | None = None
+        text = ""
+        if isinstance(record.value, str):
+            text = record.value
+        elif self._chat is not None:
+            rendered = self._chat.render(messages_of(record.value, record.name))
+            text = rendered.prompt + rendered.answer
+        else:
+            text = self.job.mapping.text(record.value, record.name)
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        result.read[0] += 1
+        result.read[1] += size
+        problem = record.problem or (rendered.reason if rendered else None)
+        if problem is None and not text.isascii() and _has_lone_surrogate(text):
+            problem = "not UTF-8"
+        if problem is not None:
+            result.drop(record.name, problem, "", size)
+            return None
+        python = piece.form != "text" or piece.name.endswith((".py", ".pyi", ".py.gz", ".py.zst"))
+        if rendered is None:
+            verdict = judge_document(text, self.job.filters, piece.is_source, python)
+            if verdict.stripped is not None:
+                result.stripped[verdict.stripped] += 1
+            if verdict.reason is not None:
+                result.drop(record.name, verdict.reason, verdict.detail, size)
+                return None
+            text = verdict.text
+        return record.name, text, rendered
+
+    def _finish(self, waiting: list[tuple[str, str, Rendered | None]], result: _Result) -> None:
+        """Decontaminate and tokenize a batch, and add it to the result."""
+        kept: list[tuple[str, str, Rendered | None, Any]] = []
+        for name, text, rendered in waiting:
+            signature = None
+            if self.job.contamination is not None or self._signatures is not None:
+                codes = word_codes(text)
+                found = self.job.contamination.find(codes) if self.job.contamination is not None else None
+                if found is not None:
+                    result.drop(name, f"contaminated by {found.partition(':')[0]}", found, _size(text))
+                    continue
+                signature = self._signatures.of(codes) if self._signatures is not None else None
+            kept.append((name, text, rendered, signature))
+        for (name, text, _, signature), (tokens, prompt) in zip(kept, self._encode(kept), strict=True):
+            if self.job.kind == "sft" and len(tokens) > self.job.sequence_length:
+                result.drop(name, "longer than the row", f"{len(tokens)} tokens", _size(text))
+                continue
+            result.tokens.append(np.array(tokens, token_dtype(self.job.vocab_size)))
+            result.prompt_lengths.append(prompt)
+            result.contents.append(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())
+            result.sizes.append(_size(text))
+            result.names.append(name)
+            if signature is not None:
+                result.signatures.append(signature)
+
+    def _encode(self, kept: list[tuple[str, str, Rendered | None, Any]]) -> list[tuple[list[int], int]]:
+        """(token ids, how many of them are the prompt) of each text."""
+        if self._chat is not None:
+            samples = [rendered for _, _, rendered, _ in kept if rendered is not None]
+            return [(prompt + answer, len(prompt)) for prompt, answer in self._chat.encode(samples)]
+        encoded = self._tokenizer.encode_batch_fast([text for _, text, _, _ in kept], add_special_tokens=False)
+        return [(entry.ids, 0) for entry in encoded]
+
+    def _write(self, path: Path, result: _Result) -> None:
+        count = len(result.tokens)
+        empty = np.empty(0, token_dtype(self.job.vocab_size))
+        arrays = {
+            "tokens": np.concatenate([empty, *result.tokens]),
+            "lengths": np.array([len(tokens) for tokens in result.tokens], np.int64),
+            "prompt_lengths": np.array(result.prompt_lengths, np.int64),
+            "contents": np.frombuffer(b"".join(result.contents), np.uint8).reshape(count, 16),
+            "sizes": np.array(result.sizes, np.int64),
+        }
+        if self._signatures is not None:
+            arrays["signatures"] = np.array(result.signatures, np.uint32).reshape(count, PERMUTATIONS)
+        note = {
+            "names": result.names,
+            "read": result.read,
+            "dropped": result.dropped,
+            "stripped": dict(sorted(result.stripped.items())),
+        }
+        with atomic_file(path) as temporary:
+            write_arrays(temporary, arrays, note)
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+_worker: Worker | None = None
+
+
+def start_worker(job: Job) -> None:
+    """Set up a worker process: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
+    import multiprocessing
+    import multiprocessing.connection
+    import signal
+    import threading
+
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def leave_with_parent() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=leave_with_parent, daemon=True).start()
+    _worker = Worker(job)
+
+
+def process_unit(index: int, unit: Unit) -> int:
+    """`Worker.process` in a worker process."""
+    assert _worker is not None
+    return _worker.process(index, unit)

@@ -1,0 +1,112 @@
+"""The place of unfinished work beside an output folder: one writer at a time, resumable, gone when done.
+
+`OUT` itself appears in one rename, complete. Until then everything lies in `.OUT.partial` beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base.console import note
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import is_out_of_space, write_json
+from dcoder_cli.data.shards import MANIFEST
+
+
+class Workspace:
+    """`units/`, `tokenizer/` and `out/` under `.OUT.partial`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.root = out.parent / f".{out.name}.partial"
+        self.units = self.root / "units"
+        self.tokenizer = self.root / "tokenizer"
+        self.result = self.root / "out"
+
+    def resume(self, plan: Mapping[str, Any], quiet: bool) -> bool:
+        """Keep the work of an earlier run with the same plan and return True; else start empty."""
+        path = self.root / "plan.json"
+        try:
+            same = bool(json.loads(path.read_text(encoding="utf-8")) == plan)
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            if path.exists() and not quiet:
+                note(f"{self.root} is of other settings or sources: starting afresh")
+            for entry in (path, self.units, self.tokenizer, self.result):
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        self.units.mkdir(exist_ok=True)
+        for leftover in self.units.glob(".*.tmp"):
+            leftover.unlink()
+        if not same:
+            write_json(path, plan)
+        shutil.rmtree(self.result, ignore_errors=True)
+        self.result.mkdir()
+        return same
+
+    def tidy(self) -> None:
+        """After a failure: remove what no later run can use; all of it where no unit was finished."""
+        shutil.rmtree(self.result, ignore_errors=True)
+        if not self.tokenizer.is_dir() and not any(self.units.glob("unit-*")):
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Move the finished `out/` to OUT, replacing an older set, and remove the rest."""
+        descriptor = os.open(self.result, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        if self.out.exists():
+            shutil.rmtree(self.out)
+        os.replace(self.result, self.out)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises UserError where OUT holds something that a run would have to destroy."""
+    if out.is_file():
+        raise UserError(f"--out {str(out)!r} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"--out {str(out)!r} is not empty and holds no finished data; choose another --out")
+    if not overwrite:
+        raise UserError(f"--out {str(out)!r} already holds finished data; choose another --out or give --force")
+
+
+@contextmanager
+def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
+    """The workspace of OUT, locked. On a full disk the finished units stay, and the error says so.
+
+    Raises:
+        UserError: OUT is in the way, another process works on it, it cannot be written, or the disk is full.
+    """
+    check_out(out, overwrite)
+    workspace = Workspace(out)
+    try:
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        with open(workspace.root / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another dcoder tokenize is writing {str(out)!r}; wait for it or choose another"
+                ) from None
+            try:
+                yield workspace
+            except BaseException:
+                workspace.tidy()
+                raise
+    except OSError as error:
+        if is_out_of_space(error):
+            raise UserError(
+                f"no space left for {str(out)!r}: free some and run the same command again, it goes on from "
+                f"{str(workspace.root)!r}"
+            ) from error
+        raise UserError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error

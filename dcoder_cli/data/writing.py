@@ -1,0 +1,112 @@
+"""Writing what was selected: the files of each split, and the manifest. Legend: R rows, L row length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcoder_cli import __version__
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_json
+from dcoder_cli.data.packing import pack
+from dcoder_cli.data.selection import Selection, Split
+from dcoder_cli.data.shards import FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
+from dcoder_cli.model.tokenizer import tokenizer_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENS_PER_FILE = 2**25  # 128 MiB a file with two 2-byte columns (ours): quick to copy and to check
+
+# Settings that are of this machine or do not change the result, or stand elsewhere in the manifest.
+_UNTOLD = ("sources", "out", "workers", "quiet", "overwrite", "tokenizer", "filters")
+
+
+def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path: str | None) -> dict[str, Any]:
+    """The first part of a manifest: format, tokenizer, settings. No path of this machine, no time."""
+    name = "tokenizer" if path is None else path
+    if Path(name).exists():
+        name = Path(name).resolve().name
+    filters = asdict(settings.filters)
+    filters.pop("benchmarks")
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "dcoder": __version__,
+        "tokenizer": {"name": name, "hash": tokenizer_hash(tokenizer), "vocab_size": len(tokenizer)},
+        "settings": {key: value for key, value in asdict(settings).items() if key not in _UNTOLD},
+        "filters": filters,
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write `manifest` into `folder`; returns it as a reader will see it."""
+    write_json(folder / MANIFEST, manifest)
+    seen: dict[str, Any] = json.loads(json.dumps(manifest))
+    return seen
+
+
+def check_left(files: list[dict[str, Any]], dropped: dict[str, Any]) -> None:
+    """Raises UserError, with the reasons, where nothing is left for training."""
+    if not any(entry["split"] == "train" for entry in files):
+        reasons = ", ".join(f"{entry['documents']} {reason}" for reason, entry in dropped.items())
+        raise UserError(
+            f"no document is left to train on (dropped: {reasons or 'none'}); loosen the filters or --heldout"
+        )
+
+
+def write_rows(
+    kind: str, folder: Path, chosen: Selection, length: int, vocab_size: int, special: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    """Write the files of every split that has documents; returns the manifest's `files` and `splits`."""
+    files: list[dict[str, Any]] = []
+    splits: dict[str, dict[str, int]] = {}
+    dtype = token_dtype(vocab_size)
+    for name, split in chosen.splits.items():
+        if not len(split.unit):
+            continue
+        rows = padding = 0
+        blocks = _pretrain_blocks if kind == "pretrain" else _sft_blocks
+        for number, (arrays, filling) in enumerate(blocks(chosen, split, length, dtype, special)):
+            path = folder / f"{name}-{number:05d}.safetensors"
+            sha256 = write_arrays(path, arrays, {"kind": kind, "split": name})
+            count = len(arrays["tokens"])
+            files.append({"file": path.name, "split": name, "rows": count, "sha256": sha256})
+            rows, padding = rows + count, padding + filling
+        tokens = rows * length - padding
+        splits[name] = {"rows": rows, "documents": len(split.unit), "tokens": tokens, "padding_tokens": padding}
+    return files, splits
+
+
+Block = tuple[dict[str, Any], int]
+
+
+def _pretrain_blocks(
+    chosen: Selection, split: Split, length: int, dtype: Any, special: dict[str, Any]
+) -> Iterator[Block]:
+    documents = (
+        chosen.tokens[unit][start : start + size]
+        for unit, start, size in zip(split.unit.tolist(), split.start.tolist(), split.length.tolist(), strict=True)
+    )
+    for block in pack(documents, length, special["eos"]["id"], dtype, max(1, _TOKENS_PER_FILE // length)):
+        yield {"tokens": block.tokens, "document_ids": block.document_ids}, block.padding
+
+
+def _sft_blocks(chosen: Selection, split: Split, length: int, dtype: Any, special: dict[str, Any]) -> Iterator[Block]:
+    at_once = max(1, _TOKENS_PER_FILE // length)
+    for begin in range(0, len(split.unit), at_once):
+        rows = range(begin, min(begin + at_once, len(split.unit)))
+        tokens_RL = np.full((len(rows), length), special["pad"]["id"], dtype)
+        eligible_RL = np.ones((len(rows), length), np.uint8)
+        filling = 0
+        for row, sample in enumerate(rows):
+            start, size = int(split.start[sample]), int(split.length[sample])
+            tokens_RL[row, :size] = chosen.tokens[split.unit[sample]][start : start + size]
+            eligible_RL[row, : split.prompt_length[sample]] = 0
+            filling += length - size
+        yield {"tokens": tokens_RL, "eligible": eligible_RL}, filling

@@ -1,0 +1,1 @@
+"""Masked diffusion: noise, losses, schedules, unmasking rules, the sampler and its trajectories."""

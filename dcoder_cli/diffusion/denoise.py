@@ -1,0 +1,255 @@
+"""The exact denoising loop: one batch of rows, any unmasking rule, the public samplers' quirks on request.
+
+Shapes: B rows, L length, N candidates of all rows, V vocabulary, n masks of one row.
+Rows never influence each other: counts, random numbers and positions are per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.diffusion import schedules, unmasking
+from dcoder_cli.diffusion.randomness import generator
+from dcoder_cli.diffusion.requests import Request, Settings
+from dcoder_cli.model.backbone import Model
+
+# observer(step, row, positions, confidence, entropy): every still masked new token of a row, before the commit.
+Observer = Callable[[int, int, list[int], list[float], list[float]], None]
+# on_commit(step, row, positions, tokens): what a row has just committed. A token that is the mask itself (the public
+# samplers may draw it) leaves its place masked.
+OnCommit = Callable[[int, int, list[int], list[int]], None]
+
+
+@dataclass
+class Rows:
+    """A batch being denoised.
+
+    Attributes:
+        ids_BL: current tokens, prompts left-padded.
+        attention_BL: 1 on tokens, 0 on pads; None where no row is padded.
+        places: for each row the positions of its new tokens, ascending.
+        masked: for each row which of its new tokens are still masks.
+        reveal, confidence, entropy: for each row and new token, as in Trajectory.
+        forwards: for each row the network evaluations it took part in (a guided step counts two).
+        kept: for each row how many of its new tokens are its answer; fewer than all after an early stop.
+    """
+
+    ids_BL: Tensor
+    attention_BL: Tensor | None
+    places: list[Tensor]
+    masked: list[Tensor]
+    reveal: list[list[int]]
+    confidence: list[list[float]]
+    entropy: list[list[float]]
+    forwards: list[int]
+    kept: list[int]
+
+
+@dataclass
+class Proposal:
+    """A token and a score for each of N candidates, rows one after another.
+
+    Attributes:
+        raw_NV: the model's logits.
+        tokens_N: the token chosen for each.
+        scores_N: how sure each is under the rule; the largest are committed first.
+        uniform_N: the random numbers that decide the order, where the settings need any.
+    """
+
+    raw_NV: Tensor
+    tokens_N: Tensor
+    scores_N: Tensor
+    uniform_N: Tensor | None
+
+
+def start(model: Model, requests: Sequence[Request]) -> Rows:
+    """Rows of requests: prefix, masks, suffix, left-padded to the longest."""
+    assert model.ids.mask is not None
+    longest = max(request.length for request in requests)
+    filler = model.ids.pad if model.ids.pad is not None else 0  # pads are closed to attention, so any id will do
+    ids_BL = torch.full((len(requests), longest), filler, dtype=torch.int64)
+    attention_BL = torch.zeros(len(requests), longest, dtype=torch.int64)
+    places = []
+    for row, request in enumerate(requests):
+        tokens = [*request.prefix, *[model.ids.mask] * request.new_tokens, *request.suffix]
+        ids_BL[row, longest - len(tokens) :] = torch.tensor(tokens)
+        attention_BL[row, longest - len(tokens) :] = 1
+        first = longest - len(tokens) + len(request.prefix)
+        places.append(torch.arange(first, first + request.new_tokens))
+    padded = not bool(attention_BL.all())
+    sizes = [request.new_tokens for request in requests]
+    return Rows(
+        ids_BL.to(model.device),
+        attention_BL.to(model.device) if padded else None,
+        places,
+        [torch.ones(size, dtype=torch.bool) for size in sizes],
+        [[-1] * size for size in sizes],
+        [[0.0] * size for size in sizes],
+        [[0.0] * size for size in sizes],
+        [0] * len(sizes),
+        list(sizes),
+    )
+
+
+@torch.no_grad()
+def denoise(
+    model: Model,
+    requests: Sequence[Request],
+    settings: Settings,
+    observer: Observer | None = None,
+    on_commit: OnCommit | None = None,
+) -> Rows:
+    """Decode a batch. The row that the observer and `on_commit` are told is the request's index in the call."""
+    rows = start(model, requests)
+    rule = unmasking.canonical(settings.rule)
+    plans = [schedules.plan(r.new_tokens, settings.steps, settings.block_length, settings.compat) for r in requests]
+    generators = [generator(settings.seed, "sample", request.seed) for request in requests]
+    for step in range(max(len(plan) for plan in plans)):
+        # 1. The rows that commit something at this step, their candidates and counts.
+        draws = [draw(generators[row], len(rows.masked[row]), rule, settings) for row in range(len(requests))]
+        candidates: dict[int, Tensor] = {}
+        counts: dict[int, int] = {}
+        for row, plan in enumerate(plans):
+            if step >= len(plan):
+                continue
+            block, count = plan[step]
+            inside = inside_block(block, len(rows.masked[row]), settings.block_length) & rows.masked[row]
+            if settings.compat == "dream":
+                per_block = len(plan) // (plan[-1][0] + 1)
+                count = schedules.dream_count(int(inside.sum()), step % per_block, per_block)
+            if count > 0:
+                candidates[row], counts[row] = inside.nonzero()[:, 0], count
+        if not candidates:
+            continue
+        # 2. Logits where a token may be committed; a token and a score for each.
+        raw_NV = _logits(model, rows, candidates, settings)
+        proposal = propose(model, settings, rule, raw_NV, candidates, draws)
+        # 3. The surest candidates of each row are committed.
+        offset = 0
+        for row in candidates:
+            here = slice(offset, offset + len(candidates[row]))
+            offset = here.stop
+            if observer is not None:
+                observe(observer, step, requests[row].index, candidates[row], raw_NV[here])
+            uniform = proposal.uniform_N[here] if proposal.uniform_N is not None else None
+            chosen = unmasking.pick(proposal.scores_N[here], counts[row], settings.alg_temperature, uniform)
+            places, tokens = candidates[row][chosen.cpu()], proposal.tokens_N[here][chosen]
+            commit(model, rows, row, step, places, tokens, raw_NV[here][chosen])
+            if on_commit is not None:
+                on_commit(step, requests[row].index, places.tolist(), tokens.tolist())
+    return rows
+
+
+def propose(
+    model: Model,
+    settings: Settings,
+    rule: str,
+    raw_NV: Tensor,
+    candidates: dict[int, Tensor],
+    draws: Sequence[tuple[Tensor, Tensor]],
+) -> Proposal:
+    """A token and a score for each candidate of the rows in `candidates`.
+
+    Args:
+        raw_NV: the model's logits at the candidates, rows in the order of `candidates`.
+        candidates: row -> indices among its new tokens.
+        draws: for each row of the batch what `draw` gave at this step.
+    """
+    logits_NV = unmasking.filter_logits(
+        _bias(model, raw_NV, candidates, settings), settings.temperature, settings.top_p, settings.top_k
+    )
+    probabilities_NV = torch.softmax(logits_NV, dim=-1)
+    pairs = candidates.items()
+    uniform_N = torch.cat([draws[row][0][places] for row, places in pairs]) if settings.temperature > 0 else None
+    order_N = torch.cat([draws[row][1][places] for row, places in pairs]) if _needs_draw(rule, settings) else None
+    tokens_N = unmasking.choose(probabilities_NV, settings.temperature, uniform_N)
+    # LLaDA takes its confidence before temperature and filters, Dream after them.
+    scored_NV = torch.softmax(raw_NV, dim=-1) if settings.compat == "llada" else probabilities_NV
+    places_N = torch.cat(list(candidates.values())).to(raw_NV.device)
+    return Proposal(raw_NV, tokens_N, unmasking.score(rule, scored_NV, tokens_N, places_N, order_N), order_N)
+
+
+def draw(source: torch.Generator, size: int, rule: str, settings: Settings) -> tuple[Tensor, Tensor]:
+    """A row's random numbers for one step: for its tokens, and for their order; empty where not needed."""
+    tokens = torch.rand(size, generator=source) if settings.temperature > 0 else torch.empty(0)
+    order = torch.rand(size, generator=source) if _needs_draw(rule, settings) else torch.empty(0)
+    return tokens, order
+
+
+def _needs_draw(rule: str, settings: Settings) -> bool:
+    return rule == "random" or settings.alg_temperature > 0
+
+
+def inside_block(block: int, size: int, block_length: int | None) -> Tensor:
+    """Which of a row's `size` new tokens lie in a block. bool [size]."""
+    width = size if block_length is None else block_length
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[block * width : (block + 1) * width] = True
+    return inside
+
+
+def _logits(model: Model, rows: Rows, candidates: dict[int, Tensor], settings: Settings) -> Tensor:
+    """Raw logits [N, V] at the candidates, guided if asked."""
+    active = list(candidates)
+    everyone = len(active) == rows.ids_BL.shape[0]
+    ids_BL = rows.ids_BL if everyone else rows.ids_BL[active]
+    attention_BL = rows.attention_BL if everyone or rows.attention_BL is None else rows.attention_BL[active]
+    row_N = torch.cat([torch.full((len(candidates[row]),), place) for place, row in enumerate(active)]).to(model.device)
+    place_N = torch.cat([rows.places[row][candidates[row]] for row in active]).to(model.device)
+
+    def at_candidates(tokens_BL: Tensor) -> Tensor:
+        for row in active:
+            rows.forwards[row] += 1
+        return model.head(model.hidden(tokens_BL, attention_BL)[row_N, place_N])
+
+    conditional_NV = at_candidates(ids_BL)
+    if settings.cfg_scale == 0:
+        return conditional_NV
+    assert model.ids.mask is not None
+    blind_BL = torch.full_like(ids_BL, model.ids.mask)  # the prompt is masked, what was committed stays
+    for place, row in enumerate(active):
+        new = rows.places[row].to(model.device)
+        blind_BL[place, new] = ids_BL[place, new]
+    unconditional_NV = at_candidates(blind_BL)
+    return unconditional_NV + (settings.cfg_scale + 1) * (conditional_NV - unconditional_NV)
+
+
+def _bias(model: Model, logits_NV: Tensor, candidates: dict[int, Tensor], settings: Settings) -> Tensor:
+    """Logits with the mask forbidden (but for the public samplers, which allow it) and end tokens held back."""
+    stops = sorted(model.ids.stops)
+    logits_NV = logits_NV.clone()
+    if settings.compat is None:
+        logits_NV[:, model.ids.mask] = -torch.inf
+    if settings.stop_penalty and stops:
+        logits_NV[:, stops] -= settings.stop_penalty
+    if settings.min_new_tokens and stops:
+        early_N = (torch.cat(list(candidates.values())) < settings.min_new_tokens).to(logits_NV.device)
+        held_NS = logits_NV[:, stops]
+        logits_NV[:, stops] = torch.where(early_N[:, None], torch.full_like(held_NS, -torch.inf), held_NS)
+    return logits_NV
+
+
+def observe(observer: Observer, step: int, index: int, candidates: Tensor, raw_nV: Tensor) -> None:
+    """Tell an observer a row's candidates with the model's confidence and entropy."""
+    logs_nV = torch.log_softmax(raw_nV, dim=-1)
+    entropy_n = -(logs_nV.exp() * logs_nV).sum(dim=-1)
+    observer(step, index, candidates.tolist(), logs_nV.max(dim=-1).values.exp().tolist(), entropy_n.tolist())
+
+
+def commit(model: Model, rows: Rows, row: int, step: int, chosen: Tensor, tokens: Tensor, raw: Tensor) -> None:
+    """Write tokens into a row and record when and how surely."""
+    rows.ids_BL[row, rows.places[row][chosen].to(model.device)] = tokens
+    logs = torch.log_softmax(raw, dim=-1)
+    confidence = logs.gather(-1, tokens[:, None])[:, 0].exp().tolist()
+    entropy = (-(logs.exp() * logs).sum(dim=-1)).tolist()
+    for place, token, sure, spread in zip(chosen.tolist(), tokens.tolist(), confidence, entropy, strict=True):
+        if token == model.ids.mask:
+            continue  # the public samplers may draw the mask itself: the place simply stays masked
+        rows.masked[row][place] = False
+        rows.reveal[row][place] = step
+        rows.confidence[row][place] = sure
+        rows.entropy[row][place] = spread

@@ -1,0 +1,260 @@
+"""What is asked of the sampler: prompts as rows of ids with masks to fill, and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.diffusion import commits, schedules, unmasking
+from dcoder_cli.model.backbone import Model
+
+Chat = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A prompt with a hole: the sampler writes the text between `prefix` and `suffix`."""
+
+    prefix: str | Sequence[int]
+    suffix: str | Sequence[int]
+
+
+Prompt = str | Infill | Chat | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to decode. Defaults are the sampler's plainest; commands and protocols set their own.
+
+    Attributes:
+        max_new_tokens: masks after the prompt (256: DiffuCoder's RL completions, B.1).
+        steps: denoising steps; None = one token a step.
+        rule: unmasking rule or a public sampler's name for it (entropy: DiffuCoder B.2).
+        temperature: 0 = argmax.
+        top_p, top_k: None = off.
+        alg_temperature: randomness in which candidates are committed; 0 = the surest (Dream's alg_temp).
+        block_length: semi-autoregressive blocks; None = one block (mode fast: blocks of 32 where they divide).
+        compat: "dream" or "llada" reproduces that public sampler; None = ours.
+        cfg_scale: LLaDA's classifier-free guidance, un + (c + 1)(cond - un); 0 = off.
+        stop_penalty: subtracted from the logits of end and pad tokens, against empty answers.
+        min_new_tokens: no end or pad token among the first so many new tokens.
+        seed: base seed; row i of the call draws from (seed, i), so its neighbours do not matter.
+        mode: "exact" (the plain sampler's tokens) or "fast" (approximate). What follows applies to "fast" only, where
+            None takes the default that is named.
+        cache: "none", "prefix" or "dual" (caches.py). Default dual.
+        commit: "threshold", "factor", "entropy-bound" (commits.py) or "schedule" (as many a step as in exact mode).
+            Default: that of the one among threshold, factor, entropy_bound and steps that is given, else threshold.
+        threshold: confidence above which tokens are committed together. Default 0.9.
+        factor: of the factor rule. Default 1.0.
+        entropy_bound: in nats, of the entropy-bound rule. Default 0.1.
+        cache_refresh: evaluate whole rows every so many steps within a block; None = at the start of a block only.
+        early_stop: end a row once a stop token and all before it are committed. Default yes.
+    """
+
+    max_new_tokens: int = 256
+    steps: int | None = None
+    rule: str = "entropy"
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    alg_temperature: float = 0.0
+    block_length: int | None = None
+    compat: Literal["dream", "llada"] | None = None
+    cfg_scale: float = 0.0
+    stop_penalty: float = 0.0
+    min_new_tokens: int = 0
+    seed: int = 0
+    mode: Literal["exact", "fast"] = "exact"
+    cache: Literal["none", "prefix", "dual"] | None = None
+    commit: Literal["threshold", "factor", "entropy-bound", "schedule"] | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    cache_refresh: int | None = None
+    early_stop: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("exact", "fast"):
+            raise UserError(f"mode {self.mode!r} is unknown; use exact or fast")
+        if self.mode == "fast":
+            for name, value in _fast_defaults(self).items():
+                object.__setattr__(self, name, value)
+        _check_mode(self)
+        unmasking.canonical(self.rule)
+        schedules.plan(self.max_new_tokens, self.steps, self.block_for(self.max_new_tokens), self.compat)
+        checks = (
+            (self.temperature >= 0, f"temperature = {self.temperature} must be 0 (argmax) or more"),
+            (self.top_p is None or 0 < self.top_p <= 1, f"top_p = {self.top_p} must lie in (0, 1]"),
+            (self.top_k is None or self.top_k >= 1, f"top_k = {self.top_k} must be at least 1"),
+            (self.alg_temperature >= 0, f"alg_temperature = {self.alg_temperature} must be 0 or more"),
+            (self.cfg_scale >= 0, f"cfg_scale = {self.cfg_scale} must be 0 (off) or more"),
+            (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"min_new_tokens = {self.min_new_tokens} must lie between 0 and max_new_tokens = {self.max_new_tokens}",
+            ),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise UserError(message)
+
+    def block_for(self, new_tokens: int) -> int | None:
+        """The length of the blocks of a row with so many new tokens; None = one block."""
+        if self.mode == "fast" and self.block_length is None and new_tokens % BLOCK == 0:
+            return BLOCK
+        return self.block_length
+
+
+FAST_ONLY = ("cache", "commit", "threshold", "factor", "entropy_bound", "cache_refresh", "early_stop")
+_PARAMETER = {"threshold": "threshold", "factor": "factor", "entropy-bound": "entropy_bound", "schedule": "steps"}
+BLOCK = 32  # the fast mode's blocks where they divide the new tokens (Fast-dLLM, arXiv 2505.22618)
+
+
+def _fast_defaults(given: Settings) -> dict[str, Any]:
+    """What the fast mode fills in where nothing was given."""
+    commit = given.commit
+    if commit is None:
+        named = [rule for rule, name in _PARAMETER.items() if getattr(given, name) is not None]
+        commit = named[0] if named else "threshold"  # type: ignore[assignment]
+    values: dict[str, Any] = {
+        "commit": commit,
+        "cache": given.cache or "dual",  # Fast-dLLM's fastest
+        "early_stop": given.early_stop is None or given.early_stop,
+    }
+    if commit == "threshold" and given.threshold is None:
+        values["threshold"] = 0.9  # Fast-dLLM
+    if commit == "factor" and given.factor is None:
+        values["factor"] = 1.0  # Fast-dLLM: the bound under which parallel and sequential greedy decoding agree
+    if commit == "entropy-bound" and given.entropy_bound is None:
+        values["entropy_bound"] = 0.1  # the default of transformers' EntropyBoundSamplerConfig
+    return values
+
+
+def _check_mode(settings: Settings) -> None:
+    """Raises UserError for settings that the mode does not know, or that lie out of range."""
+    if settings.mode == "exact":
+        for name in FAST_ONLY:
+            if getattr(settings, name) is not None:
+                raise UserError(
+                    f"{name} = {getattr(settings, name)} applies to mode fast only; give mode fast or leave it"
+                )
+        return
+    for name, choices in (("cache", ("none", "prefix", "dual")), ("commit", commits.COMMITS)):
+        if getattr(settings, name) not in choices:
+            raise UserError(f"{name} {getattr(settings, name)!r} is unknown; use {', '.join(choices)}")
+    for rule, name in _PARAMETER.items():
+        value = getattr(settings, name)
+        if value is not None and settings.commit != rule:
+            raise UserError(
+                f"{name} = {value} applies to commit {rule} only, not {settings.commit}; give one commit rule"
+            )
+    checks = (
+        (
+            settings.compat is None,
+            f"compat {settings.compat} reproduces a public sampler exactly; use it in mode exact",
+        ),
+        (settings.cfg_scale == 0, f"cfg_scale = {settings.cfg_scale} needs mode exact; leave it at 0 in mode fast"),
+        (
+            settings.threshold is None or 0 <= settings.threshold <= 1,
+            f"threshold = {settings.threshold} must lie between 0 (all tokens at once) and 1 (one a step)",
+        ),
+        (settings.factor is None or settings.factor > 0, f"factor = {settings.factor} must be above 0"),
+        (
+            settings.entropy_bound is None or settings.entropy_bound >= 0,
+            f"entropy_bound = {settings.entropy_bound} must be 0 or more (nats)",
+        ),
+        (
+            settings.cache_refresh is None or settings.cache_refresh >= 1,
+            f"cache_refresh = {settings.cache_refresh} must be at least 1 step",
+        ),
+        (
+            settings.cache_refresh is None or settings.cache != "none",
+            "cache_refresh has nothing to refresh with cache none; choose prefix or dual",
+        ),
+    )
+    for holds, message in checks:
+        if not holds:
+            raise UserError(message)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to decode: prefix ids, masks, suffix ids."""
+
+    index: int
+    id: str
+    prompt: str
+    prefix: list[int]
+    suffix: list[int]
+    new_tokens: int
+    seed: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole row."""
+        return len(self.prefix) + self.new_tokens + len(self.suffix)
+
+
+def encode(
+    model: Model,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    ids: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    lengths: Sequence[int] | None = None,
+) -> list[Request]:
+    """Requests of prompts (text, infill, chats or ids); `lengths`: each one's new tokens, default max_new_tokens.
+
+    Raises:
+        UserError: text without a tokenizer, a prompt that leaves no room, an infill for an AR model.
+    """
+    requests = []
+    for index, prompt in enumerate(prompts):
+        text, prefix, suffix = _encode_one(model, prompt, index)
+        name = ids[index] if ids is not None else str(index)
+        seed = seeds[index] if seeds is not None else index
+        new_tokens = lengths[index] if lengths is not None else settings.max_new_tokens
+        request = Request(index, name, text, prefix, suffix, new_tokens, seed)
+        if request.length > model.max_length:
+            raise UserError(
+                f"prompt {name!r} has {len(prefix) + len(suffix)} tokens, which with {new_tokens} new ones exceeds "
+                f"the model's context of {model.max_length}; shorten it or lower max_new_tokens"
+            )
+        if suffix and not model.is_diffusion:
+            raise UserError(f"prompt {name!r} is an infill, which an AR model cannot do; use a diffusion model")
+        requests.append(request)
+    return requests
+
+
+def _encode_one(model: Model, prompt: Prompt, index: int) -> tuple[str, list[int], list[int]]:
+    if isinstance(prompt, Infill):
+        prefix_text, prefix = _tokens(model, prompt.prefix, index, first=True)
+        suffix_text, suffix = _tokens(model, prompt.suffix, index, first=False)
+        return prefix_text + suffix_text, prefix, suffix
+    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Mapping):
+        text, prefix = _tokens(model, prompt, index, first=True)  # type: ignore[arg-type]
+        return text, prefix, []
+    if model.tokenizer is None or model.tokenizer.chat_template is None:
+        raise UserError(
+            f"prompt {index} is a chat but the tokenizer of {model.name!r} has no chat template; give plain text"
+        )
+    messages = [dict(message) for message in prompt]  # type: ignore[arg-type]
+    continues = messages[-1].get("role") == "assistant"  # a prefilled answer is continued, not closed
+    text = model.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
+    )
+    return text, list(model.tokenizer(text, add_special_tokens=False)["input_ids"]), []
+
+
+def _tokens(model: Model, prompt: str | Sequence[int], index: int, first: bool) -> tuple[str, list[int]]:
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise UserError(f"model {model.name!r} has no tokenizer, so prompt {index} must be a list of ids, not text")
+        return prompt, list(model.tokenizer(prompt, add_special_tokens=first)["input_ids"])
+    tokens = [int(token) for token in prompt]
+    for token in tokens:
+        if not 0 <= token < model.vocab_size:
+            raise UserError(f"prompt {index} has the id {token}, outside the vocabulary of {model.vocab_size}")
+    text = model.tokenizer.decode(tokens) if model.tokenizer is not None else ""
+    return text, tokens

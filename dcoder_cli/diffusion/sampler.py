@@ -1,0 +1,207 @@
+"""`generate`: prompts in, trajectories out, for every model and unmasking rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+import torch
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.diffusion import autoregressive, fast, infilling
+from dcoder_cli.diffusion.denoise import Observer, OnCommit, denoise
+from dcoder_cli.diffusion.requests import Infill, Prompt, Request, Settings, encode
+from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.model.backbone import Model
+
+__all__ = ["Infill", "Settings", "generate"]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 256,
+    steps: int | None = None,
+    rule: str = "entropy",
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    alg_temperature: float = 0.0,
+    block_length: int | None = None,
+    compat: Literal["dream", "llada"] | None = None,
+    mode: Literal["exact", "fast"] = "exact",
+    seed: int = 0,
+    *,
+    cfg_scale: float = 0.0,
+    stop_penalty: float = 0.0,
+    min_new_tokens: int = 0,
+    cache: Literal["none", "prefix", "dual"] | None = None,
+    commit: Literal["threshold", "factor", "entropy-bound", "schedule"] | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
+    entropy_bound: float | None = None,
+    cache_refresh: int | None = None,
+    early_stop: bool | None = None,
+    infill_lengths: Sequence[int] | None = None,
+    infill_by: Literal["first-step", "final"] = "first-step",
+    ids: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 8,
+    observer: Observer | None = None,
+    on_commit: OnCommit | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Decode prompts with a diffusion or AR model.
+
+    Args:
+        model: from `load`.
+        prompts: strings, chats (lists of role/content messages; a last assistant message is continued), lists of ids,
+            or `Infill(prefix, suffix)`.
+        max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale,
+        stop_penalty, min_new_tokens, seed: see `Settings`.
+        mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see fast.py.
+        cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop: of the fast mode, see `Settings`.
+        infill_lengths: for prompts that are infills, the span lengths to choose from; see infilling.py. Replaces
+            max_new_tokens there.
+        infill_by: how a length is chosen: "first-step" (one evaluation a length) or "final" (decode each).
+        ids: names of the samples; default their index.
+        seeds: each row's own number, mixed with `seed`; default its index. The same (seed, row seed, prompt) gives the
+            same text in any batch.
+        batch_size: rows decoded together.
+        observer: called at every step for every row with all its candidates; see denoise.py.
+        on_commit: called with the tokens that a row has just committed; see denoise.py. AR models: one a step.
+        on_done: called with each finished trajectory.
+
+    Returns:
+        One Trajectory for each prompt, in order. Its settings report `forwards` (evaluations the row took part in),
+        `tokens_per_forward` (new tokens of the row over those), `seconds` and `tokens_per_second` (of its whole batch).
+
+    Raises:
+        UserError: settings that do not fit together, or a prompt that does not fit the model.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size} must be at least 1")
+    if compat == "dream" and top_k is None:
+        top_k = _dream_top_k(model)
+    settings = Settings(
+        max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale, stop_penalty,
+        min_new_tokens, seed, mode, cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop,
+    )  # fmt: skip
+    if mode == "fast" and not model.is_diffusion:
+        raise UserError(f"mode fast is for diffusion models and {model.name!r} is an AR model; use mode exact")
+    if infill_lengths is not None:
+        return infilling.search(
+            model, prompts, settings, infill_lengths, infill_by, ids, seeds, batch_size,
+            lambda requests, one: _run(model, requests, one, batch_size, observer, on_commit), on_done,
+        )  # fmt: skip
+    requests = encode(model, prompts, settings, ids, seeds)
+    return _run(model, requests, settings, batch_size, observer, on_commit, on_done)
+
+
+def _run(
+    model: Model,
+    requests: list[Request],
+    settings: Settings,
+    batch_size: int,
+    observer: Observer | None = None,
+    on_commit: OnCommit | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Decode requests in batches; the trajectories in the requests' order."""
+    finished: dict[int, Trajectory] = {}
+    for batch in _batches(requests, batch_size):
+        for request, trajectory in zip(batch, _decode(model, batch, settings, observer, on_commit), strict=True):
+            finished[request.index] = trajectory
+            if on_done is not None:
+                on_done(trajectory)
+    return [finished[request.index] for request in requests]
+
+
+def _dream_top_k(model: Model) -> int | None:
+    """The top-k that Dream's code runs with when none is given: generation_config.json's.
+
+    Without that file the transformers version it is pinned to fills in its own default of 50, which the recorded runs show.
+    """
+    return 50 if model.generation is None else model.generation.get("top_k")
+
+
+def _batches(requests: list[Request], size: int) -> Iterator[list[Request]]:
+    """Batches of rows of like length, so that little is padded."""
+    ordered = sorted(requests, key=lambda request: request.length)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _decode(
+    model: Model, batch: list[Request], settings: Settings, observer: Observer | None, on_commit: OnCommit | None
+) -> list[Trajectory]:
+    began = _now(model)
+    results: list[tuple[list[int], list[int], list[float], list[float], int]] = []
+    if model.is_diffusion:
+        decode = fast.denoise if settings.mode == "fast" else denoise
+        rows = decode(model, batch, settings, observer, on_commit)
+        for row, kept in enumerate(rows.kept):
+            tokens = rows.ids_BL[row, rows.places[row].to(rows.ids_BL.device)].tolist()
+            columns = (tokens[:kept], rows.reveal[row][:kept], rows.confidence[row][:kept], rows.entropy[row][:kept])
+            results.append((*columns, rows.forwards[row]))
+    else:
+        for tokens, confidence, entropy in autoregressive.decode(model, batch, settings, on_commit):
+            results.append((tokens, list(range(len(tokens))), confidence, entropy, len(tokens)))
+    seconds = _now(model) - began
+    produced = sum(len(result[0]) for result in results)
+    trajectories = []
+    for request, (tokens, reveal, confidence, entropy, forwards) in zip(batch, results, strict=True):
+        text, finished = _text(model, tokens)
+        counts = {
+            "forwards": forwards,
+            "tokens_per_forward": round(len(tokens) / forwards, 3),
+            "batch": len(batch),
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(produced / seconds, 2),
+            "finished": finished,
+            "end_ids": sorted(model.ids.stops),
+        }
+        trajectories.append(
+            Trajectory(
+                request.id,
+                request.prompt,
+                tokens,
+                text,
+                reveal,
+                confidence,
+                entropy,
+                len(request.prefix) + len(request.suffix),
+                model.name,
+                {**_record(settings, request), **counts},
+            )
+        )
+    return trajectories
+
+
+def _now(model: Model) -> float:
+    """The clock in seconds, once the device is done with what was asked of it."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _record(settings: Settings, request: Request) -> dict[str, Any]:
+    """The settings of one row, without what is off."""
+    used = replace(settings, max_new_tokens=request.new_tokens, block_length=settings.block_for(request.new_tokens))
+    return {
+        key: value
+        for key, value in asdict(used).items()
+        if value is not None
+        and (value != 0.0 or key in ("temperature", "seed", "threshold", "entropy_bound", "early_stop"))
+    }
+
+
+def _text(model: Model, tokens: list[int]) -> tuple[str, bool]:
+    """The text up to the first end of text, pad or end of turn, and whether there was one."""
+    end = next((place for place, token in enumerate(tokens) if token in model.ids.stops), None)
+    kept = tokens if end is None else tokens[:end]
+    if model.tokenizer is None:
+        return "", end is not None
+    return model.tokenizer.decode(kept, skip_special_tokens=True), end is not None

@@ -1,0 +1,142 @@
+"""A decoding as data: which token was committed where, at which step, with what confidence.
+
+Everything that looks at decoding order (AR-ness, plots, coloured text, RL monitors) reads this,
+and a line of JSON holds one, so any system's decoding can be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_jsonl
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One decoded sample.
+
+    Attributes:
+        id: name of the sample, for example a task id.
+        prompt: the prompt as text ("" where ids were given and there is no tokenizer).
+        tokens: ids of the new tokens, in text order, all of them (also those after an end of turn).
+        text: the decoded text up to the first end of text, pad or end of turn.
+        reveal_step: for each new token the denoising step (from 0) at which it was committed.
+        confidence: probability of the committed token under the model (temperature 1, nothing filtered) at that step.
+        entropy: entropy in nats of the same distribution.
+        prompt_length: number of prompt tokens.
+        model: name or path of the model.
+        settings: the sampler's settings and counts (steps, rule, temperature, forwards, seconds ...).
+    """
+
+    id: str
+    prompt: str
+    tokens: list[int]
+    text: str
+    reveal_step: list[int]
+    confidence: list[float]
+    entropy: list[float]
+    prompt_length: int
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def order(self) -> list[list[int]]:
+        """Positions committed at each step that committed any, in step order; ascending within a step."""
+        steps: dict[int, list[int]] = {}
+        for position, step in enumerate(self.reveal_step):
+            steps.setdefault(step, []).append(position)
+        return [steps[step] for step in sorted(steps)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of DESIGN.md section 4; floats rounded to 5 significant digits."""
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            "tokens": self.tokens,
+            "text": self.text,
+            "reveal_step": self.reveal_step,
+            "confidence": [_short(value) for value in self.confidence],
+            "entropy": [_short(value) for value in self.entropy],
+            "prompt_length": self.prompt_length,
+            "model": self.model,
+            "settings": self.settings,
+        }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def write(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
+    """Write a trajectory file (JSON lines), atomically."""
+    write_jsonl(path, (trajectory.to_json() for trajectory in trajectories))
+
+
+def read(path: str | Path) -> list[Trajectory]:
+    """Read a trajectory file.
+
+    Only `reveal_step` is required of a line, so other systems can write it.
+
+    Raises:
+        UserError: the file, or a line of it, is broken; the message names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"trajectory file {str(path)!r} cannot be read: {error}") from None
+    trajectories = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not trajectories:
+        raise UserError(
+            f"trajectory file {str(path)!r} holds no trajectory; write one with `dcoder generate --trajectories`"
+        )
+    return trajectories
+
+
+def _parse(line: str, where: str) -> Trajectory:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("reveal_step"), list):
+        raise UserError(
+            f"{where} has no list 'reveal_step'; a trajectory gives each new token the step that committed it"
+        )
+    steps = record["reveal_step"]
+    for position, step in enumerate(steps):
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise UserError(
+                f"{where}: reveal_step[{position}] is {step!r}; every new token needs the step (0, 1, ..) that committed it"
+            )
+    length = len(steps)
+    if not length:
+        raise UserError(f"{where}: reveal_step is empty; there is no token to measure")
+    return Trajectory(
+        id=str(record.get("id", where)),
+        prompt=str(record.get("prompt", "")),
+        tokens=[int(token) for token in _column(record, "tokens", length, where, 0)],
+        text=str(record.get("text", "")),
+        reveal_step=steps,
+        confidence=[float(value) for value in _column(record, "confidence", length, where, math.nan)],
+        entropy=[float(value) for value in _column(record, "entropy", length, where, math.nan)],
+        prompt_length=int(record.get("prompt_length", 0)),
+        model=str(record.get("model", "")),
+        settings=dict(record.get("settings") or {}),
+    )
+
+
+def _column(record: dict[str, Any], name: str, length: int, where: str, default: float) -> Sequence[Any]:
+    values = record.get(name)
+    if values is None:
+        return [default] * length
+    if not isinstance(values, list) or len(values) != length:
+        size = len(values) if isinstance(values, list) else "no list"
+        raise UserError(f"{where}: {name} has {size} entries but reveal_step has {length}; they must match")
+    for position, value in enumerate(values):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise UserError(f"{where}: {name}[{position}] is {value!r}, not a number")
+    return values

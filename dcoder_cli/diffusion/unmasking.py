@@ -1,0 +1,112 @@
+"""One denoising step's decisions: a token for every candidate, and which candidates are committed.
+
+Shapes: N candidates (masked positions in reach, of all rows), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.base.errors import UserError
+
+# Dream's and LLaDA's names for the same rules.
+ALIASES = {"maskgit_plus": "confidence", "low_confidence": "confidence", "topk_margin": "margin", "origin": "random"}
+RULES = ("entropy", "confidence", "margin", "random", "left-to-right")
+
+_TOP = 256  # ours: nearly all of a language model's nucleus; where it is not enough, the whole row is sorted
+
+
+def canonical(rule: str) -> str:
+    """The rule's own name. Raises UserError for an unknown one."""
+    name = ALIASES.get(rule, rule)
+    if name not in RULES:
+        raise UserError(f"unmasking rule {rule!r} is unknown; use {', '.join([*RULES, *ALIASES])}")
+    return name
+
+
+def filter_logits(logits_NV: Tensor, temperature: float, top_p: float | None, top_k: int | None) -> Tensor:
+    """Logits after temperature, then top-p, then top-k, dropped entries at -inf (Dream's order).
+
+    Temperature 0 means argmax: the logits are not scaled. Top-p drops tokens where the probability before them
+    already exceeds p, and always keeps the first.
+    """
+    if temperature > 0:
+        logits_NV = logits_NV / temperature
+    if top_p is not None and top_p < 1:
+        logits_NV = logits_NV.masked_fill(_beyond_nucleus(logits_NV, top_p), -torch.inf)
+    if top_k is not None and top_k < logits_NV.shape[-1]:
+        smallest_N1 = torch.topk(logits_NV, top_k).values[..., -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < smallest_N1, -torch.inf)
+    return logits_NV
+
+
+def _beyond_nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    """bool [N, V]: outside the top-p nucleus. Sorts only the largest entries, and whole rows where those are not enough."""
+    vocabulary = logits_NV.shape[-1]
+    probabilities_NV = torch.softmax(logits_NV, dim=-1)
+    count = min(_TOP, vocabulary)
+    top_NK, index_NK = torch.topk(probabilities_NV, count, dim=-1)
+    if count < vocabulary and bool((top_NK.sum(dim=-1) <= top_p).any()):
+        top_NK, index_NK = torch.sort(probabilities_NV, dim=-1, descending=True, stable=True)
+    drop_NK = top_NK.cumsum(dim=-1) > top_p
+    drop_NK = torch.cat([torch.zeros_like(drop_NK[..., :1]), drop_NK[..., :-1]], dim=-1)
+    keep_NV = torch.zeros_like(probabilities_NV, dtype=torch.bool)
+    keep_NV.scatter_(-1, index_NK, ~drop_NK)
+    return ~keep_NV
+
+
+def choose(probabilities_NV: Tensor, temperature: float, uniform_N: Tensor | None) -> Tensor:
+    """A token for each candidate: argmax at temperature 0, else a draw by inverse cumulative probability.
+
+    One uniform number a candidate decides, so a row's draw does not depend on its neighbours in the batch. int64 [N].
+    """
+    if temperature == 0 or uniform_N is None:
+        return probabilities_NV.argmax(dim=-1)
+    cumulative_NV = probabilities_NV.cumsum(dim=-1)
+    target_N1 = uniform_N.to(cumulative_NV)[:, None] * cumulative_NV[:, -1:]
+    tokens_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=probabilities_NV.shape[-1] - 1)
+    # Rounding may land on a token of probability 0 at the end of the row: take the last that has any.
+    missed_N = probabilities_NV.gather(-1, tokens_N[:, None])[:, 0] == 0
+    return torch.where(missed_N, probabilities_NV.argmax(dim=-1), tokens_N)
+
+
+def score(rule: str, probabilities_NV: Tensor, tokens_N: Tensor, places_N: Tensor, uniform_N: Tensor | None) -> Tensor:
+    """How sure each candidate is; the largest are committed first. float [N].
+
+    Args:
+        rule: "entropy" (negative entropy), "confidence" (probability of the token), "margin" (best minus second best),
+            "random", or "left-to-right".
+        probabilities_NV: after temperature, top-p and top-k, as Dream's public code has it.
+        tokens_N: the token chosen for each candidate.
+        places_N: position of each candidate in its row.
+        uniform_N: random numbers for the rule "random".
+    """
+    if rule == "entropy":
+        return (probabilities_NV * torch.log(probabilities_NV + 1e-10)).sum(dim=-1)
+    if rule == "confidence":
+        return probabilities_NV.gather(-1, tokens_N[:, None])[:, 0]
+    if rule == "margin":
+        best_N2 = torch.topk(probabilities_NV, 2, dim=-1).values
+        return best_N2[:, 0] - best_N2[:, 1]
+    if rule == "random":
+        assert uniform_N is not None
+        return uniform_N.to(probabilities_NV)
+    return -places_N.to(probabilities_NV)
+
+
+def pick(scores: Tensor, count: int, alg_temperature: float, uniform: Tensor | None) -> Tensor:
+    """Indices of the `count` candidates of one row to commit.
+
+    Args:
+        scores: float [n], of one row's candidates in position order.
+        count: how many.
+        alg_temperature: 0 takes the largest (ties to the left); above 0 draws without replacement from
+            softmax(score / alg_temperature).
+        uniform: float [n] random numbers for the draw.
+    """
+    if alg_temperature > 0:
+        assert uniform is not None
+        gumbel = -torch.log(-torch.log(uniform.to(scores.device, torch.float64).clamp(1e-12, 1 - 1e-12)))
+        scores = scores.double() / alg_temperature + gumbel  # the Gumbel top-k trick: a draw without replacement
+    return torch.sort(scores, descending=True, stable=True).indices[:count]

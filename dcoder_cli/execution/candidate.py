@@ -1,0 +1,153 @@
+"""Inside the sandbox: hold a candidate and answer requests to call it. Nothing here is trusted by the judge.
+
+A request is `[operation, nonce, ...]` and its answer `[nonce, kind, ...]`. The process has never seen a test or an
+expected value; whatever the candidate does to it, the judge only reads what comes over the socket, and believes an
+answer only as a value to compare.
+
+This file also runs inside the sandbox, so it imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import types
+import warnings
+from typing import Any
+
+from dcoder_cli.execution import codec
+
+_MUTABLE = (list, dict, set)
+
+
+def serve(descriptor: int) -> None:
+    """Answer requests from the socket `descriptor` until the other side closes it."""
+    warnings.simplefilter("ignore")
+    candidate = _Candidate()
+    while True:
+        header = _read(descriptor, 4)
+        if header is None:
+            return
+        body = _read(descriptor, struct.unpack("!I", header)[0])
+        if body is None:
+            return
+        operation, nonce, *details = codec.loads(body, candidate.find)
+        try:
+            answer = candidate.answer(operation, nonce, details)
+        except codec.Unfit as problem:
+            answer = codec.dumps([nonce, "unfit", str(problem)[:200]])
+        except BaseException as problem:  # SystemExit and KeyboardInterrupt are a failed call like any other
+            answer = codec.dumps([nonce, "raised", *_described(problem)])
+        frame = memoryview(struct.pack("!I", len(answer)) + answer)
+        while frame:
+            frame = frame[os.write(descriptor, frame) :]
+
+
+class _Candidate:
+    def __init__(self) -> None:
+        self._objects: list[Any] = []
+        self._module = types.ModuleType("solution")
+        self._source = ""
+
+    def find(self, number: int) -> Any:
+        return self._objects[number]
+
+    def answer(self, operation: str, nonce: str, details: list[Any]) -> bytes:
+        if operation == "call":
+            return self._call(nonce, *details)
+        if operation == "load":
+            return codec.dumps([nonce, *self._load(*details)])
+        if operation == "program":
+            return codec.dumps([nonce, "value", _program(self._source, *details)])
+        return codec.dumps([nonce, "value", self._use(operation, *details)], self._keep)
+
+    def _load(self, source: str, run: bool) -> list[Any]:
+        self._source = source
+        try:
+            code = compile(source, "<solution>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as problem:
+            return ["syntax", *_described(problem)]
+        if run:
+            sys.modules["solution"] = self._module
+            exec(code, self._module.__dict__)
+        return ["value", None]
+
+    def _call(self, nonce: str, name: str, arguments: list[Any], keywords: dict[str, Any], mode: str) -> bytes:
+        function = vars(self._module)[name] if name in vars(self._module) else _missing(name)
+        if mode == "digest":
+            return b'["%b","value",%b]' % (nonce.encode(), codec.dumps_or_digest(function(*arguments, **keywords)))
+        keep = self._keep if isinstance(function, type) else None
+        if mode == "plain":
+            return codec.dumps([nonce, "value", function(*arguments, **keywords)], keep)
+        before = [codec.dumps(value, self._number) if type(value) in _MUTABLE else b"" for value in arguments]
+        result = function(*arguments, **keywords)
+        changes = {
+            place: value
+            for place, value in enumerate(arguments)
+            if before[place] and codec.dumps(value, self._number) != before[place]
+        }
+        return codec.dumps([nonce, "value", result, changes], keep)
+
+    def _use(self, operation: str, target: Any, name: str, *details: Any) -> Any:
+        if operation == "set":
+            setattr(target, name, details[0])
+            return None
+        if operation == "method":
+            return getattr(target, name)(*details[0], **details[1])
+        value = getattr(target, name)
+        return ["method"] if callable(value) else ["value", value]
+
+    def _number(self, value: Any) -> int | None:
+        """The number under which the judge knows this object."""
+        return next((number for number, known in enumerate(self._objects) if known is value), None)
+
+    def _keep(self, value: Any) -> int | None:
+        """The number of an object of a class the candidate wrote, given out if it is new."""
+        if type(value).__module__ != "solution":
+            return None
+        number = self._number(value)
+        if number is None:
+            number = len(self._objects)
+            self._objects.append(value)
+        return number
+
+
+def _missing(name: str) -> Any:
+    raise NameError(f"name {name!r} is not defined")
+
+
+def _described(problem: BaseException) -> tuple[str, str]:
+    """A name and a message, whatever the candidate's exception class does when asked."""
+    try:
+        return type(problem).__name__[:80], str(problem)[:200]
+    except BaseException:
+        return "Exception", ""
+
+
+def _program(source: str, text: str) -> str:
+    """Run the source as a program with `text` on its standard input; what it wrote on standard output."""
+    written = io.BytesIO()
+    sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "surrogatepass")), encoding="utf-8")
+    sys.stdout = output = io.TextIOWrapper(written, encoding="utf-8", errors="surrogatepass", write_through=True)
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(source, "<solution>", "exec", dont_inherit=True), module.__dict__)
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            raise
+    output.flush()
+    return written.getvalue().decode("utf-8", "replace")
+
+
+def _read(descriptor: int, count: int) -> bytes | None:
+    parts = []
+    while count:
+        part = os.read(descriptor, min(count, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,192 @@
+"""The trusted side's hold on a candidate: requests with deadlines, and a new candidate when one is gone.
+
+This file also runs inside the sandbox, so it imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from dcoder_cli.execution import codec
+from dcoder_cli.execution.channel import Channel, Forged, Gone, Late
+from dcoder_cli.execution.codec import Remote, Unfit
+
+MAX_RESTARTS = 20  # ours: a candidate that dies on each of its tests must not hold a worker for ever
+
+
+class Stopped(BaseException):
+    """A request did not end in an answer. `status` is one of timeout, failed, memory. Not an Exception: test code
+    that catches everything must not catch this."""
+
+    def __init__(self, status: str, why: str) -> None:
+        super().__init__(why)
+        self.status, self.why = status, why
+
+
+class Raised(Exception):
+    """The candidate raised an exception that is no builtin one (or one that would end a process)."""
+
+
+class Candidate:
+    """A candidate behind a socket. `report` is the way to the host, who makes new ones.
+
+    Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; or the builtin
+    exception of the name the candidate gives, or Raised.
+    """
+
+    def __init__(self, report: Channel, source: str, seconds: float, run: bool) -> None:
+        self._report = report
+        self._source, self._seconds, self._run = source, seconds, run
+        self._restarts = 0
+        self.condemned = ""  # why no answer of this candidate counts any more
+        self._begin()
+
+    def restart(self, counts: bool = True) -> None:
+        """A fresh process with the same source. Raises Stopped when there were too many, or on a bad load."""
+        self._restarts += counts
+        if self._restarts > MAX_RESTARTS:
+            self.condemned = self.condemned or f"died or hung more than {MAX_RESTARTS} times"
+        if self.condemned:
+            raise Stopped("failed", self.condemned)
+        self._channel.connection.close()
+        self._begin()
+
+    def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], watch: bool, seconds: float) -> Any:
+        """`name(*arguments, **keywords)` in the candidate. With `watch`, lists, dicts and sets given as arguments
+        come to hold what the candidate left in them."""
+        result = self._ask("call", [name, arguments, keywords, "watch" if watch else "plain"], seconds)
+        if not watch:
+            return result[0]
+        if len(result) != 2 or type(result[1]) is not dict:
+            raise self._forgery("an answer without its changes")
+        for place, value in result[1].items():
+            if type(place) is int and 0 <= place < len(arguments):
+                _refill(arguments[place], value)
+        return result[0]
+
+    def use(self, operation: str, *details: Any, seconds: float) -> Any:
+        """Get, set or call an attribute of an object that lives in the candidate."""
+        return self._ask(operation, list(details), seconds)[0]
+
+    def program(self, text: str, seconds: float) -> Any:
+        """What the source writes on standard output with `text` on its standard input."""
+        return self._ask("program", [text], seconds)[0]
+
+    def answer(self, name: str, encoded_arguments: bytes, seconds: float) -> bytes:
+        """The encoded result, or its digest, of a call with encoded arguments: nothing is decoded on the way."""
+        nonce = self._nonce()
+        request = b'["call","%b",%b,%b,{"d":[]},"digest"]' % (nonce, json.dumps(name).encode(), encoded_arguments)
+        data = self._exchange(request, seconds)
+        prefix = b'["%b","value",' % nonce
+        if data.startswith(prefix) and data.endswith(b"]"):
+            return data[len(prefix) : -1]
+        return codec.dumps(self._checked(data, nonce, None)[0])
+
+    def close(self) -> None:
+        """Let go of the candidate; the host buries it."""
+        self._channel.connection.close()
+
+    def _begin(self) -> None:
+        self._report.send(b'{"candidate":true}')
+        self._channel = Channel(_receive_socket(self._report.connection))
+        self.alive = True
+        self._ask("load", [self._source, self._run], self._seconds)
+
+    def _nonce(self) -> bytes:
+        return os.urandom(8).hex().encode()
+
+    def _ask(self, operation: str, details: list[Any], seconds: float) -> list[Any]:
+        nonce = self._nonce()
+        request = codec.dumps([operation, nonce.decode(), *details], _number_of)
+        return self._checked(self._exchange(request, seconds), nonce, Remote)
+
+    def _exchange(self, request: bytes, seconds: float) -> bytes:
+        if self.condemned or not self.alive:
+            raise Stopped("failed", self.condemned or "the candidate is gone")
+        if self._channel.pending():
+            if self._channel.closed():
+                self.alive = False
+                raise Stopped("failed", "the candidate's process ended")
+            raise self._forgery("a frame nobody asked for")
+        deadline = time.monotonic() + seconds
+        try:
+            self._channel.send(request, deadline)
+            return self._channel.receive(deadline)
+        except Late:
+            self.alive = False
+            raise Stopped("timeout", f"no answer within {seconds:.3g} s") from None
+        except Gone:
+            self.alive = False
+            raise Stopped("failed", "the candidate's process ended") from None
+        except Forged as problem:
+            raise self._forgery(str(problem)) from None
+
+    def _checked(self, data: bytes, nonce: bytes, remote: Any) -> list[Any]:
+        try:
+            frame = codec.loads(data, remote)
+        except (Unfit, MemoryError) as problem:
+            raise self._forgery(str(problem)) from None
+        if type(frame) is not list or len(frame) < 3 or frame[0] != nonce.decode():
+            raise self._forgery("an answer to nothing that was asked")
+        kind, *rest = frame[1:]
+        if kind == "value":
+            return rest
+        text = [part if type(part) is str else "" for part in (*rest, "")]
+        if kind == "unfit":
+            raise Raised(f"the candidate returned {text[0]}")
+        if kind == "syntax":
+            self.condemned = f"{text[0]}: {text[1]}"
+            raise Stopped("syntax" if text[0] != "MemoryError" else "memory", self.condemned)
+        if kind == "raised":
+            raise _exception(text[0], text[1])
+        raise self._forgery("an answer of no known kind")
+
+    def _forgery(self, what: str) -> Stopped:
+        self.alive = False
+        self.condemned = f"broke the protocol: {what}"
+        return Stopped("failed", self.condemned)
+
+
+def _refill(target: Any, value: Any) -> None:
+    """Make a list, dict or set hold what another of its type holds."""
+    if type(target) is not type(value):
+        return
+    if isinstance(target, list):
+        target[:] = value
+    elif isinstance(target, (dict, set)):
+        target.clear()
+        target.update(value)
+
+
+def _number_of(value: Any) -> int | None:
+    return value.number if isinstance(value, Remote) else None
+
+
+def _exception(name: str, message: str) -> BaseException:
+    import builtins
+
+    kind = getattr(builtins, name, None)
+    if name == "MemoryError":
+        return Stopped("memory", "MemoryError")
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        try:
+            return kind(message)
+        except TypeError:  # UnicodeDecodeError and the like want more than a message
+            pass
+    return Raised(f"{name}: {message}")
+
+
+def _receive_socket(connection: socket.socket) -> socket.socket:
+    """A socket that the host sends along with one byte."""
+    connection.setblocking(True)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    finally:
+        connection.setblocking(False)
+    if not data or len(descriptors) != 1:
+        raise Gone
+    return socket.socket(fileno=descriptors[0])

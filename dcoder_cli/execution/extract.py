@@ -1,0 +1,290 @@
+"""Getting the program out of a model's text, with `ast` alone: nothing is executed.
+
+One pass finds where top-level statements begin; each is parsed by itself, so a broken line costs its own statement and
+no more. The time is linear in the text up to a constant factor (a budget of parsed characters enforces it).
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+MAX_TEXT = 1 << 18  # characters looked at; the longest answers of the protocols are far below a tenth of it
+_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([A-Za-z0-9_+.-]*)[^\n`]*$", re.MULTILINE)
+_PYTHON = {"python", "py", "python3", "py3"}
+_BUDGET = 4  # characters parsed for each character of text, at most: each statement once, and repairs
+_CONTINUES = re.compile(r"(else|elif|except|finally)\b|[)\]}]")
+_BEGINS = re.compile(r"(def|class|import|from|async def|if __name__)\s|@\w")
+_CUTS = 8  # how often a broken statement is cut before the error and tried again
+
+
+def extract_solution(text: str, entry_point: str, prefill: str = "") -> str:
+    """The source that defines `entry_point` in a model's answer, with the imports and helpers it reaches.
+
+    Looks at the first fenced Python block (of `prefill + text`), else the first fence, else everything. Code at the top
+    level that the function does not need (examples, prints, tests) is left out. Where nothing defines `entry_point`,
+    what parses is returned; where nothing parses, the block as it is, for the judge to report.
+
+    Args:
+        entry_point: a function or class name; empty for a program, which is returned whole if it parses.
+        prefill: what the answer was made to begin with, e.g. "Here is the code:\\n```python\\n".
+    """
+    block = _block((prefill + text)[:MAX_TEXT])
+    tree = _parsed(block)
+    if not entry_point and tree is not None:
+        return block
+    parts = _parts(block) if tree is None else [_Part(block, tree)]
+    statements = [statement for part in parts for statement in _statements(part)]
+    if not statements:
+        return block
+    if not entry_point or not any(entry_point in statement.binds for statement in statements):
+        return "\n".join(part.text.strip("\n") for part in parts) + "\n"
+    return "\n".join(statement.text for statement in _reached(statements, entry_point)) + "\n"
+
+
+def fence_format(text: str, prefill: str = "") -> str:
+    """How well formed an answer is: `parses` (a closed Python fence with code that parses), `syntax-error`, or `none`.
+
+    For the format reward (DiffuCoder section 5: 1.0, 0.5 and 0).
+    """
+    for language, body, closed in _blocks((prefill + text)[:MAX_TEXT]):
+        if language in _PYTHON:
+            if not closed or not body.strip():
+                return "none"
+            return "parses" if _parsed(body) is not None else "syntax-error"
+    return "none"
+
+
+def truncate_at_stops(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of `stops`, which is left out."""
+    places = [place for place in (text.find(stop) for stop in stops if stop) if place >= 0]
+    return text[: min(places)] if places else text
+
+
+# --- fences ----------------------------------------------------------------------------------------------------------
+
+
+def _block(text: str) -> str:
+    first: str | None = None
+    for language, body, _ in _blocks(text):
+        if language in _PYTHON:
+            return body
+        if first is None and not language:
+            first = body
+    return text if first is None else first
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str, bool]]:
+    """Fenced blocks as (language in lower case, body, whether it is closed)."""
+    opened: tuple[str, str, int] | None = None
+    for match in _FENCE.finditer(text):
+        mark, language = match.group(1), match.group(2).lower()
+        if opened is None:
+            opened = mark, language, min(match.end() + 1, len(text))
+        elif mark.startswith(opened[0]) and not language:
+            yield opened[1], text[opened[2] : match.start()], True
+            opened = None
+    if opened is not None:
+        yield opened[1], text[opened[2] :], False
+
+
+# --- statements ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Part:
+    """A piece of text that parses."""
+
+    text: str
+    tree: ast.Module
+
+
+@dataclass
+class _Statement:
+    """A top-level statement: its text, the names it binds or changes, and those it uses."""
+
+    text: str
+    binds: set[str]
+    uses: set[str]
+    is_import: bool  # or a setting of the interpreter: kept whether or not it is reached
+    is_definition: bool
+    is_main: bool = field(default=False)
+
+
+def _parsed(text: str) -> ast.Module | None:
+    """The tree, or None: too deep, too nested, null bytes and whatever else the parser refuses included."""
+    return _parsed_or_line(text)[0]
+
+
+def _parsed_or_line(text: str) -> tuple[ast.Module | None, int]:
+    """The tree, or else the line (from 1) at which the parser stopped; 0 where it does not say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(text), 0
+        except SyntaxError as error:
+            return None, error.lineno or 0
+        except (ValueError, RecursionError, MemoryError, OverflowError):
+            return None, 0
+
+
+def _parts(text: str) -> list[_Part]:
+    """What parses of a text that does not parse as a whole, statement by statement."""
+    budget = _BUDGET * len(text) + 1000
+    parts: list[_Part] = []
+    for chunk in _chunks(text):
+        for _ in range(_CUTS):
+            budget -= len(chunk)
+            if budget < 0:
+                return parts
+            tree, stopped = _parsed_or_line(chunk)
+            if tree is not None:
+                if tree.body:
+                    parts.append(_Part(chunk, tree))
+                break
+            lines = chunk.splitlines(keepends=True)
+            # an error at the end of a cut-off statement is reported where it began or after its last line
+            keep = min(stopped - 1 if 1 < stopped <= len(lines) else len(lines) - 1, len(lines) - 1)
+            while keep > 0 and not lines[keep - 1].strip():
+                keep -= 1
+            if keep <= 0:
+                break
+            chunk = "".join(lines[:keep])
+    return parts
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Pieces that each begin with a top-level statement, decorators with what they decorate, `else` with its `if`."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    begins: list[int] = []
+    decorated = False
+    for number, fresh in enumerate(_fresh_lines(lines)):
+        line = lines[number]
+        if not fresh or not line or line[0] in " \t#" or _CONTINUES.match(line):
+            continue
+        if not decorated:
+            begins.append(number)
+        decorated = line.startswith("@")
+    begins.append(len(lines))
+    for begin, end in itertools.pairwise(begins):
+        yield "\n".join(lines[begin:end]) + "\n"
+
+
+def _fresh_lines(lines: Sequence[str]) -> list[bool]:
+    """For each line whether it begins outside strings and brackets. Prose is forgiven: a line that looks like the
+    beginning of a definition at the left margin closes brackets, and a string that never ends is taken as none."""
+    fresh: list[bool] = []
+    depth, quote, opened, forgiven = 0, "", 0, False
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        if not quote and depth and _BEGINS.match(line):
+            depth = 0
+        fresh.append(not quote and depth == 0)
+        place = 0
+        while place < len(line):
+            if quote:
+                end = line.find(quote, place)
+                slash = line.find("\\", place)
+                if 0 <= slash < end or (slash >= 0 and end < 0):
+                    place = slash + 2
+                    continue
+                if end < 0:
+                    break
+                place = end + len(quote)
+                quote = ""
+                continue
+            match = _TOKEN.search(line, place)
+            if match is None:
+                break
+            token, place = match.group(), match.end()
+            if token in ('"""', "'''"):
+                quote, opened = token, number
+            elif token in "([{":
+                depth += 1
+            elif token in ")]}":
+                depth = max(0, depth - 1)
+            elif token == "#":
+                break
+        number += 1
+        if number == len(lines) and quote and not forgiven:
+            number, forgiven = opened + 1, True
+            del fresh[number:]
+            depth, quote = 0, ""
+    return fresh
+
+
+_TOKEN = re.compile(
+    r'"""|\'\'\'|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|[\[\](){}#]',
+)
+
+
+def _statements(part: _Part) -> Iterator[_Statement]:
+    lines = part.text.split("\n")
+    for node in part.tree.body:
+        first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
+        binds, uses = _names(node)
+        yield _Statement(
+            text="\n".join(lines[first - 1 : node.end_lineno]),
+            binds=binds,
+            uses=uses,
+            is_import=isinstance(node, (ast.Import, ast.ImportFrom)) or _is_setting(node),
+            is_definition=isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)),
+            is_main=isinstance(node, ast.If) and "__name__" in uses,
+        )
+
+
+def _is_setting(node: ast.stmt) -> bool:
+    called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+    return isinstance(called, ast.Attribute) and called.attr in ("setrecursionlimit", "set_int_max_str_digits")
+
+
+def _names(node: ast.stmt) -> tuple[set[str], set[str]]:
+    """Names that a top-level statement binds or changes, and names it uses anywhere inside."""
+    uses = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}, uses
+    binds: set[str] = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            binds.add(inner.name)
+        elif isinstance(inner, (ast.Import, ast.ImportFrom)):
+            binds |= {(alias.asname or alias.name).partition(".")[0] for alias in inner.names}
+        elif isinstance(inner, ast.Name) and not isinstance(inner.ctx, ast.Load):
+            binds.add(inner.id)
+        elif isinstance(inner, (ast.Attribute, ast.Subscript)) and not isinstance(inner.ctx, ast.Load):
+            binds |= {name for name in [_root(inner)] if name}
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        changed = _root(node.value.func)  # memo.append(...), sys.setrecursionlimit(...), random.seed(...)
+        if changed and isinstance(node.value.func, ast.Attribute):
+            binds.add(changed)
+    return binds, uses
+
+
+def _root(node: ast.expr) -> str | None:
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _reached(statements: list[_Statement], entry_point: str) -> list[_Statement]:
+    """The statements that bind `entry_point` or anything it uses, directly or not, and all imports; in order."""
+    by_name: dict[str, list[int]] = {}
+    for place, statement in enumerate(statements):
+        if not statement.is_main:
+            for name in statement.binds:
+                by_name.setdefault(name, []).append(place)
+    wanted, done = [entry_point], {entry_point}
+    kept = {place for place, statement in enumerate(statements) if statement.is_import}
+    while wanted:
+        for place in by_name.get(wanted.pop(), []):
+            if place not in kept or statements[place].is_import:
+                kept.add(place)
+                for name in (statements[place].uses | statements[place].binds) - done:
+                    done.add(name)
+                    wanted.append(name)
+    return [statements[place] for place in sorted(kept)]

@@ -1,0 +1,128 @@
+"""The entrypoint: a table of commands, loaded one at a time, and the exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from dcoder_cli import __version__
+from dcoder_cli.base.errors import UserError, WorkFailed, one_line
+from dcoder_cli.base.files import is_out_of_space
+
+
+class Entry(NamedTuple):
+    """A command's module in commands/ and its line in `dcoder --help`."""
+
+    module: str
+    summary: str
+
+
+# Every module has `app`, a typer.Typer. A test compares each summary with the command's own help.
+COMMANDS: dict[str, Entry] = {
+    "quickstart": Entry("quickstart", "The whole method at desk size on a CPU, from source code to a report."),
+    "tokenize": Entry("tokenize", "Turn text, code, JSONL, Parquet or hub data into packed shards."),
+    "convert": Entry("convert", "Turn an AR checkpoint into a diffusion checkpoint, or make a new one."),
+    "inspect": Entry("inspect", "Show a checkpoint's architecture, special ids, conflicts and memory needs."),
+    "train-stage": Entry("train_stage", "Train stage 0 (ar), 1 (adapt), 2 (mid) or 3 (sft)."),
+    "grpo": Entry("grpo", "Train stage 4 with coupled-GRPO or one of its baselines."),
+    "generate": Entry("generate", "Generate text from prompts with any model and unmasking rule."),
+    "chat": Entry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
+    "arness": Entry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
+    "eval": Entry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
+    "doctor": Entry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
+    "presets": Entry("presets", "List and show the presets for GPU sizes."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are called, so that help stays fast."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"dcoder_cli.commands.{entry.module}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, sample, measure and score masked-diffusion language models for code.",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"dcoder {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Train, sample, measure and score masked-diffusion language models for code."""
+
+
+def main() -> None:
+    """Run the command line: exit 0, 1 (the work failed) or 2 (the input is wrong)."""
+    if _cores_are_wanted():
+        # Threads that spin while they wait are fastest alone, but ten times slower once another process wants their core.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
+    try:
+        app(prog_name="dcoder")
+    except UserError as error:
+        _fail(one_line(error), 2)
+    except WorkFailed as error:
+        _fail(one_line(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left (`| head`)
+        sys.exit(1)
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        place = getattr(error, "filename", None)
+        where = f" writing {place!r}" if place else ""
+        _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
+
+
+def _cores_are_wanted() -> bool:
+    """Whether other processes keep this machine's cores busy right now, in five looks (Linux; elsewhere False)."""
+    for _ in range(5):
+        try:
+            with open("/proc/loadavg", encoding="ascii") as handle:
+                running = int(handle.read().split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):
+            return False
+        if running - 1 < max(1, (os.cpu_count() or 1) // 2):
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _fail(message: str, code: int) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

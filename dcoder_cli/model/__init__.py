@@ -1,0 +1,1 @@
+"""Checkpoints as models: special ids, attention patterns, backbones, reading, writing and converting."""

@@ -1,0 +1,131 @@
+"""Who may attend to whom: full, causal, annealed, left-padded and packed-document masks.
+
+Shapes: B batch, L length. True means "may attend". The masks are handed to the blocks of
+transformers in the form that the attention implementation takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.base.errors import UserError
+
+Implementation = Literal["sdpa", "flash_attention_2", "flex", "eager"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+
+
+def annealed(length: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """Attention mask between causal and full: lower triangle open, each upper entry open with probability `ratio`.
+
+    One L x L mask shared by the batch (DiffuLLaMA's annealing; DiffuCoder B.1 runs it over 10,000 steps).
+
+    Args:
+        length: L.
+        ratio: 0 = causal, 1 = full.
+        generator: the purpose's own generator, on the CPU.
+
+    Returns:
+        bool [L, L].
+    """
+    lower_LL = torch.ones(length, length, dtype=torch.bool).tril()
+    return lower_LL | (torch.rand(length, length, generator=generator) < ratio)
+
+
+def allowed(
+    length: int,
+    device: torch.device,
+    causal: bool = False,
+    pattern_LL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
+    document_ids_BL: Tensor | None = None,
+) -> Tensor | None:
+    """The mask as bool [B or 1, 1, L, L]; None where everything is open.
+
+    Pads are closed as keys. As queries they are left open: what they compute is read by nobody, and a
+    row with no open key would be NaN in a softmax. A row of only pads attends to itself throughout.
+    """
+    mask: Tensor | None = None
+    if causal:
+        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    if pattern_LL is not None:
+        opened = pattern_LL.to(device)[None, None]
+        mask = opened if mask is None else mask & opened
+    if document_ids_BL is not None:
+        ids_BL = document_ids_BL.to(device)
+        same = (ids_BL[:, None, :, None] == ids_BL[:, None, None, :]).expand(-1, 1, length, length)
+        mask = same if mask is None else mask & same
+    if attention_mask_BL is not None and not bool(attention_mask_BL.all()):
+        real_BL = attention_mask_BL.to(device, torch.bool)
+        keys = real_BL[:, None, None, :].expand(-1, 1, length, length)
+        mask = keys if mask is None else mask & keys
+        itself = torch.eye(length, dtype=torch.bool, device=device)[None, None] & ~real_BL[:, None, :, None]
+        mask = mask | itself
+    return mask
+
+
+def backbone_arguments(
+    implementation: str,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    causal: bool = False,
+    pattern_LL: Tensor | None = None,
+    attention_mask_BL: Tensor | None = None,
+    document_ids_BL: Tensor | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments for the transformers backbone that realise the mask.
+
+    Raises:
+        UserError: flash attention was asked for a mask it has no kernel for.
+    """
+    if implementation == "flash_attention_2":
+        return _flash_arguments(causal, pattern_LL, attention_mask_BL, document_ids_BL)
+    mask = allowed(length, device, causal, pattern_LL, attention_mask_BL, document_ids_BL)
+    if mask is None and implementation == "sdpa":
+        return {"attention_mask": None, "is_causal": False}
+    if mask is None:  # transformers 5.0 would make a causal mask of none for the other implementations
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    if implementation == "flex":
+        return {"attention_mask": _block_mask(mask, length, device), "is_causal": False}
+    if implementation == "eager":
+        lowest = torch.finfo(dtype).min
+        return {"attention_mask": torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest), "is_causal": False}
+    return {"attention_mask": mask, "is_causal": False}
+
+
+def _flash_arguments(
+    causal: bool, pattern_LL: Tensor | None, attention_mask_BL: Tensor | None, document_ids_BL: Tensor | None
+) -> dict[str, Any]:
+    if pattern_LL is not None or document_ids_BL is not None:
+        what = "annealed attention" if pattern_LL is not None else "packed-document masks"
+        raise UserError(f"flash_attention_2 has no kernel for {what}; use --set attention=flex or sdpa")
+    if attention_mask_BL is not None and bool(attention_mask_BL.all()):
+        attention_mask_BL = None
+    return {"attention_mask": attention_mask_BL, "is_causal": causal}
+
+
+def _block_mask(mask: Tensor, length: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch = mask.shape[0]
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return mask[b if batch > 1 else b * 0, 0, q, kv]  # one mask shared by the batch has one row only
+
+    return create_block_mask(mask_mod, B=batch, H=None, Q_LEN=length, KV_LEN=length, device=str(device))
+
+
+def positions(attention_mask_BL: Tensor) -> Tensor:
+    """Position ids of left-padded rows: cumsum(mask) - 1, and 1 on pads (as Dream's public code has it). int64 [B, L]."""
+    real_BL = attention_mask_BL.to(torch.int64)
+    return (real_BL.cumsum(dim=1) - 1).masked_fill(real_BL == 0, 1)
+
+
+def flash_attention_available() -> bool:
+    """Whether the flash-attn package can be imported (it needs a CUDA device to run)."""
+    import importlib.util
+
+    return importlib.util.find_spec("flash_attn") is not None

@@ -1,0 +1,339 @@
+"""A loaded checkpoint: any of the systems behind one interface, with the shift applied in one place.
+
+Shapes: B batch, L length, D hidden size, V vocabulary, N number of positions.
+Everywhere outside this file row i of hidden states and logits predicts token i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.model import attention, checkpoint, key_values
+from dcoder_cli.model.layouts import Layout, layout_of, shift_of, transformers_config
+from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Model(nn.Module):
+    """A diffusion or AR language model with its special ids and tokenizer.
+
+    Attributes:
+        network: the transformers causal-LM module (blocks and head).
+        config: the checkpoint's config.json, as read.
+        layout: how the checkpoint is stored.
+        shift: whether hidden state i-1 predicts token i in the stored weights.
+        ids: special ids; `findings`: conflicts about them.
+        tokenizer: a transformers tokenizer, or None (the model then works with ids).
+        name: the folder or hub id it came from.
+        implementation: sdpa, flash_attention_2, flex or eager.
+        generation: generation_config.json, or None where the checkpoint has none.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        config: dict[str, Any],
+        layout: Layout,
+        ids: SpecialIds,
+        findings: list[Finding],
+        tokenizer: Any | None,
+        name: str,
+        implementation: str = "sdpa",
+        generation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.layout = layout
+        self.shift = shift_of(config, layout)
+        self.ids = ids
+        self.findings = findings
+        self.tokenizer = tokenizer
+        self.name = name
+        self.implementation = implementation
+        self.generation = generation
+        # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
+        network.model.embed_tokens.padding_idx = None
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Masked diffusion (True) or AR (False)."""
+        return self.layout.diffusion
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.lm_head.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format."""
+        return self.network.lm_head.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, V."""
+        return int(self.network.config.vocab_size)
+
+    @property
+    def max_length(self) -> int:
+        """The longest row the model was made for."""
+        return int(self.network.config.max_position_embeddings)
+
+    @property
+    def default_rule(self) -> str:
+        """The unmasking rule of the system's own evaluation: entropy (DiffuCoder B.2), LLaDA low confidence."""
+        return "confidence" if self.layout.name == "LLaDA" else "entropy"
+
+    def hidden(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        causal: bool | None = None,
+        pattern_LL: Tensor | None = None,
+        document_ids_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, L, D]; row i predicts token i (the shift is applied here and nowhere else).
+
+        Args:
+            input_ids_BL: int64 tokens.
+            attention_mask_BL: 1 on tokens, 0 on pads (left or right); None = no pads.
+            causal: attend to the left only; None = as the checkpoint does (AR: yes, diffusion: no).
+            pattern_LL: an annealed mask, bool [L, L].
+            document_ids_BL: packed rows: tokens attend within their own document only.
+
+        Row 0, and the first token after left padding, have no predecessor: a shifted model gives them
+        their own hidden state, as Dream's public code does.
+        """
+        causal = not self.is_diffusion if causal is None else causal
+        arguments = attention.backbone_arguments(
+            self.implementation,
+            input_ids_BL.shape[1],
+            input_ids_BL.device,
+            self.dtype,
+            causal,
+            pattern_LL,
+            attention_mask_BL,
+            document_ids_BL,
+        )
+        if attention_mask_BL is not None:
+            arguments["position_ids"] = attention.positions(attention_mask_BL)
+        hidden_BLD = self.network.model(input_ids=input_ids_BL, use_cache=False, **arguments).last_hidden_state
+        return self._shifted(hidden_BLD, attention_mask_BL) if self.shift else hidden_BLD
+
+    def hidden_window(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        cache: key_values.KeyValues,
+        first: Sequence[int] | None = None,
+        end: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, W, D] of a window, against cached keys and values; row j predicts token first + j.
+
+        Args:
+            input_ids_BL: the whole rows, int64.
+            attention_mask_BL: 1 on tokens, 0 on left pads; None = no pads.
+            cache: an empty one is filled from whole rows; in a filled one the window's columns are replaced.
+            first, end: for each row the window's columns [first, end); None = whole rows, into an empty cache.
+
+        A shifted model also evaluates the column before the window, whose hidden state predicts the first token.
+        Shorter windows than the batch's longest are filled up at the right with rows that nobody reads.
+
+        Raises:
+            UserError: the attention implementation has no kernel for it.
+        """
+        length = input_ids_BL.shape[1]
+        assert (first is None) == (end is None) and (first is not None) == cache.filled
+        positions_BL = torch.arange(length, device=self.device).expand_as(input_ids_BL)
+        if attention_mask_BL is not None:
+            positions_BL = attention.positions(attention_mask_BL)
+        window: slice | Tensor = slice(0, length)
+        if first is not None and end is not None:
+            lead = 1 if self.shift else 0  # hidden state start - 1 predicts token start
+            window = key_values.columns([start - lead for start in first], end, self.device)
+            cache.window = window
+        hidden_BWD = self.network.model(
+            input_ids=key_values.take(window, input_ids_BL),
+            attention_mask=key_values.mask(self.implementation, attention_mask_BL, length, self.dtype, self.device),
+            position_ids=key_values.take(window, positions_BL),
+            past_key_values=cache,
+            use_cache=False,
+            is_causal=False,
+        ).last_hidden_state
+        if len(cache.keys) != len(self.network.model.layers):
+            raise RuntimeError(
+                "the blocks ignored the cache; call model.eval() before decoding with gradient checkpointing"
+            )
+        if not self.shift:
+            return hidden_BWD  # type: ignore[no-any-return]
+        if first is None:
+            return self._shifted(hidden_BWD, attention_mask_BL)
+        if attention_mask_BL is None:
+            return hidden_BWD[:, :-1]  # type: ignore[no-any-return]
+        # A first token after left padding has no predecessor: its own hidden state predicts it, as in `hidden`.
+        before_B1 = torch.tensor([[max(start - 1, 0)] for start in first], device=self.device)
+        alone_B1 = attention_mask_BL.gather(1, before_B1) == 0
+        head_B1D = torch.where(alone_B1[..., None], hidden_BWD[:, 1:2], hidden_BWD[:, :1])
+        return torch.cat([head_B1D, hidden_BWD[:, 1:-1]], dim=1)
+
+    @staticmethod
+    def _shifted(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+        shifted_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)
+        if attention_mask_BL is None:
+            return shifted_BLD
+        real_BL = attention_mask_BL.to(torch.bool)
+        first_BL = real_BL.clone()
+        first_BL[:, 1:] &= ~real_BL[:, :-1]
+        return torch.where(first_BL[..., None], hidden_BLD, shifted_BLD)
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D], in float32 (a float64 model keeps float64)."""
+        logits_NV: Tensor = self.network.lm_head(hidden_ND)
+        return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+    def logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, **patterns: Any) -> Tensor:
+        """Logits [B, L, V] in float32; row i is the distribution of token i. Rows of pads may hold anything."""
+        return self.head(self.hidden(input_ids_BL, attention_mask_BL, **patterns))
+
+    def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, **record: Any) -> None:
+        """Write the model as a checkpoint folder; `record` is added to the config's `dcoder` section."""
+        checkpoint.write(
+            Path(folder),
+            self.stored_config(**record),
+            weights or self.network.state_dict(),
+            self.layout,
+            self.tokenizer,
+        )
+
+    def stored_config(self, **record: Any) -> dict[str, Any]:
+        """config.json as it would be saved, with `record` in its `dcoder` section."""
+        config = dict(self.config)
+        if self.is_diffusion or record or "dcoder" in config:
+            config["dcoder"] = {**config.get("dcoder", {}), "shift": self.shift, **record}
+        config["dtype"] = config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
+        return config
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device given, else cuda, else mps, else cpu. Raises UserError if it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise UserError(
+            f"device {str(device)!r} is not available here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        ) from None
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, config: dict[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype given, else float32 on a CPU and the checkpoint's own on an accelerator. Raises UserError for an unknown name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        recorded = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+        return torch.float32 if device.type == "cpu" else _DTYPES.get(recorded, torch.bfloat16)
+    name = _DTYPE_NAMES.get(dtype, dtype)
+    if name not in _DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
+    return _DTYPES[name]
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str = "sdpa",
+) -> Model:
+    """Load a Dream-layout, LLaDA, Qwen2 or Llama checkpoint from a folder, the hub cache or the hub.
+
+    Args:
+        path: a folder or a hub id.
+        device: default: cuda, else mps, else cpu.
+        dtype: default: float32 on a CPU, the checkpoint's own on an accelerator.
+        attention: sdpa, flash_attention_2, flex or eager.
+
+    Raises:
+        UserError: the checkpoint is missing, truncated, of an unknown kind or without a mask token.
+    """
+    name = str(path)
+    folder = checkpoint.find(name)
+    config = checkpoint.read_config(folder)
+    layout = layout_of(config, name)
+    tokenizer = checkpoint.read_tokenizer(folder)
+    ids, findings = resolve(config, tokenizer, layout.diffusion, name)
+    place = choose_device(device)
+    number = choose_dtype(dtype, config, place)
+    network = empty_network(config, layout, attention, place)
+    weights = checkpoint.read_weights(folder, layout, place, number)
+    fill(network, weights, name)
+    generation = checkpoint.read_generation_config(folder)
+    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, generation)
+
+
+def empty_network(config: dict[str, Any], layout: Layout, implementation: str, device: torch.device) -> Any:
+    """The transformers module of a config with weights on the meta device. Raises UserError for a missing attention."""
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+    check_attention(implementation, device)
+    theirs = transformers_config(config, layout)
+    theirs._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
+    cls = Qwen2ForCausalLM if layout.blocks == "qwen2" else LlamaForCausalLM
+    with torch.device("meta"):
+        network = cls(theirs)
+    with device:  # the rotary angles are computed, not stored
+        network.model.rotary_emb = type(network.model.rotary_emb)(theirs)
+    for block in network.model.layers:
+        block.self_attn.is_causal = not layout.diffusion
+    return network
+
+
+def fill(network: Any, weights: dict[str, Tensor], name: str) -> None:
+    """Put weights into an empty network, tying the head where the config says so. Raises UserError on a mismatch."""
+    if network.config.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+    expected = network.state_dict()
+    missing = sorted(set(expected) - set(weights))
+    extra = sorted(key for key in set(weights) - set(expected) if "rotary_emb" not in key)
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"has the unknown weight {extra[0]!r}"
+        raise UserError(
+            f"checkpoint {name!r} {what} ({len(missing)} missing, {len(extra)} unknown); its config and weights do not belong together"
+        )
+    for key, value in expected.items():
+        if weights[key].shape != value.shape:
+            raise UserError(
+                f"weight {key!r} of {name!r} has shape {tuple(weights[key].shape)} but the config says {tuple(value.shape)}; "
+                "its config and weights do not belong together"
+            )
+    network.load_state_dict({key: weights[key] for key in expected}, assign=True)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    if network.config.tie_word_embeddings:
+        network.lm_head.weight = network.model.embed_tokens.weight
+
+
+def check_attention(implementation: str, device: torch.device) -> None:
+    """Raises UserError if an attention implementation is unknown or cannot run here."""
+    if implementation not in attention.IMPLEMENTATIONS:
+        raise UserError(f"attention {implementation!r} is unknown; use {', '.join(attention.IMPLEMENTATIONS)}")
+    if implementation == "flash_attention_2":
+        if device.type != "cuda":
+            raise UserError(f"flash_attention_2 needs a CUDA device, not {device.type}; use sdpa")
+        if not attention.flash_attention_available():
+            raise UserError(
+                "flash_attention_2 needs the package flash-attn; install it with `pip install 'dcoder[flash]'`, or use sdpa"
+            )

@@ -1,0 +1,157 @@
+"""Checkpoints on disk: finding them (folder, hub cache, hub), reading and writing their parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.files import atomic_folder, write_json
+from dcoder_cli.model.layouts import Layout
+from dcoder_cli.model.tokenizer import load_tokenizer
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange checkpoints with
+
+
+def find(name: str) -> Path:
+    """The folder of a checkpoint given as a folder or a hub id (downloaded, or found in the hub cache).
+
+    Raises:
+        UserError: there is no such folder and the hub does not have it or cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model folder {name!r} has no config.json; give a folder in the Hugging Face layout")
+        return path
+    if path.exists():
+        raise UserError(f"model {name!r} is a file; give the folder that holds config.json")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"model {name!r} is no folder here and no hub id (owner/name); check the path")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} is no folder here and the hub gave nothing ({type(error).__name__}); check the name and the network"
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder. Raises UserError if it is broken."""
+    try:
+        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{folder / 'config.json'} must hold a JSON object")
+    return value
+
+
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """generation_config.json of a checkpoint; None where it has none."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({one_line(error)}); mend or remove it") from None
+    return value if isinstance(value, dict) else {}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sharded or single. Raises UserError if any is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{index} is broken; copy the checkpoint again") from None
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            hint = "; dcoder reads safetensors, not pickled .bin files" if list(folder.glob("*.bin")) else ""
+            raise UserError(f"weights file {str(file)!r} is missing; copy the checkpoint again{hint}")
+    return files
+
+
+def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights by transformers key, read straight to `device` and cast to `dtype`.
+
+    Raises:
+        UserError: a file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device=str(device)) as handle:
+                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    weights[layout.to_ours(key)] = handle.get_tensor(key).to(dtype)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again"
+            ) from None
+    return weights
+
+
+def read_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer in a checkpoint folder; None where it has none."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    return load_tokenizer(folder)
+
+
+def write(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    layout: Layout,
+    tokenizer: Any | None,
+) -> None:
+    """Write a checkpoint folder in the Hugging Face layout, all of it or none of it.
+
+    Args:
+        folder: the folder to make (replaced if it exists).
+        config: config.json.
+        weights: by transformers key; tied heads are stored once.
+        layout: whose key names to store.
+        tokenizer: saved beside the weights if given.
+    """
+    with atomic_folder(folder) as temporary:
+        write_into(temporary, config, weights, layout, tokenizer)
+
+
+def write_into(
+    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], layout: Layout, tokenizer: Any | None
+) -> None:
+    """The parts of a checkpoint into an existing folder, without atomicity: the caller has it."""
+    from huggingface_hub import save_torch_state_dict
+
+    stored: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if key == "lm_head.weight" and (config.get("tie_word_embeddings") or config.get("weight_tying")):
+            continue
+        stored[layout.to_stored(key)] = value.detach().contiguous()
+    save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
+    write_json(folder / "config.json", dict(config))
+    generation = {
+        key: config[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
+        if config.get(key) is not None
+    }
+    write_json(folder / "generation_config.json", generation)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))

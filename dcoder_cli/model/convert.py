@@ -1,0 +1,200 @@
+"""AR checkpoint -> diffusion checkpoint in the Dream layout, and models with random weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
+from dcoder_cli.model.layouts import LAYOUTS, layout_of
+from dcoder_cli.model.special_ids import resolve
+from dcoder_cli.model.tokenizer import load_tokenizer
+
+# The names of Dream's and DiffuCoder's added tokens, in the order of their ids.
+NEW_TOKENS = {"bos": "<|beginoftext|>", "mask": "<|mask|>", "pad": "<|dlm_pad|>"}
+
+
+def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
+    """A diffusion model with an AR model's weights: bidirectional attention, mask, pad and BOS tokens, the shift recorded.
+
+    Tokens that the tokenizer lacks are added in the vocabulary's spare rows, or in new rows where there are none. Their
+    embedding, and their row of the head, is the mean of the tokens in use plus a thousandth of their spread: an average
+    token, so the first steps neither predict it nor are thrown off by it.
+
+    Args:
+        model: an AR model from `load` (Qwen2 or Llama).
+        mask_id: the mask token's id, needed where the model has no tokenizer.
+
+    Raises:
+        UserError: the model is a diffusion model already, or has no tokenizer and no `mask_id` was given.
+    """
+    if model.is_diffusion:
+        raise UserError(f"{model.name!r} is a diffusion checkpoint already ({model.layout.name}); nothing to convert")
+    config = _dream_config(model)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    weights = dict(model.network.state_dict())
+    if model.layout.blocks == "llama":
+        _add_zero_biases(weights, config)
+    if tokenizer is None:
+        if mask_id is None:
+            raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
+        if not 0 <= mask_id < config["vocab_size"]:
+            raise UserError(f"--mask-id {mask_id} lies outside the vocabulary of {config['vocab_size']}")
+        config["mask_token_id"] = mask_id
+    else:
+        used = len(tokenizer)
+        ids = _add_tokens(tokenizer, mask_id)
+        config.update({f"{name}_token_id": value for name, value in ids.items()})
+        new = sorted(value for value in ids.values() if value >= used)
+        _initialise_rows(weights, config, used, new)
+    config["dcoder"] = {
+        "shift": True,
+        "origin": model.name if model.name.count("/") == 1 else Path(model.name).name,
+        "stage": "converted",
+    }
+    layout = LAYOUTS["Dream"]
+    network = empty_network(config, layout, model.implementation, model.device)
+    network.load_state_dict(weights, assign=True)
+    if config.get("tie_word_embeddings"):
+        network.lm_head.weight = network.model.embed_tokens.weight
+    special, findings = resolve(config, tokenizer, True, model.name)
+    return Model(network.eval(), config, layout, special, findings, tokenizer, model.name, model.implementation, {})
+
+
+def random_model(
+    config: dict[str, Any], tokenizer: Any | None, seed: int, name: str, dtype: str | None = None
+) -> Model:
+    """A model of a config.json with freshly drawn weights: normal with the config's initializer_range, norms 1, biases 0."""
+    layout = layout_of(config, name)
+    ids, findings = resolve(config, tokenizer, layout.diffusion, name)
+    device = torch.device("cpu")
+    network = empty_network(config, layout, "sdpa", device)
+    source = torch.Generator().manual_seed(seed)
+    number = choose_dtype(dtype, {}, device)
+    spread = float(config.get("initializer_range", 0.02))
+    weights: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        if key.endswith("bias"):
+            weights[key] = torch.zeros(value.shape, dtype=number)
+        elif value.dim() == 1:
+            weights[key] = torch.ones(value.shape, dtype=number)
+        else:
+            weights[key] = (torch.randn(value.shape, generator=source) * spread).to(number)
+    network.load_state_dict(weights, assign=True)
+    if config.get("tie_word_embeddings"):
+        network.lm_head.weight = network.model.embed_tokens.weight
+    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, "sdpa", {})
+
+
+def ar_config_with_tokenizer(config: dict[str, Any], tokenizer: Any | None) -> dict[str, Any]:
+    """`config` with the special ids of a tokenizer."""
+    ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return {**config, **{key: value for key, value in ids.items() if value is not None}}
+
+
+def tokenizer_of(path: str) -> Any:
+    """A tokenizer from a folder or the hub; a checkpoint folder's own, or its `tokenizer` subfolder."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file() and (folder / "tokenizer").is_dir():
+        folder = folder / "tokenizer"
+        return load_tokenizer(folder)
+    return load_tokenizer(path)
+
+
+def _dream_config(model: Model) -> dict[str, Any]:
+    arguments = model.layout.to_config(model.config)
+    if arguments.get("mlp_bias") or (model.layout.blocks == "llama" and arguments.get("attention_bias")):
+        raise UserError(
+            f"{model.name!r} has biases where the Dream layout has none (mlp_bias or attention_bias); it cannot be converted"
+        )
+    head_dim = arguments.get("head_dim")
+    if head_dim and head_dim * arguments["num_attention_heads"] != arguments["hidden_size"]:
+        raise UserError(
+            f"{model.name!r} has head_dim {head_dim}, which the Dream layout cannot express; it cannot be converted"
+        )
+    kept = {key: value for key, value in arguments.items() if key not in ("attention_bias", "mlp_bias", "head_dim")}
+    scaling = kept.pop("rope_scaling", None) or {}
+    parameters = kept.pop("rope_parameters", None) or {}
+    kinds = {str(part.get("rope_type", part.get("type", "default"))) for part in (scaling, parameters) if part}
+    if kinds - {"default"}:
+        raise UserError(
+            f"{model.name!r} scales its rotary angles ({', '.join(sorted(kinds))}), which the Dream layout does not have; it cannot be converted"
+        )
+    theirs = model.network.config
+    kept["rope_theta"] = kept.get("rope_theta") or parameters.get("rope_theta") or theirs.rope_parameters["rope_theta"]
+    kept.setdefault("num_key_value_heads", theirs.num_key_value_heads)
+    kept.setdefault("tie_word_embeddings", bool(theirs.tie_word_embeddings))
+    kept.setdefault("rms_norm_eps", theirs.rms_norm_eps)
+    kept.setdefault("max_position_embeddings", theirs.max_position_embeddings)
+    ids = {
+        key: model.config[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if model.config.get(key) is not None
+    }
+    if isinstance(ids.get("eos_token_id"), list):
+        ids["eos_token_id"] = ids["eos_token_id"][0]
+    return {
+        **kept,
+        **ids,
+        "model_type": "Dream",
+        "architectures": ["DreamModel"],
+        "hidden_act": "silu",
+        "use_cache": False,
+        "attention_dropout": 0.0,
+    }
+
+
+def _add_tokens(tokenizer: Any, mask_id: int | None) -> dict[str, int]:
+    """Ids of bos, mask and pad, adding the tokens that are missing. Pad must not be eos: stage 3 teaches its meaning."""
+    known = tokenizer.get_vocab()
+    result: dict[str, int] = {}
+    for name, text in NEW_TOKENS.items():
+        current = getattr(tokenizer, f"{name}_token", None)
+        if name == "mask" and mask_id is not None:
+            current = tokenizer.convert_ids_to_tokens(mask_id)
+            if current is None:
+                raise UserError(f"--mask-id {mask_id} is no token of the tokenizer")
+        elif current is None or (name == "pad" and current == tokenizer.eos_token):
+            current = text
+            if text not in known:
+                tokenizer.add_special_tokens({f"{name}_token": text})
+        setattr(tokenizer, f"{name}_token", current)
+        result[name] = int(tokenizer.convert_tokens_to_ids(current))
+    return result
+
+
+def _add_zero_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Llama has no query, key and value biases, the Dream layout does: zeros compute the same."""
+    for layer in range(config["num_hidden_layers"]):
+        for part in ("q_proj", "k_proj", "v_proj"):
+            key = f"model.layers.{layer}.self_attn.{part}"
+            weights[f"{key}.bias"] = torch.zeros_like(weights[f"{key}.weight"][:, 0])
+
+
+def _initialise_rows(weights: dict[str, Tensor], config: dict[str, Any], used: int, new: list[int]) -> None:
+    """Give the rows `new` an average token's values in the embedding and the head, growing both if they are too short."""
+    if not new:
+        return
+    rows = max(config["vocab_size"], new[-1] + 1)
+    source = torch.Generator().manual_seed(0)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        old_VD = weights[key]
+        known_VD = old_VD[:used].float()
+        mean_D, spread_D = known_VD.mean(dim=0), known_VD.std(dim=0)
+        grown_VD = (
+            torch.cat([old_VD, mean_D.to(old_VD).expand(rows - old_VD.shape[0], -1)])
+            if rows > old_VD.shape[0]
+            else old_VD.clone()
+        )
+        for row in new:
+            noise_D = torch.randn(spread_D.shape, generator=source).to(spread_D.device)
+            grown_VD[row] = (mean_D + 1e-3 * spread_D * noise_D).to(old_VD)
+        weights[key] = grown_VD
+    if config.get("tie_word_embeddings"):
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    config["vocab_size"] = rows

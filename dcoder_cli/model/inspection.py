@@ -1,0 +1,98 @@
+"""What a checkpoint is, what is odd about it and what it needs: read from its config and headers, no weights loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.model import checkpoint
+from dcoder_cli.model.layouts import layout_of, shift_of, transformers_config
+from dcoder_cli.model.special_ids import resolve
+
+GIB = 1024**3
+
+
+def inspect(name: str) -> dict[str, Any]:
+    """Architecture, special ids, conflicts and memory needs of a checkpoint.
+
+    Memory is for the weights and the optimiser alone; activations come on top.
+
+    Raises:
+        UserError: the checkpoint is missing or broken.
+    """
+    folder = checkpoint.find(name)
+    config = checkpoint.read_config(folder)
+    layout = layout_of(config, name)
+    tokenizer = checkpoint.read_tokenizer(folder)
+    theirs = transformers_config(config, layout)
+    findings: list[dict[str, str]] = []
+    ids: dict[str, Any] = {}
+    try:
+        special, found = resolve(config, tokenizer, layout.diffusion, name)
+        ids = {key: value for key, value in vars(special).items() if key != "stops"} | {"stops": sorted(special.stops)}
+        findings = [vars(finding) for finding in found]
+    except UserError as error:
+        findings = [{"subject": "special ids", "message": str(error)}]
+    parameters, dtypes = _count(folder)
+    if tokenizer is None:
+        findings.append({"subject": "tokenizer", "message": "there is none here; the model works with ids only"})
+    tokens = (
+        {key: tokenizer.convert_ids_to_tokens(value) for key, value in ids.items() if isinstance(value, int)}
+        if tokenizer is not None
+        else {}
+    )
+    return {
+        "name": name,
+        "system": layout.name,
+        "kind": "diffusion" if layout.diffusion else "ar",
+        "shift": shift_of(config, layout),
+        "record": config.get("dcoder", {}),
+        "parameters": parameters,
+        "dtypes": dtypes,
+        "hidden_size": theirs.hidden_size,
+        "layers": theirs.num_hidden_layers,
+        "heads": theirs.num_attention_heads,
+        "kv_heads": theirs.num_key_value_heads,
+        "intermediate_size": theirs.intermediate_size,
+        "vocab_size": theirs.vocab_size,
+        "tokenizer_size": None if tokenizer is None else len(tokenizer),
+        "context": theirs.max_position_embeddings,
+        "tied_head": bool(theirs.tie_word_embeddings),
+        "ids": ids,
+        "tokens": tokens,
+        "findings": findings,
+        "memory_gib": memory(parameters),
+    }
+
+
+def memory(parameters: int) -> dict[str, float]:
+    """GiB for weights in bfloat16 and float32, and for training with AdamW (float32 weights, gradients, two moments)."""
+    return {
+        "load_bfloat16": round(2 * parameters / GIB, 3),
+        "load_float32": round(4 * parameters / GIB, 3),
+        "train_adamw": round(16 * parameters / GIB, 3),
+    }
+
+
+def _count(folder: Path) -> tuple[int, list[str]]:
+    """Parameters and number formats, from the headers of the weight files. Raises UserError for a broken file."""
+    from safetensors import SafetensorError, safe_open
+
+    total, dtypes = 0, set()
+    for file in checkpoint.weight_files(folder):
+        try:
+            with safe_open(file, framework="np") as handle:
+                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    part = handle.get_slice(key)
+                    size = 1
+                    for length in part.get_shape():
+                        size *= length
+                    total += size
+                    dtypes.add(str(part.get_dtype()))
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"weights file {str(file)!r} is truncated or not safetensors ({error}); copy it again"
+            ) from None
+    return total, sorted(dtypes)

@@ -1,0 +1,186 @@
+"""The checkpoint layouts we read and write, and how each maps onto the blocks of transformers.
+
+Dream and DiffuCoder are Qwen2.5 blocks with a bidirectional mask; LLaDA is Llama's blocks under other
+names; AR checkpoints are Qwen2 or Llama as they are. A layout is a config translation plus a key map.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dcoder_cli.base.errors import UserError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of checkpoints is stored.
+
+    Attributes:
+        name: shown to people.
+        blocks: "qwen2" or "llama": whose transformers blocks compute it.
+        diffusion: masked-diffusion (True) or AR (False).
+        shift: whether hidden state i-1 predicts token i, unless the checkpoint records otherwise.
+        to_config: config.json -> keyword arguments of the transformers config.
+        to_ours: stored key -> transformers key.
+        to_stored: transformers key -> stored key.
+    """
+
+    name: str
+    blocks: str
+    diffusion: bool
+    shift: bool
+    to_config: Callable[[Config], dict[str, Any]]
+    to_ours: Callable[[str], str]
+    to_stored: Callable[[str], str]
+
+
+_QWEN_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "tie_word_embeddings",
+    "initializer_range",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_dropout",
+    "head_dim",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def _qwen_config(config: Config) -> dict[str, Any]:
+    if config.get("use_sliding_window"):
+        raise UserError(
+            "config.json sets use_sliding_window, which no diffusion system uses and dcoder does not support; set it to false"
+        )
+    return {key: config[key] for key in _QWEN_KEYS if config.get(key) is not None}
+
+
+def _llada_config(config: Config) -> dict[str, Any]:
+    unsupported = [
+        key
+        for key in (
+            "alibi",
+            "include_bias",
+            "include_qkv_bias",
+            "attention_layer_norm",
+            "bias_for_layer_norm",
+            "input_emb_norm",
+            "scale_logits",
+        )
+        if config.get(key)
+    ]
+    if unsupported or config.get("block_type", "llama") != "llama" or not config.get("rope", True):
+        raise UserError(
+            f"this LLaDA config uses {', '.join(unsupported) or 'another block type'}, which no published LLaDA has; dcoder reads the published layout only"
+        )
+    return {
+        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "hidden_size": config["d_model"],
+        "intermediate_size": config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
+        "num_hidden_layers": config["n_layers"],
+        "num_attention_heads": config["n_heads"],
+        "num_key_value_heads": config.get("n_kv_heads") or config["n_heads"],
+        "max_position_embeddings": config.get("max_sequence_length", 4096),
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
+        "rope_theta": config.get("rope_theta", 5e5),
+        "tie_word_embeddings": bool(config.get("weight_tying", False)),
+    }
+
+
+_LLADA_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_LLADA_TOP = {
+    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    "model.transformer.ln_f.weight": "model.norm.weight",
+    "model.transformer.ff_out.weight": "lm_head.weight",
+}
+_BLOCK_BACK = {ours: theirs for theirs, ours in _LLADA_BLOCK.items()}
+_TOP_BACK = {ours: theirs for theirs, ours in _LLADA_TOP.items()}
+
+
+def _llada_to_ours(key: str) -> str:
+    if key in _LLADA_TOP:
+        return _LLADA_TOP[key]
+    match = re.fullmatch(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.weight", key)
+    if match and match[2] in _LLADA_BLOCK:
+        return f"model.layers.{match[1]}.{_LLADA_BLOCK[match[2]]}.weight"
+    return key
+
+
+def _llada_to_stored(key: str) -> str:
+    if key in _TOP_BACK:
+        return _TOP_BACK[key]
+    match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.weight", key)
+    if match and match[2] in _BLOCK_BACK:
+        return f"model.transformer.blocks.{match[1]}.{_BLOCK_BACK[match[2]]}.weight"
+    return key
+
+
+def _same(key: str) -> str:
+    return key
+
+
+# `model_type` in config.json -> layout. Shifts: Dream and DiffuCoder read hidden state i-1, LLaDA does not.
+LAYOUTS: dict[str, Layout] = {
+    "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same),
+    "llada": Layout("LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored),
+    "qwen2": Layout("Qwen2 (AR)", "qwen2", False, True, _qwen_config, _same, _same),
+    "llama": Layout("Llama (AR)", "llama", False, True, _qwen_config, _same, _same),
+}
+
+
+def layout_of(config: Config, name: str) -> Layout:
+    """The layout of a checkpoint by its `model_type`. Raises UserError for one we cannot read."""
+    model_type = config.get("model_type")
+    if model_type not in LAYOUTS:
+        raise UserError(f"model_type {model_type!r} of {name!r} is not supported; dcoder reads {', '.join(LAYOUTS)}")
+    return LAYOUTS[model_type]
+
+
+def shift_of(config: Config, layout: Layout) -> bool:
+    """Whether hidden state i-1 predicts token i: what the checkpoint records, else its layout's rule."""
+    recorded = config.get("dcoder")
+    if isinstance(recorded, Mapping) and "shift" in recorded:
+        return bool(recorded["shift"])
+    return layout.shift
+
+
+def transformers_config(config: Config, layout: Layout) -> Any:
+    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
+    from transformers import LlamaConfig, Qwen2Config
+
+    try:
+        arguments = layout.to_config(config)
+        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        for key in required:
+            if key not in arguments:
+                raise KeyError(key)
+    except KeyError as error:
+        raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
+    cls = Qwen2Config if layout.blocks == "qwen2" else LlamaConfig
+    result = cls(**arguments)
+    result.is_causal = not layout.diffusion
+    return result

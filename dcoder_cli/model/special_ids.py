@@ -1,0 +1,139 @@
+"""Special ids, resolved once from config and tokenizer, and the conflicts between the two.
+
+No id and no token string is hard-coded: checkpoints disagree (DiffuCoder-Instruct's tokenizer pads
+with another id than its config), so the resolved values and the disagreements are both reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dcoder_cli.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids with a meaning to the method; None where a checkpoint has no such token.
+
+    Attributes:
+        mask: the absorbing token of the diffusion; None for AR models.
+        pad: fills rows; in stage 3 it is supervised and ends the answer.
+        bos: stands at position 0 of a packed row where the model was trained so.
+        eos: end of document.
+        end_of_turn: end of an assistant turn.
+        stops: every id at which generated text ends (eos, pads, end of turn).
+    """
+
+    mask: int | None
+    pad: int | None
+    bos: int | None
+    eos: int | None
+    end_of_turn: int | None
+    stops: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a checkpoint that its user should know."""
+
+    subject: str
+    message: str
+
+
+def resolve(
+    config: Mapping[str, Any], tokenizer: Any | None, needs_mask: bool, name: str
+) -> tuple[SpecialIds, list[Finding]]:
+    """Special ids of a checkpoint and the conflicts found.
+
+    The mask comes from the config, because the weights were trained with it; pad comes from the tokenizer where there
+    is one, because it made the training rows; eos is the config's.
+
+    Args:
+        config: the checkpoint's config.json.
+        tokenizer: a transformers tokenizer, or None.
+        needs_mask: whether this is a diffusion checkpoint.
+        name: the checkpoint, for messages.
+
+    Raises:
+        UserError: a diffusion checkpoint has no mask token, or an id lies outside the vocabulary.
+    """
+    findings: list[Finding] = []
+    config_eos = _ids(config.get("eos_token_id"))
+    mask = _prefer("mask", _first(config.get("mask_token_id")), _of(tokenizer, "mask"), "config", findings)
+    pad = _prefer("pad", _of(tokenizer, "pad"), _first(config.get("pad_token_id")), "tokenizer", findings)
+    bos = _prefer("bos", _first(config.get("bos_token_id")), _of(tokenizer, "bos"), "config", findings)
+    eos = _prefer("eos", config_eos[0] if config_eos else None, _of(tokenizer, "eos"), "config", findings)
+    end_of_turn = end_of_turn_id(tokenizer) if tokenizer is not None else None
+    if end_of_turn is None:
+        end_of_turn = _first(_recorded(config).get("end_of_turn_token_id"))
+
+    vocabulary = int(config.get("embedding_size") or config["vocab_size"])
+    if needs_mask and mask is None:
+        raise UserError(
+            f"the config of {name!r} has no mask_token_id, so it is no diffusion checkpoint; make one with `dcoder convert`"
+        )
+    if not needs_mask:
+        mask = None
+    for subject, value in (("mask", mask), ("pad", pad), ("bos", bos), ("eos", eos), ("end of turn", end_of_turn)):
+        if value is not None and not 0 <= value < vocabulary:
+            raise UserError(
+                f"the {subject} id {value} of {name!r} lies outside its vocabulary of {vocabulary}; mend config.json"
+            )
+    if mask is not None and mask in (eos, end_of_turn):
+        findings.append(Finding("mask", f"the mask id {mask} is also an end token; text cannot end there"))
+    if needs_mask and pad is not None and pad == eos:
+        findings.append(Finding("pad", f"pad and eos are one id ({pad}); answers end at the first of it"))
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        findings.append(
+            Finding("vocabulary", f"the tokenizer has {len(tokenizer)} tokens but the model only {vocabulary} rows")
+        )
+
+    candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config.get("pad_token_id")), end_of_turn]
+    stops = frozenset(value for value in candidates if value is not None and value != mask)
+    return SpecialIds(mask, pad, bos, eos, end_of_turn, stops), findings
+
+
+def end_of_turn_id(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after an assistant's message; None without a template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    content = "dcoder"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # a template that takes other roles or tools: it tells nothing about the end of a turn
+        return None
+    after = text.rpartition(content)[2]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((int(token) for token in ids if token in special), None)
+
+
+def _recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    recorded = config.get("dcoder")
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]
+
+
+def _first(value: Any) -> int | None:
+    ids = _ids(value)
+    return ids[0] if ids else None
+
+
+def _of(tokenizer: Any | None, name: str) -> int | None:
+    value = getattr(tokenizer, f"{name}_token_id", None) if tokenizer is not None else None
+    return None if value is None else int(value)
+
+
+def _prefer(subject: str, first: int | None, second: int | None, source: str, findings: list[Finding]) -> int | None:
+    if first is not None and second is not None and first != second:
+        other = "tokenizer" if source == "config" else "config"
+        findings.append(Finding(subject, f"the {source} says {first}, the {other} {second}; {first} is used"))
+    return second if first is None else first

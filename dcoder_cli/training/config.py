@@ -1,0 +1,163 @@
+"""Configuration of training stages 0-3. Torch-free: presets and --help read it.
+
+Defaults are DiffuCoder's stage 1 where the paper gives a number (DiffuCoder B.1); presets set the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dcoder_cli.base.errors import UserError
+
+STAGES = {"0": 0, "ar": 0, "1": 1, "adapt": 1, "2": 2, "mid": 2, "3": 3, "sft": 3}
+STAGE_NAMES = ("ar", "adapt", "mid", "sft")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warmup and cosine decay.
+
+    Attributes:
+        learning_rate: peak (2e-5: DiffuCoder B.1, stage 1).
+        betas, eps: Adam's own defaults (the paper names none for stages 1-3).
+        weight_decay: 0: the paper says Adam; applied to matrices only where set.
+        warmup_steps: linear warmup; used where warmup_ratio is null (20,000: DiffuCoder B.1, stage 1).
+        warmup_ratio: share of all steps instead (0.1: DiffuCoder B.1, stage 3).
+        schedule: cosine to `floor` of the peak, or constant after warmup.
+        floor: last learning rate over peak (0.1: DiffuCoder B.1).
+        max_grad_norm: gradient clipping (1.0: the public codes' default); null = off.
+        fused: the fused kernel where it exists.
+    """
+
+    learning_rate: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 20_000
+    warmup_ratio: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    floor: float = 0.1
+    max_grad_norm: float | None = 1.0
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"optimizer.learning_rate = {self.learning_rate} must be above 0")
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"optimizer.warmup_ratio = {self.warmup_ratio} must lie between 0 and 1")
+        if self.warmup_steps < 0 or not 0 <= self.floor <= 1:
+            raise UserError(
+                f"optimizer.warmup_steps = {self.warmup_steps} must be 0 or more and floor = {self.floor} in [0, 1]"
+            )
+
+    def warmup(self, total_steps: int) -> int:
+        """Warmup steps of a run of `total_steps`."""
+        return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * total_steps)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training stage.
+
+    Attributes:
+        seed: of the row order and the noise.
+        steps: optimiser steps; null = `epochs` over the data.
+        epochs: passes over the data where `steps` is null (stage 3: 1 + 4, DiffuCoder B.1).
+        global_batch: rows a step over all processes and accumulation (10 nodes x 8 GPUs x 2: DiffuCoder B.1).
+        micro_batch: rows in one forward pass of one process (2: DiffuCoder B.1); accumulation follows from it.
+        precision: number format of the forward pass; weights and optimiser are float32 either way.
+        attention: sdpa, flash_attention_2, flex or eager.
+        activation_checkpointing: recompute activations in the backward pass.
+        compile: torch.compile the blocks.
+        weighting: elbo (1/t), uniform, or cart (Dream).
+        cart_p: CART's p.
+        normalizer: what the loss is divided by: eligible (the ELBO per token), masked, positions or answer.
+        t_min: smallest mask ratio.
+        stratified_t: spread t evenly over each global batch.
+        anneal_steps: steps from causal to full attention in stage 1 (10,000: DiffuCoder B.1); 0 = full from the start.
+        truncate_share: share of rows cut to a random length (1%: DiffuCoder B.1, stages 1 and 2).
+        clean_prefix_share: share of rows with a random-length prefix that is never noised (1%: the same).
+        conditional_phase_in: epochs over which the never-noised prompt is phased in (stage 3: 1, DiffuCoder B.1).
+        isolate_documents: tokens attend within their own packed document only.
+        evaluate_every: steps between evaluations on the held-out rows; 0 = only at the end.
+        evaluate_rows: held-out rows used.
+        checkpoint_every: steps between checkpoints; 0 = only at the end.
+        keep_checkpoints: the last so many are kept, and the best.
+        early_stopping: evaluations without a better held-out loss before stopping; 0 = off.
+        log_every: steps between lines of metrics.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    epochs: float = 1.0
+    global_batch: int = 160
+    micro_batch: int = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    weighting: Literal["elbo", "uniform", "cart"] = "elbo"
+    cart_p: float = 0.1
+    normalizer: Literal["eligible", "masked", "positions", "answer"] = "eligible"
+    t_min: float = 1e-3
+    stratified_t: bool = False
+    anneal_steps: int = 0
+    truncate_share: float = 0.0
+    clean_prefix_share: float = 0.0
+    conditional_phase_in: float = 0.0
+    isolate_documents: bool = False
+    evaluate_every: int = 1000
+    evaluate_rows: int = 256
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    early_stopping: int = 0
+    log_every: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        positive = {
+            "global_batch": self.global_batch,
+            "micro_batch": self.micro_batch,
+            "log_every": self.log_every,
+            "keep_checkpoints": self.keep_checkpoints,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"{name} = {value} must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
+        if self.steps is None and self.epochs <= 0:
+            raise UserError(f"epochs = {self.epochs} must be above 0")
+        if not 0 < self.t_min < 1:
+            raise UserError(f"t_min = {self.t_min} must lie between 0 and 1")
+        if not 0 < self.cart_p < 1:
+            raise UserError(f"cart_p = {self.cart_p} must lie between 0 and 1")
+        for name, share in {
+            "truncate_share": self.truncate_share,
+            "clean_prefix_share": self.clean_prefix_share,
+        }.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} = {share} must lie between 0 and 1")
+        counts = (
+            "anneal_steps",
+            "conditional_phase_in",
+            "evaluate_every",
+            "evaluate_rows",
+            "checkpoint_every",
+            "early_stopping",
+        )
+        for name in counts:
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of a run over a training set of `rows` rows."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * rows / self.global_batch))
+
+
+def stage_number(name: str) -> int:
+    """0-3 of a stage's number or name. Raises UserError for another."""
+    if name not in STAGES:
+        raise UserError(f"stage {name!r} is unknown; use 0 (ar), 1 (adapt), 2 (mid) or 3 (sft)")
+    return STAGES[name]

@@ -1,0 +1,280 @@
+"""Stages 0-3: AR pre-training, adaptation, mid-training and instruction tuning, one flat loop.
+
+Shapes: B rows, L length, N masked positions. The loss of a step is that of the whole global batch, whatever the
+number of processes and accumulation steps: sums are divided by the global denominator, not averaged by part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcoder_cli.base import console
+from dcoder_cli.base.config import to_dict
+from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.data.batches import RowOrder, RowRules, check_fit, read_batch
+from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.training import setup
+from dcoder_cli.training.config import STAGE_NAMES, StageConfig
+from dcoder_cli.training.evaluation import evaluate
+from dcoder_cli.training.objective import TokenLoss, attention_pattern, make_example, token_losses
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended.
+
+    Attributes:
+        stage: its name.
+        steps: optimiser steps done in all.
+        tokens: tokens read in all.
+        loss: mean training loss of the last tenth of the steps.
+        heldout: the last held-out evaluation, or None without held-out rows.
+        seconds: wall-clock time of this process.
+        checkpoint: the last checkpoint.
+        stopped: None, "early" (no better held-out loss) or "asked" (Ctrl-C; resumable).
+    """
+
+    stage: str
+    steps: int
+    tokens: int
+    loss: float
+    heldout: dict[str, Any] | None
+    seconds: float
+    checkpoint: Path
+    stopped: str | None
+
+
+def train(
+    stage: int,
+    model_name: str,
+    data: str,
+    out: str,
+    config: StageConfig,
+    resume: bool = False,
+    device: str | None = None,
+    track: str | None = None,
+    quiet: bool = False,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Result:
+    """Run a training stage in a run folder.
+
+    Args:
+        stage: 0 (ar), 1 (adapt), 2 (mid) or 3 (sft).
+        model_name: the checkpoint to start from.
+        data: shard folder: kind pretrain for stages 0-2, sft for stage 3.
+        out: run folder.
+        config: see StageConfig.
+        resume: go on from the run folder's last checkpoint; the same metrics as if it had not stopped.
+        device: "cpu" forces it; None lets Accelerate choose.
+        track: an Accelerate tracker, for example "tensorboard".
+        quiet: no progress bar.
+        on_step: called with (step, total, loss) after each step on the first process.
+
+    Raises:
+        UserError: anything wrong with the input, before the first step.
+        WorkFailed: the loss became NaN or infinite.
+    """
+    name = STAGE_NAMES[stage]
+    shards = ShardSet.open(data, "train")
+    heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
+    run = RunFolder.check(out, resume)
+    start = run.steps()[-1] if resume else 0
+    accelerator = setup.make_accelerator(config.precision, device, track, run.path)
+    model = load(run.checkpoint(start) if resume else model_name, device="cpu", dtype="float32")
+    model.name = model_name
+    _check(stage, model, shards, config, accelerator.num_processes)
+    setup.check_space(run, model, config.keep_checkpoints)
+    total_steps = config.total_steps(len(shards))
+    model.to(accelerator.device)
+    set_attention(model, config.attention, accelerator.device)
+    module, optimizer = _prepare(accelerator, model, config)
+    state: dict[str, Any] = {"best": None, "waited": 0, "tail": []}
+    if resume:
+        state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
+    accelerator.wait_for_everyone()  # all have checked the folder before it changes
+    if accelerator.is_main_process:
+        run.make()
+        if resume:
+            run.cut_after(start)
+        run.write_config({"stage": stage, "model": model_name, "data": str(data), "config": to_dict(config)})
+    if track is not None:
+        accelerator.init_trackers("dcoder", config={"stage": stage})
+    mask_id = model.ids.mask if stage > 0 else None
+    rules = RowRules(
+        config.seed,
+        _filler(model),
+        keep_first=model.shift,
+        truncate_share=config.truncate_share,
+        clean_prefix_share=config.clean_prefix_share,
+        conditional_phase_in=config.conditional_phase_in if stage == 3 else 0.0,
+    )
+    order = RowOrder(len(shards), config.seed)
+    mine = config.global_batch // accelerator.num_processes
+    first_row = accelerator.process_index * mine
+    tokens_a_step = config.global_batch * shards.sequence_length
+    began, stopped, heldout_now = time.perf_counter(), None, state.get("heldout")
+
+    module.train()
+    step = start
+    with setup.stoppable() as stop, console.bar(f"stage {stage} ({name})", total_steps, start, quiet) as bar:
+        while step < total_steps:
+            step_began = time.perf_counter()
+            # 1. This process's rows, noised on the CPU: each row's noise depends on (seed, step, row) alone.
+            examples = []
+            for offset in range(0, mine, config.micro_batch):
+                rows = range(first_row + offset, first_row + min(offset + config.micro_batch, mine))
+                indices = [order.at(step * config.global_batch + row) for row in rows]
+                epoch = step * config.global_batch / len(shards)
+                examples.append(
+                    make_example(read_batch(shards, indices, rows, step, epoch, rules), config, step, mask_id)
+                )
+            denominator = _sum(accelerator, sum(float(example.denominator) for example in examples))
+            pattern_LL = attention_pattern(config, step, shards.sequence_length) if stage == 1 else None
+            # 2. Forward and backward, gradients synchronised once.
+            loss_sum = torch.zeros((), device=accelerator.device)
+            for index, example in enumerate(examples):
+                sync = index == len(examples) - 1
+                with contextlib.nullcontext() if sync else accelerator.no_sync(module):
+                    with accelerator.autocast():
+                        losses_N = token_losses(
+                            module, example, pattern_LL, stage == 0, config.isolate_documents, accelerator.device
+                        )
+                    weights_N = example.weights_BL[example.masked_BL].to(accelerator.device)
+                    loss = (losses_N * weights_N).sum() / max(denominator, 1.0)
+                    accelerator.backward(loss * accelerator.num_processes)  # gradients are averaged over processes
+                loss_sum += loss.detach()
+            # 3. Update.
+            rate = setup.learning_rate(config.optimizer, step, total_steps)
+            setup.set_learning_rate(optimizer, rate)
+            norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.max_grad_norm or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            loss_value = _sum(accelerator, float(loss_sum))
+            if not torch.isfinite(torch.tensor(loss_value)):
+                raise WorkFailed(
+                    f"the loss became {loss_value} at step {step}; lower optimizer.learning_rate and resume from step {run.steps()[-1:] or 0}"
+                )
+            # 4. Record.
+            state["tail"] = [*state["tail"], loss_value][-max(1, total_steps // 10) :]
+            seconds = time.perf_counter() - step_began
+            if step % config.log_every == 0 or step == total_steps:
+                _log(accelerator, run, step, tokens_a_step, loss_value, rate, norm, seconds, track)
+            bar.advance(1, f"loss {loss_value:.3f}  {tokens_a_step / seconds:,.0f} tok/s")
+            if on_step is not None and accelerator.is_main_process:
+                on_step(step, total_steps, loss_value)
+            # 5. Evaluate, stop, checkpoint.
+            better = heldout is None
+            if heldout is not None and (step == total_steps or _due(step, config.evaluate_every)):
+                heldout_now = evaluate(accelerator, module, heldout, config, rules, mask_id)
+                better = state["best"] is None or heldout_now["loss"] < state["best"]
+                state["best"], state["waited"] = (
+                    (heldout_now["loss"], 0) if better else (state["best"], state["waited"] + 1)
+                )
+                if accelerator.is_main_process:
+                    run.append("metrics", {"step": step, "heldout": heldout_now})
+                if config.early_stopping and state["waited"] >= config.early_stopping:
+                    stopped = "early"
+            if stop.agreed(accelerator):
+                stopped = "asked"
+            ends = stopped is not None or step == total_steps
+            if ends or _due(step, config.checkpoint_every) or (better and heldout is not None):
+                state["heldout"] = heldout_now
+                setup.save_checkpoint(accelerator, run, step, module, model, optimizer, state, name)
+                if accelerator.is_main_process:
+                    if better or run.linked("best") is None:
+                        run.link("best", step)
+                    run.prune(config.keep_checkpoints)
+            if stopped:
+                break
+    if track is not None:
+        accelerator.end_training()
+    tail = state["tail"] or [float("nan")]
+    return Result(
+        name, step, step * tokens_a_step, sum(tail) / len(tail), heldout_now, time.perf_counter() - began, run.checkpoint(step), stopped
+    )  # fmt: skip
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, processes: int) -> None:
+    check_fit(shards, model, "sft" if stage == 3 else "pretrain", f"{stage} ({STAGE_NAMES[stage]})")
+    if stage == 0 and model.is_diffusion:
+        raise UserError(f"stage 0 trains an AR model but {model.name!r} is a diffusion checkpoint; give an AR one")
+    if stage > 0 and not model.is_diffusion:
+        raise UserError(
+            f"stage {stage} trains a diffusion model but {model.name!r} is an AR checkpoint; convert it first with `dcoder convert {model.name}`"
+        )
+    if config.global_batch % processes:
+        raise UserError(f"global_batch = {config.global_batch} must be a multiple of the {processes} processes")
+    if ((config.anneal_steps and stage == 1) or config.isolate_documents) and config.attention == "flash_attention_2":
+        raise UserError(
+            "attention = flash_attention_2 has no kernel for annealed or packed-document masks; use --set attention=sdpa or flex"
+        )
+
+
+def set_attention(model: Model, implementation: str, device: torch.device) -> None:
+    """Switch a loaded model to an attention implementation."""
+    from dcoder_cli.model.backbone import check_attention
+
+    check_attention(implementation, device)
+    model.implementation = implementation
+    model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
+
+
+def _prepare(accelerator: Any, model: Model, config: StageConfig) -> tuple[Any, Any]:
+    if config.activation_checkpointing:
+        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile:
+        model.network.model.compile()
+    module = TokenLoss(model)
+    return accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))  # type: ignore[no-any-return]
+
+
+def _filler(model: Model) -> int:
+    return model.ids.pad if model.ids.pad is not None else 0
+
+
+def _sum(accelerator: Any, value: float) -> float:
+    if accelerator.num_processes == 1:
+        return value
+    return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum"))
+
+
+def _log(
+    accelerator: Any,
+    run: RunFolder,
+    step: int,
+    tokens_a_step: int,
+    loss: float,
+    rate: float,
+    norm: Any,
+    seconds: float,
+    track: str | None,
+) -> None:
+    record = {
+        "step": step,
+        "tokens": step * tokens_a_step,
+        "loss": loss,
+        "learning_rate": rate,
+        "grad_norm": float(norm),
+    }
+    if accelerator.is_main_process:
+        run.append("metrics", record)
+        run.append(
+            "timings",
+            {"step": step, "seconds": round(seconds, 5), "tokens_per_second": round(tokens_a_step / seconds, 1)},
+        )
+    if track is not None:
+        accelerator.log({**record, "tokens_per_second": tokens_a_step / seconds}, step=step)

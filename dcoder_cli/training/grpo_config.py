@@ -1,0 +1,145 @@
+"""Configuration of stage 4, coupled-GRPO. Torch-free: presets and --help read it.
+
+Defaults are the paper's (DiffuCoder B.1 and Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.training.config import OptimizerConfig
+
+Estimator = Literal["coupled", "full-mask", "decoupled", "d1"]
+
+
+def _optimizer() -> OptimizerConfig:
+    # DiffuCoder B.1, coupled-GRPO: learning rate, betas, weight decay, gradient norm, cosine with a 10% floor.
+    return OptimizerConfig(learning_rate=1e-6, betas=(0.9, 0.99), weight_decay=0.1, warmup_steps=0, max_grad_norm=0.2)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled.
+
+    Attributes:
+        max_new_tokens: 256 (DiffuCoder B.1).
+        steps: denoising steps; null = one token a step (256: DiffuCoder B.1).
+        temperature: 1.2 (DiffuCoder 5).
+        top_p, top_k: off, so that the sampled distribution is the model's.
+        rule: entropy (DiffuCoder B.2).
+        batch_size: rows decoded together; no effect on the samples.
+    """
+
+    max_new_tokens: int = 256
+    steps: int | None = None
+    temperature: float = 1.2
+    top_p: float | None = None
+    top_k: int | None = None
+    rule: str = "entropy"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(
+                f"rollout.temperature = {self.temperature} must be above 0: a group of equal samples teaches nothing"
+            )
+        if self.batch_size < 1 or self.max_new_tokens < 1:
+            raise UserError(
+                f"rollout.batch_size = {self.batch_size} and max_new_tokens = {self.max_new_tokens} must be at least 1"
+            )
+        if self.steps is not None and not 1 <= self.steps <= self.max_new_tokens:
+            raise UserError(
+                f"rollout.steps = {self.steps} must lie between 1 and max_new_tokens = {self.max_new_tokens}"
+            )
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Stage 4.
+
+    Attributes:
+        seed: of prompts, rollouts and masks, each with its own generator.
+        steps: rollout steps; null = `epochs` over the prompts.
+        epochs: 1 (DiffuCoder B.1).
+        prompts_per_step: prompts a rollout, over all processes (ours; the paper names none).
+        group_size: completions a prompt, G (10: DiffuCoder B.1).
+        micro_batch: completions in one forward pass.
+        inner_iterations: updates on one rollout, mu, each with fresh masks (2: DiffuCoder B.1).
+        estimator: coupled, full-mask (d1 without prompt masking), decoupled or d1.
+        pairs: complementary pairs, lambda (1: DiffuCoder 5); for decoupled the same number of passes.
+        t_range: mask ratios of the pairs ([0.2, 0.8]: DiffuCoder 5).
+        prompt_mask: share of prompt tokens d1 masks (0.15: d1).
+        advantage: mean, or leave-one-out of the group as baseline (DiffuCoder 5, A.3).
+        scale_advantage: divide by the group's standard deviation (the paper does not).
+        clip: epsilon of the ratio's clipping (0.5: DiffuCoder B.1).
+        kl_coef: beta of the k3 KL estimate to the reference (0.01: DiffuCoder B.1).
+        reference_sync: steps between copies of the policy into the reference (64: DiffuCoder B.1); 0 = never.
+        rewards: weight of each reward (code 2.0 and format 0.5: DiffuCoder B.1), or of `module:function`.
+        rollout: see RolloutConfig.
+        optimizer: see OptimizerConfig.
+        precision, attention, activation_checkpointing: as in the other stages.
+        evaluate_every: steps between evaluations on the held-out prompts; 0 = only before and after.
+        evaluate_prompts: held-out prompts used.
+        checkpoint_every, keep_checkpoints: as in the other stages.
+        samples_every: steps between sample completions written to samples/.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    epochs: float = 1.0
+    prompts_per_step: int = 16
+    group_size: int = 10
+    micro_batch: int = 10
+    inner_iterations: int = 2
+    estimator: Estimator = "coupled"
+    pairs: int = 1
+    t_range: tuple[float, float] = (0.2, 0.8)
+    prompt_mask: float = 0.15
+    advantage: Literal["mean", "leave-one-out"] = "mean"
+    scale_advantage: bool = False
+    clip: float = 0.5
+    kl_coef: float = 0.01
+    reference_sync: int = 64
+    rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optimizer: OptimizerConfig = field(default_factory=_optimizer)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
+    activation_checkpointing: bool = False
+    evaluate_every: int = 0
+    evaluate_prompts: int = 64
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    samples_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_step", "micro_batch", "inner_iterations", "pairs", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in (
+            "reference_sync",
+            "evaluate_every",
+            "evaluate_prompts",
+            "checkpoint_every",
+            "samples_every",
+            "kl_coef",
+        ):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size = {self.group_size} must be at least 2: the advantage compares completions of one prompt"
+            )
+        low, high = self.t_range
+        if not 0 < low <= high < 1:
+            raise UserError(
+                f"t_range = [{low}, {high}] must lie between 0 and 1, ends excluded: both passes of a pair need masks"
+            )
+        if not 0 <= self.prompt_mask < 1:
+            raise UserError(f"prompt_mask = {self.prompt_mask} must lie in [0, 1)")
+        if self.clip <= 0:
+            raise UserError(f"clip = {self.clip} must be above 0")
+        if not self.rewards:
+            raise UserError("rewards is empty; name at least one, for example code: 2.0")

@@ -1,0 +1,93 @@
+"""Advantages and the clipped loss of GRPO with a k3 KL term.
+
+Shapes: B completions, N completion tokens, G completions of one prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def advantages(rewards: Sequence[float], kind: str = "mean", scale: bool = False) -> list[float]:
+    """Advantage of each completion of one group (DiffuCoder 5, A.3).
+
+    - "mean": r_i - mean of the group. - "leave-one-out": r_i - mean of the others.
+
+    A NaN reward (the judge had trouble) is left out of every baseline and gets advantage 0: it teaches nothing.
+    `scale` divides by the group's standard deviation (plus 1e-4), which the paper does not do.
+    """
+    known = [reward for reward in rewards if not math.isnan(reward)]
+    if len(known) < 2:
+        return [0.0] * len(rewards)
+    total = sum(known)
+    mean = total / len(known)
+    spread = math.sqrt(sum((reward - mean) ** 2 for reward in known) / len(known)) + 1e-4 if scale else 1.0
+    result = []
+    for reward in rewards:
+        baseline = (total - reward) / (len(known) - 1) if kind == "leave-one-out" else mean
+        result.append(0.0 if math.isnan(reward) else (reward - baseline) / spread)
+    return result
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over completions, to be divided by the number of completions of the whole step.
+
+    Attributes:
+        loss: sum over completions of the mean over its tokens of -surrogate + kl_coef * k3; carries gradients.
+        kl: the same of k3 alone. clipped_low, clipped_high: of the share of tokens whose clipping was active.
+        ratio: of the mean ratio.
+    """
+
+    loss: Tensor
+    kl: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    ratio: Tensor
+
+
+def grpo_loss(
+    new_BN: Tensor,
+    old_BN: Tensor,
+    reference_BN: Tensor | None,
+    advantage_B: Tensor,
+    scored_BN: Tensor,
+    clip: float = 0.5,
+    kl_coef: float = 0.01,
+) -> Loss:
+    """The loss of DiffuCoder's Algorithm 1, summed over completions.
+
+    Args:
+        new_BN, old_BN, reference_BN: per-token log-probability estimates with the same masks; reference None = no KL.
+        advantage_B: one a completion.
+        scored_BN: bool, tokens up to and including the first end of turn.
+        clip: epsilon of the clipping of the ratio.
+        kl_coef: beta of the KL term, k3 = exp(ref - new) - (ref - new) - 1.
+    """
+    ratio_BN = torch.exp(new_BN - old_BN)
+    advantage_B1 = advantage_B[:, None]
+    clipped_BN = ratio_BN.clamp(1 - clip, 1 + clip)
+    surrogate_BN = torch.minimum(ratio_BN * advantage_B1, clipped_BN * advantage_B1)
+    kl_BN = torch.zeros_like(new_BN)
+    if reference_BN is not None:
+        difference_BN = reference_BN - new_BN
+        kl_BN = torch.exp(difference_BN) - difference_BN - 1
+    count_B = scored_BN.sum(dim=1).clamp(min=1)
+
+    def per_completion(values_BN: Tensor) -> Tensor:
+        return (torch.where(scored_BN, values_BN, torch.zeros_like(values_BN)).sum(dim=1) / count_B).sum()
+
+    low_BN = (ratio_BN < 1 - clip) & (advantage_B1 < 0)
+    high_BN = (ratio_BN > 1 + clip) & (advantage_B1 > 0)
+    return Loss(
+        per_completion(-surrogate_BN + kl_coef * kl_BN),
+        per_completion(kl_BN.detach()),
+        per_completion(low_BN.to(new_BN.dtype)),
+        per_completion(high_BN.to(new_BN.dtype)),
+        per_completion(ratio_BN.detach()),
+    )

@@ -1,0 +1,118 @@
+"""What a training step computes: noise, network, cross-entropy at the masked places, and its weights.
+
+Shapes: B rows, L length, N masked positions, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dcoder_cli.data.batches import Batch
+from dcoder_cli.diffusion import loss as losses
+from dcoder_cli.diffusion import noise
+from dcoder_cli.model.attention import annealed
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.training.config import StageConfig
+
+
+class TokenLoss(nn.Module):
+    """Model and loss as one module, so that DDP and FSDP see every weight used inside one forward."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        noised_BL: Tensor,
+        targets_BL: Tensor,
+        masked_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        document_ids_BL: Tensor | None,
+        pattern_LL: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        """Cross-entropy in nats at the masked positions, float32 [N], in row-major order."""
+        hidden_BLD = self.model.hidden(
+            noised_BL,
+            attention_mask_BL,
+            causal=causal,
+            pattern_LL=pattern_LL,
+            document_ids_BL=document_ids_BL,
+        )
+        rows = losses.chunk_rows(self.model.vocab_size)
+        return losses.chunked_cross_entropy(self.model.head, hidden_BLD[masked_BL], targets_BL[masked_BL], rows)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A noised batch with the weights of its masked tokens, ready for `TokenLoss`.
+
+    Attributes:
+        batch: the clean rows.
+        noised_BL: what the network reads.
+        masked_BL: where it is asked.
+        weights_BL: float32, 0 outside `masked_BL`.
+        denominator: this batch's share of the loss's denominator.
+        t_B: mask ratio of each row.
+    """
+
+    batch: Batch
+    noised_BL: Tensor
+    masked_BL: Tensor
+    weights_BL: Tensor
+    denominator: Tensor
+    t_B: Tensor
+
+
+def make_example(batch: Batch, config: StageConfig, step: int, mask_id: int | None) -> Example:
+    """Noise a batch for a stage. `mask_id` None means the AR objective: every token is predicted from those before it."""
+    if mask_id is None:
+        ones_B = torch.ones(batch.ids_BL.shape[0])
+        return Example(
+            batch, batch.ids_BL, batch.eligible_BL, batch.eligible_BL.float(), batch.eligible_BL.sum().float(), ones_B
+        )
+    t_B = noise.sample_t(batch.rows, config.global_batch, config.seed, step, config.t_min, config.stratified_t)
+    uniform_BL = noise.uniforms(batch.rows, batch.ids_BL.shape[1], config.seed, step)
+    return noised(batch, config, t_B, uniform_BL, mask_id)
+
+
+def noised(batch: Batch, config: StageConfig, t_B: Tensor, uniform_BL: Tensor, mask_id: int) -> Example:
+    """A batch noised with given mask ratios and uniform numbers."""
+    noised_BL, masked_BL = noise.add_noise(batch.ids_BL, batch.eligible_BL, t_B, uniform_BL, mask_id)
+    weights_BL = losses.token_weights(
+        masked_BL, batch.eligible_BL, t_B, config.weighting, config.normalizer, batch.attention_mask_BL, config.cart_p
+    )
+    share = losses.denominator(masked_BL, batch.eligible_BL, config.normalizer)
+    return Example(batch, noised_BL, masked_BL, weights_BL, share, t_B)
+
+
+def token_losses(
+    module: nn.Module, example: Example, pattern_LL: Tensor | None, causal: bool, isolate: bool, device: torch.device
+) -> Tensor:
+    """Cross-entropy of an example's masked tokens, float32 [N], on `device`."""
+    batch = example.batch
+    attention_BL = None if batch.attention_mask_BL is None else batch.attention_mask_BL.to(device)
+    documents_BL = batch.document_ids_BL.to(device) if isolate and batch.document_ids_BL is not None else None
+    result: Tensor = module(
+        example.noised_BL.to(device),
+        batch.ids_BL.to(device),
+        example.masked_BL.to(device),
+        attention_BL,
+        documents_BL,
+        None if pattern_LL is None else pattern_LL.to(device),
+        causal,
+    )
+    return result
+
+
+def attention_pattern(config: StageConfig, step: int, length: int) -> Tensor | None:
+    """Stage 1's annealed mask for a step; None once attention is full (DiffuCoder B.1; DiffuLLaMA)."""
+    if config.anneal_steps == 0 or step + 1 >= config.anneal_steps:
+        return None
+    from dcoder_cli.diffusion.randomness import generator
+
+    return annealed(length, (step + 1) / config.anneal_steps, generator(config.seed, "anneal", step))

@@ -1,0 +1,164 @@
+"""Rollouts of stage 4: a group of completions for each prompt, judged while the next ones are decoded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import atomic_file
+from dcoder_cli.diffusion.sampler import generate
+from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.training.estimate import Completion, completion_of
+from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.rewards import Reward, Rewarder
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion with what it earned.
+
+    Attributes:
+        place: its place in the whole step, over all processes: seeds come from it.
+        completion, trajectory, reward: the sample. advantage: set once the whole group is scored.
+    """
+
+    place: int
+    completion: Completion
+    trajectory: Trajectory
+    reward: Reward
+
+
+def encode_prompts(model: Model, prompts: Sequence[dict[str, Any]], new_tokens: int) -> list[list[int]]:
+    """Ids of prompt records (`messages`, or plain `prompt`). Raises UserError for one that leaves no room."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{model.name!r} has no tokenizer, which stage 4 needs")
+    encoded = []
+    for prompt in prompts:
+        if "messages" in prompt:
+            text = tokenizer.apply_chat_template(prompt["messages"], tokenize=False, add_generation_prompt=True)
+        else:
+            text = prompt["prompt"]
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) + new_tokens > model.max_length:
+            raise UserError(
+                f"prompt {prompt.get('task_id')!r} has {len(ids)} tokens, which with {new_tokens} new ones exceeds the context of "
+                f"{model.max_length}; lower rollout.max_new_tokens or tokenize with a smaller --max-prompt-tokens"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def roll_out(
+    model: Model,
+    prompts: Sequence[dict[str, Any]],
+    ids: Sequence[list[int]],
+    first_place: int,
+    step: int,
+    config: GrpoConfig,
+    rewarder: Rewarder,
+) -> list[Rollout]:
+    """`group_size` completions of each prompt, in order, with rewards. Judging runs while further batches are decoded."""
+    group = config.group_size
+    pending: dict[str, Any] = {}
+    by_id = {str(place): prompts[place // group] for place in range(len(prompts) * group)}
+
+    def judge(trajectory: Trajectory) -> None:
+        pending[trajectory.id] = rewarder.submit(by_id[trajectory.id], trajectory.text)
+
+    repeated = [prompt for prompt in ids for _ in range(group)]
+    rollout = config.rollout
+    trajectories = generate(
+        model,
+        repeated,
+        max_new_tokens=rollout.max_new_tokens,
+        steps=rollout.steps,
+        rule=rollout.rule,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        seed=config.seed + 1_000_003 * (step + 1),
+        ids=list(by_id),
+        seeds=[first_place + place for place in range(len(repeated))],
+        batch_size=rollout.batch_size,
+        on_done=judge,
+    )
+    return [
+        Rollout(
+            first_place + place,
+            completion_of(prompt, trajectory.tokens, model.ids.stops),
+            trajectory,
+            rewarder.result(pending[str(place)]),
+        )
+        for place, (prompt, trajectory) in enumerate(zip(repeated, trajectories, strict=True))
+    ]
+
+
+def save_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """Keep a scored rollout, so that a run killed while it updates need not decode and judge again."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        for item in rollouts:
+            record = {
+                "place": item.place,
+                "prompt": item.completion.prompt,
+                "scored": item.completion.scored,
+                "trajectory": item.trajectory.to_json()
+                | {"confidence": item.trajectory.confidence, "entropy": item.trajectory.entropy},
+                "reward": {name: _or_none(value) for name, value in item.reward.parts.items()},
+                "total": _or_none(item.reward.total),
+                "status": item.reward.status,
+            }
+            handle.write(json.dumps(record) + "\n")
+
+
+def load_rollouts(path: Path) -> list[Rollout]:
+    """A rollout kept by `save_rollouts`."""
+    rollouts = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        trajectory = Trajectory(**record["trajectory"])
+        completion = Completion(tuple(record["prompt"]), tuple(trajectory.tokens), record["scored"])
+        parts = {name: math.nan if value is None else value for name, value in record["reward"].items()}
+        total = math.nan if record["total"] is None else record["total"]
+        rollouts.append(Rollout(record["place"], completion, trajectory, Reward(total, parts, record["status"])))
+    return rollouts
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def monitors(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means over completions: rewards per part, length, unfinished share, entropy, what the judge said."""
+    count = len(rollouts)
+    result: dict[str, float] = {}
+    totals = [item.reward.total for item in rollouts if not math.isnan(item.reward.total)]
+    if totals:
+        mean = sum(totals) / len(totals)
+        result["reward"] = mean
+        result["reward_std"] = math.sqrt(sum((total - mean) ** 2 for total in totals) / len(totals))
+    for name in rollouts[0].reward.parts:
+        values = [item.reward.parts[name] for item in rollouts if not math.isnan(item.reward.parts[name])]
+        result[f"reward_{name}"] = sum(values) / max(1, len(values))
+    result["passed"] = sum(item.reward.status == "passed" for item in rollouts) / count
+    result["judge_trouble"] = sum(math.isnan(item.reward.total) for item in rollouts) / count
+    result["length"] = sum(item.completion.scored for item in rollouts) / count
+    result["unfinished"] = sum(not item.trajectory.settings["finished"] for item in rollouts) / count
+    scored = [value for item in rollouts for value in item.trajectory.entropy[: item.completion.scored]]
+    result["entropy"] = sum(scored) / max(1, len(scored))
+    return result
+
+
+def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
+    """Share of groups in which every reward is the same: they carry no policy gradient."""
+    groups = [rollouts[start : start + group] for start in range(0, len(rollouts), group)]
+    flat = sum(
+        len({item.reward.total for item in members if not math.isnan(item.reward.total)}) <= 1 for members in groups
+    )
+    return flat / len(groups)

@@ -1,0 +1,1 @@
+"""YAML presets for GPU sizes; read through dcoder_cli.base.presets."""

@@ -1,0 +1,118 @@
+"""Small checkpoints and shards made on the spot."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcoder_cli.data.shards import write_arrays
+
+PYTHON_TEXT = [
+    "def add(a, b):\n    return a + b\n",
+    "for i in range(10):\n    print(i * i)\n",
+    "class A:\n    x = 1\n",
+] * 20
+
+
+def dcoder(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a real process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def refused(*arguments: str | Path) -> str:
+    """Run a command, in this process, that must be refused: exit 2, nothing on stdout, one line on stderr, returned."""
+    from dcoder_cli.main import main
+
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["dcoder", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        sys.argv = before
+    assert left.value.code == 2, (left.value.code, stdout.getvalue(), stderr.getvalue())
+    lines = stderr.getvalue().strip().splitlines()
+    assert len(lines) == 1 and not stdout.getvalue(), (stdout.getvalue(), stderr.getvalue())
+    return lines[0]
+
+
+def make_tokenizer(size: int = 300) -> Any:
+    """A small byte-level BPE with a chat template."""
+    from dcoder_cli.model.tokenizer import train_tokenizer
+
+    return train_tokenizer(PYTHON_TEXT, size)
+
+
+def make_model(
+    folder: Path, ar: bool = False, seed: int = 0, context: int = 128, tokenizer: Any | None = None, **shape: Any
+) -> Path:
+    """A tiny random checkpoint with a tokenizer."""
+    from dcoder_cli.model.convert import ar_config_with_tokenizer, random_model, to_diffusion
+    from dcoder_cli.model.sizes import config_of
+
+    tokenizer = tokenizer or make_tokenizer()
+    config = {
+        **config_of("tiny", len(tokenizer)),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": context,
+        **shape,
+    }
+    model = random_model(ar_config_with_tokenizer(config, tokenizer), tokenizer, seed, "random")
+    (model if ar else to_diffusion(model)).save(folder)
+    return folder
+
+
+def make_shards(
+    folder: Path, tokenizer: Any, kind: str = "pretrain", rows: int = 40, length: int = 32, seed: int = 0
+) -> Path:
+    """A shard folder with patterned rows that a tiny model can learn, train and held-out."""
+    from dcoder_cli.model.tokenizer import tokenizer_hash
+
+    source = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    files = []
+    vocabulary = len(tokenizer)
+    for split, count in (("train", rows), ("heldout", 8)):
+        start = source.integers(5, 200, size=(count, 1))
+        tokens = ((start + np.arange(length)[None, :] * 3) % 200 + 5).astype(np.uint16)
+        arrays: dict[str, np.ndarray] = {"tokens": tokens}
+        if kind == "pretrain":
+            arrays["document_ids"] = np.repeat(np.arange(2, dtype=np.uint16), length // 2)[None, :].repeat(
+                count, axis=0
+            )
+        else:
+            eligible = np.zeros((count, length), dtype=np.uint8)
+            eligible[:, length // 2 :] = 1
+            arrays["eligible"] = eligible
+        name = f"{split}-00000.safetensors"
+        digest = write_arrays(folder / name, arrays, {})
+        files.append({"split": split, "file": name, "rows": count, "sha256": digest})
+    manifest = {
+        "format_version": 1,
+        "kind": kind,
+        "sequence_length": length,
+        "tokenizer": {"hash": tokenizer_hash(tokenizer), "vocab_size": vocabulary, "name": "test"},
+        "special_tokens": {},
+        "files": files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder

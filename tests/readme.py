@@ -1,0 +1,40 @@
+"""The generated parts of the README: `python tests/readme.py` writes them, a test checks them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from dcoder_cli.base import presets
+from dcoder_cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tables() -> dict[str, str]:
+    """What stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    commands = [f"| `dcoder {name}` | {entry.summary} |" for name, entry in COMMANDS.items()]
+    headlines = {name: presets.text(name).splitlines()[0].removeprefix(f"# {name}: ") for name in presets.names()}
+    return {
+        "commands": "\n".join(["| command | |", "|---|---|", *commands]),
+        "presets": "\n".join(
+            ["| preset | |", "|---|---|", *(f"| `{name}` | {line} |" for name, line in headlines.items())]
+        ),
+    }
+
+
+def fill(text: str) -> str:
+    """`text` with every generated part brought up to date."""
+    for name, table in tables().items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL
+        )
+    return text
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    before = file.read_text(encoding="utf-8")
+    file.write_text(fill(before), encoding="utf-8")
+    sys.exit(0)

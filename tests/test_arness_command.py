@@ -1,0 +1,156 @@
+"""`dcoder arness` as a process: its numbers, its files, its one-line errors; and its model path on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def dcoder(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def written(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_numbers_of_trajectory_files(tmp_path: Path) -> None:
+    straight = written(tmp_path / "straight.jsonl", *({"id": str(i), "reveal_step": list(range(30))} for i in range(3)))
+    backwards = written(tmp_path / "back.jsonl", *({"order": list(range(30))[::-1]} for _ in range(2)))
+    run = dcoder("arness", "--trajectories", straight, "--trajectories", backwards, "--json")
+    assert run.returncode == 0, run.stderr
+    first, second = json.loads(run.stdout)["series"]
+    assert (first["label"], first["samples"]) == ("straight", 3)
+    assert first["local"]["mean"] == [1.0] * 9 and first["global"]["mean"] == [1.0] * 4
+    assert first["per_sample"][2]["local"] == [1.0] * 9
+    assert second["local"]["mean"][0] == 0 and second["global"]["mean"][3] == pytest.approx(4 / 30)
+
+
+def test_the_table_fits_80_columns_and_labels_are_no_markup(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "a.jsonl", *({"reveal_step": [1, 0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10 + i]} for i in range(3))
+    )
+    label = "a rather long label of a model [red] T=0.2"
+    run = dcoder("arness", "--trajectories", path, "--label", label, FORCE_COLOR="1", COLUMNS="80", TERM="xterm")
+    assert run.returncode == 0, run.stderr
+    assert "[red]" in run.stdout.replace("\n", "")
+    plain = dcoder("arness", "--trajectories", path, "--label", "short")
+    assert max(len(line) for line in plain.stdout.splitlines()) <= 80
+    assert "short" in plain.stdout and "±" in plain.stdout and "\x1b" not in plain.stdout
+
+
+def test_out_writes_report_pictures_and_numbers(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt": "p", "tokens": [5] * 20, "reveal_step": list(range(20))} for i in range(2)]
+    path, out = written(tmp_path / "a b?.jsonl", *rows), tmp_path / "out"
+    run = dcoder("arness", "--trajectories", path, "--out", out, "--json", "--ties", "left-to-right")
+    assert run.returncode == 0, run.stderr
+    files = json.loads(run.stdout)["files"]
+    assert files[0].endswith("report.html") and all(Path(file).stat().st_size > 0 for file in files)
+    names = {Path(file).name for file in files}
+    assert {
+        "arness.json",
+        "arness.png",
+        "arness.svg",
+        "order.png",
+        "text-a-b-rainbow.png",
+        "text-a-b-ordered.svg",
+    } <= names
+    assert json.loads((out / "arness.json").read_text())["series"][0]["ties"] == "left-to-right"
+    assert 'data-part="step"' in (out / "report.html").read_text()
+    blocked = dcoder("arness", "--trajectories", path, "--out", path)
+    assert blocked.returncode == 2 and "is a file" in blocked.stderr
+
+
+BAD = {
+    "hole": ('{"reveal_step": [0, null, 2]}', "reveal_step[1] is None"),
+    "negative": ('{"reveal_step": [0, -1]}', "reveal_step[1] is -1"),
+    "order hole": ('{"order": [0, 1, 3]}', "position 2 is never committed"),
+    "repeated": ('{"order": [0, 1, 0]}', "position 0 is committed at steps 0 and 2"),
+    "lengths": ('{"reveal_step": [0, 1], "tokens": [3]}', "tokens has 1 entries but reveal_step has 2"),
+    "empty list": ('{"reveal_step": []}', "reveal_step is empty"),
+    "no list": ('{"text": "x"}', "has no list 'reveal_step'"),
+    "no JSON": ("{", "is not JSON"),
+    "empty": ("", "holds no trajectory"),
+}
+
+
+@pytest.mark.parametrize("case", ["hole", "order hole", "repeated", "lengths"])
+def test_bad_trajectory_files_are_one_line_and_exit_2(tmp_path: Path, case: str) -> None:
+    line, message = BAD[case]
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n")
+    run = dcoder("arness", "--trajectories", path)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1 and message in run.stderr, run.stderr
+    assert str(path) in run.stderr and run.stdout == ""
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
+    from dcoder_cli.analysis.sources import read_trajectories
+    from dcoder_cli.base.errors import UserError
+
+    line, message = BAD[case]
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError) as raised:
+        read_trajectories(path)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to measure"),
+        (["--trajectories", "missing.jsonl"], "'missing.jsonl' cannot be read"),
+        (["--model", "m"], "--model needs --prompts"),
+        (["--model", "m", "--prompts", "p", "--temperatures", "0.2;1"], "must be numbers separated by commas"),
+        (["--trajectories", "a", "--label", "x", "--label", "y"], "2 --label for 1"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    run = dcoder("arness", *arguments)
+    assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+def test_models_diffusion_and_ar(tmp_path: Path) -> None:
+    from dcoder_cli.model.conversion import initialise
+
+    source = tmp_path / "code.py"
+    source.write_text("def add(a, b):\n    return a + b\n" * 20)
+    tiny, ar = tmp_path / "tiny", tmp_path / "ar"
+    initialise("tiny", tiny, None, [source], 300, False, None, 0, None)
+    initialise("tiny", ar, str(tiny), [], 0, True, None, 0, None)
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "def f(x):"}, {"prompt": "import"}), tmp_path / "out"
+    run = dcoder(
+        "arness", "--model", tiny, "--model", ar, "--prompts", prompts, "--temperatures", "0.2,1",
+        "--max-new-tokens", 16, "--n", 2, "--out", out, "--json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert [series["label"] for series in result["series"]] == ["tiny T=0.2", "tiny T=1", "ar T=0.2", "ar T=1"]
+    for series in result["series"]:
+        assert series["samples"] == 4 and series["commits_per_step"] == 1.0
+        if series["label"].startswith("ar"):
+            assert set(series["global"]["mean"]) == {1.0} and set(series["local"]["mean"]) <= {1.0, None}
+        else:
+            assert series["global"]["mean"][0] < 1.0 and series["tokens"] == 16
+    assert list(result["first_step"]) == ["tiny"] and len(result["first_step"]["tiny"]["confidence"]) == 16
+    names = {Path(file).name for file in result["files"]}
+    assert {"entropy.png", "first-step.svg", "temperature.png", "trajectories-tiny-T=1.jsonl"} <= names
+    again = dcoder("arness", "--trajectories", out / "trajectories-tiny-T=1.jsonl", "--until", "end", "--json")
+    assert again.returncode == 0, again.stderr
+    whole = dcoder("arness", "--trajectories", out / "trajectories-tiny-T=1.jsonl", "--json")
+    assert json.loads(whole.stdout)["series"][0]["global"] == result["series"][1]["global"]

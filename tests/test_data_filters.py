@@ -1,0 +1,178 @@
+"""Each filter drops what it says and nothing else; duplicates and benchmark problems are found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.duplicates import Duplicates, Signatures
+from dcoder_cli.data.filters import FilterSettings, alphanumeric_share, judge_document, licence_header, parses
+from dcoder_cli.data.ngrams import ngram_hashes, word_codes
+
+GOOD = "def add(a, b):\n    return a + b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GOOD, None),
+        ("", "empty"),
+        (" \n\t\n", "empty"),
+        ("x = 1\0\n", "binary"),
+        ("a" * 101, "too large"),
+        ("x = '" + "a" * 60 + "'\n", "line too long"),
+        ("abcdefghijklmnopqrstuvwxyz = 1\n" * 2, "lines too long on average"),
+        ("-=+ " * 5 + "\n", "too few letters and digits"),
+        ("print 'python 2'\n", "unparsable Python"),
+    ],
+)
+def test_each_filter_drops_and_says_why(text: str, reason: str | None) -> None:
+    settings = FilterSettings(max_line_length=50, mean_line_length=25, max_document_bytes=100, drop_unparsable=True)
+    assert judge_document(text, settings, is_source=True, maybe_python=True).reason == reason
+
+
+def test_code_limits_leave_prose_alone_unless_asked() -> None:
+    prose = "word " * 400
+    assert judge_document(prose, FilterSettings(), False, True).reason is None
+    assert judge_document(prose, FilterSettings(), True, True).reason == "line too long"
+    assert judge_document(prose, FilterSettings(code_filters="all"), False, True).reason == "line too long"
+    assert judge_document(prose, FilterSettings(code_filters="none"), True, True).reason is None
+    assert judge_document("print 'x'", FilterSettings(drop_unparsable=True), True, maybe_python=False).reason is None
+
+
+def test_limits_are_inclusive_and_count_unicode() -> None:
+    assert judge_document("x" * 1000, FilterSettings(mean_line_length=1000), True, True).reason is None
+    assert judge_document("x" * 1001, FilterSettings(mean_line_length=2000), True, True).reason == "line too long"
+    assert alphanumeric_share("ab--") == 0.5 and alphanumeric_share("äß漢-") == 0.75
+    assert not parses("x = (") and not parses("\0") and parses("x = 1")
+
+
+LICENCED = "#!/usr/bin/env python\n# Copyright (c) 2020 Someone.\n# Licensed under the Apache License, Version 2.0.\n\n# What it does.\nx = 1\n"
+
+
+def test_licence_headers_are_stripped_or_dropped_by_name() -> None:
+    header = licence_header(LICENCED)
+    assert header is not None and header.licence == "Apache"
+    assert header.rest == "#!/usr/bin/env python\n\n# What it does.\nx = 1\n"
+    stripped = judge_document(LICENCED, FilterSettings(licence="strip"), True, True)
+    assert (stripped.text, stripped.stripped, stripped.reason) == (header.rest, "Apache", None)
+    assert judge_document(LICENCED, FilterSettings(licence="drop"), True, True).reason == "licence header Apache"
+    assert judge_document(LICENCED, FilterSettings(licence="drop:GPL,MIT"), True, True).reason is None
+    assert judge_document(LICENCED, FilterSettings(licence="drop:Apache"), True, True).reason is not None
+    assert judge_document(LICENCED, FilterSettings(), True, True).text == LICENCED
+    block = licence_header("/* This is free software under the\n * GNU General Public License. */\nint x;\n")
+    assert block is not None and block == ("GPL", "int x;\n")
+    assert licence_header("# just a comment\nx = 1\n# Copyright further down\n") is None
+    assert licence_header("/* never closed, copyright") is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        FilterSettings(near_duplicates=1.5),
+        FilterSettings(licence="maybe"),
+        FilterSettings(code_filters="some"),  # type: ignore[arg-type]
+        FilterSettings(decontaminate_ngram=1),
+    ],
+)
+def test_senseless_settings_are_refused(settings: FilterSettings) -> None:
+    with pytest.raises(UserError):
+        settings.check()
+
+
+def test_ngrams_are_the_same_numbers_everywhere() -> None:
+    codes = word_codes("Foo_bar, BAZ 12")
+    assert len(codes) == 4 and (codes == word_codes("foo bar\nbaz ... 12")).all()
+    assert ngram_hashes(codes, 5).size == 0 and ngram_hashes(codes, 4).size == 1
+    assert ngram_hashes(codes, 2).tolist() == [
+        int(ngram_hashes(word_codes(pair), 2)[0]) for pair in ("foo bar", "bar baz", "baz 12")
+    ]
+    digest = hashlib.sha256(ngram_hashes(word_codes("a b c d e f"), 3).tobytes()).hexdigest()
+    assert digest == hashlib.sha256(ngram_hashes(word_codes("A b C d E f"), 3).tobytes()).hexdigest()
+
+
+def _text(seed: int, words: int = 400) -> list[str]:
+    rng = random.Random(seed)
+    return ["".join(rng.choices("abcdefgh", k=5)) for _ in range(words)]
+
+
+def test_near_duplicates_are_found_by_their_true_similarity() -> None:
+    signatures = Signatures()
+    duplicates = Duplicates(exact=True, threshold=0.7)
+
+    def check(name: str, words: list[str]) -> tuple[str, str] | None:
+        text = " ".join(words)
+        content = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return duplicates.check(name, content, signatures.of(word_codes(text)))
+
+    base = _text(1)
+    assert check("base", base) is None
+    assert check("copy", base) == ("exact duplicate", "base")
+    close = [*base[:200], "changed", *base[201:]]  # 5 of 396 shingles differ: Jaccard 0.975
+    found = check("close", close)
+    assert found is not None and found[0] == "near duplicate" and found[1].startswith("base (0.9")
+    assert check("half", [*base[:200], *_text(2, 200)]) is None  # Jaccard about 0.33
+    assert check("other", _text(3)) is None
+    assert check("short", ["x"] * 5) is None and check("short too", ["y"] * 5) is None
+
+
+def test_near_duplicates_can_be_off_and_exact_ones_too() -> None:
+    duplicates = Duplicates(exact=False, threshold=0)
+    assert duplicates.check("a", b"1" * 16, None) is None
+    assert duplicates.check("b", b"1" * 16, None) is None
+
+
+@pytest.fixture()
+def own_benchmarks(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmarks"
+    (folder / "puzzle").mkdir(parents=True)
+    row = {
+        "task_id": "P/1",
+        "prompt": "Write a function that counts how many of the given words begin with a vowel and returns it.",
+        "answer": "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",
+    }
+    (folder / "puzzle" / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_contamination_needs_ten_words_in_a_row(own_benchmarks: Path) -> None:
+    found = load_contamination(["puzzle"], str(own_benchmarks), 10)
+    ten = "FUNCTION that_counts how-many of the given words begin"
+    assert found.find(word_codes(f"before {ten} after")) == "puzzle: P/1"
+    assert found.find(word_codes(ten.rsplit(" ", 1)[0] + " near")) is None
+    assert found.find(word_codes("x = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]")) is None, (
+        "a run of numbers tells nothing"
+    )
+    assert found.find(word_codes("")) is None
+
+
+def test_contamination_settings_are_checked(own_benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DCODER_BENCHMARKS", raising=False)
+    with pytest.raises(UserError, match="DCODER_BENCHMARKS"):
+        load_contamination(["puzzle"], None, 10)
+    monkeypatch.setenv("DCODER_BENCHMARKS", str(own_benchmarks))
+    assert load_contamination(["puzzle"], None, 10).find(word_codes("x")) is None
+    with pytest.raises(UserError, match="did you mean 'puzzle'"):
+        load_contamination(["puzle"], None, 10)
+    with pytest.raises(UserError, match="no problems"):
+        load_contamination(["empty"], None, 10)
+    (own_benchmarks / "empty" / "x.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"x\.jsonl"):
+        load_contamination(["empty"], None, 10)
+
+
+def test_a_humaneval_problem_and_an_mbpp_solution_are_found(benchmarks: Path) -> None:
+    found = load_contamination(["humaneval", "mbpp"], str(benchmarks), 10)
+    with gzip.open(benchmarks / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as handle:
+        problem = json.loads(handle.readline())
+    assert found.find(word_codes("import os\n" + problem["prompt"])) == "humaneval: HumanEval/0"
+    with gzip.open(benchmarks / "mbpp" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as handle:
+        assert "mbpp" in str(found.find(word_codes(json.loads(handle.readline())["code"])))

@@ -1,0 +1,188 @@
+"""Prompts with tests: AceCode-87K's fields, the hard subset, completion-style prompts, and reading them back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.problems import completion_prompt, entry_point_of, hard_subset, read_problem
+from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
+from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.model.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["Write a function that adds numbers.\n"] * 3, 300).save_pretrained(folder)
+    return str(folder)
+
+
+def ace(number: int, rates: list[float], question: str | None = None, completion: str = "") -> dict[str, Any]:
+    """A row as AceCode-87K has it; half of the inferences by each model, and some by a third that must not count."""
+    models = ["qwen_coder_2.5", "llama3_instruct"]
+    inferences = [
+        {"model_name": models[index % 2], "completion_id": index, "completion": completion, "pass_rate": rate}
+        for index, rate in enumerate(rates)
+    ]
+    inferences += [{"model_name": "another", "completion_id": 0, "completion": "", "pass_rate": 0.0}] * 3
+    return {
+        "id": f"q{number}",
+        "source": "evol",
+        "question": question or f"Write a function f{number} that adds {number}.",
+        "test_cases": [f"assert f{number}(1) == {number + 1}", f"assert f{number}(2) == {number + 2}"],
+        "inferences": inferences,
+        "context_messages": None,
+    }
+
+
+def make(rows: list[dict[str, Any]], folder: Path, tokenizer: str, **changes: Any) -> dict[str, Any]:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = RlSettings(
+        (str(folder / "rows.jsonl"),), str(folder / "out"), tokenizer, max_prompt_tokens=500, quiet=True
+    )
+    return tokenize_rl(replace(settings, **changes))
+
+
+def test_the_hard_subset_by_hand() -> None:
+    rates = [[0, 1], [0, 0], [1, 1], [0.5, 0.5], [0, 0.6], [0.9, 1], [0.8, 1], [0, 0.2], [1, 0.9], [0.7, 0.7]]
+    # means: .5 0 1 .5 .3 .95 .9 .1 .95 .7 -> the 20% quantile is .1 + .8 * (.3 - .1) = .26: problems 1 and 7
+    # spreads: .5 0 0 0 .3 .05 .1 .1 .05 0 -> the 60% quantile is .05 + .4 * 0 = .05: problems 0 4 5 6 7 8
+    assert np.flatnonzero(hard_subset(rates, 0.2, 0.4)).tolist() == [7]
+    assert hard_subset(rates, 1.0, 1.0).all()
+
+
+def test_acecode_rows_become_hard_prompts(tokenizer: str, tmp_path: Path) -> None:
+    easy = [ace(number, [1.0, 1.0, 0.9, 1.0]) for number in range(12)]
+    never = [ace(number, [0.0, 0.0, 0.0, 0.0]) for number in range(12, 14)]
+    solution = "Here:\n```python\nfrom typing import List\n\ndef f14(x: int, *, y=2) -> List[int]:\n    return x\n```"
+    hard = ace(14, [0.0, 0.5, 0.0, 0.25], completion=solution)
+    spoken = ace(15, [0.0, 0.5, 0.0, 0.25], question="You are given x. Add 15.", completion=solution)
+    manifest = make([*easy, *never, hard, spoken], tmp_path, tokenizer)
+    prompts = load_prompts(tmp_path / "out")
+    assert [prompt["task_id"] for prompt in prompts] == ["q14", "q14/complete", "q15"]
+    instruct, complete, _ = prompts
+    assert instruct == {
+        "task_id": "q14",
+        "style": "instruct",
+        "messages": [{"role": "user", "content": "Write a function f14 that adds 14."}],
+        "tests": {"shown": [], "hidden": ["assert f14(1) == 15", "assert f14(2) == 16"]},
+        "entry_point": "f14",
+        "source": "evol",
+    }
+    assert complete["messages"][0]["content"] == (
+        "Please complete the following problem:\n```\nfrom typing import List\n\n\n"
+        'def f14(x: int, *, y=2) -> List[int]:\n    """\n    Write a function f14 that adds 14.\n    """\n```\n'
+    )
+    assert {**complete, "messages": 0, "style": 0, "task_id": 0} == {
+        **instruct,
+        "messages": 0,
+        "style": 0,
+        "task_id": 0,
+    }
+    assert manifest["dropped"]["not hard"]["documents"] == 14 and manifest["questions_read"] == 16
+    assert manifest["splits"]["train"] == {"rows": 3, "documents": 2}
+    with pytest.raises(UserError, match="dcoder grpo"):
+        ShardSet.open(tmp_path / "out")
+
+
+def test_all_keeps_easy_ones_and_no_complete_the_plain_form(tokenizer: str, tmp_path: Path) -> None:
+    rows = [ace(number, [1.0, 0.5], completion=f"def f{number}(x):\n    return x") for number in range(5)]
+    make(rows, tmp_path, tokenizer, hard=False, complete=False)
+    assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == [f"q{number}" for number in range(5)]
+
+
+def test_other_rows_and_what_is_dropped(tokenizer: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "task_id": "own",
+            "prompt": "Add.",
+            "tests": {"shown": ["assert a(1)"], "hidden": ["assert a(2)"]},
+            "entry_point": "a",
+        },
+        {
+            "task_id": 2,
+            "text": "Share.",
+            "test_list": ["assert set(sim((1,), (2,))) == set()"],
+            "code": "def sim(a, b): pass",
+        },
+        {
+            "id": "chat",
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+            "tests": ["x"],
+        },
+        {"id": "none", "question": "No tests.", "test_cases": []},
+        {"id": "blank", "question": " ", "test_cases": ["assert 1"]},
+        {"id": "again", "question": "Add.", "test_cases": ["assert 1"]},
+        {"id": "long", "question": "word " * 400, "test_cases": ["assert 1"]},
+    ]
+    manifest = make(rows, tmp_path, tokenizer)
+    prompts = {prompt["task_id"]: prompt for prompt in load_prompts(tmp_path / "out")}
+    assert list(prompts) == ["own", "2", "2/complete", "chat"]
+    assert prompts["own"]["tests"] == {"shown": ["assert a(1)"], "hidden": ["assert a(2)"]}
+    assert prompts["2"]["entry_point"] == "sim" and prompts["chat"]["entry_point"] is None
+    assert [turn["role"] for turn in prompts["chat"]["messages"]] == ["system", "user"]
+    told = {reason: entry["documents"] for reason, entry in manifest["dropped"].items()}
+    assert told == {"no tests": 1, "empty": 1, "exact duplicate": 1, "prompt too long": 1}
+
+
+def test_held_out_questions_and_the_same_bytes_twice(tokenizer: str, tmp_path: Path) -> None:
+    rows = [ace(number, [1.0, 0.0], completion=f"def f{number}(x):\n    return x") for number in range(60)]
+    trees = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make(rows, tmp_path / name, tokenizer, heldout=0.3)
+        trees.append({path.name: path.read_bytes() for path in (tmp_path / name / "out").iterdir()})
+    assert trees[0] == trees[1] and set(trees[0]) == {"prompts.jsonl", "heldout-prompts.jsonl", "manifest.json"}
+    train, heldout = (
+        {prompt["task_id"].split("/")[0] for prompt in load_prompts(tmp_path / "a" / "out", split)}
+        for split in ("train", "heldout")
+    )
+    assert not train & heldout and len(train | heldout) == 60 and 8 < len(heldout) < 30
+
+
+def test_decontamination_of_questions(benchmarks: Path, tokenizer: str, tmp_path: Path) -> None:
+    from dcoder_cli.data.filters import FilterSettings
+
+    copied = ace(1, [1.0], question="Write a function to find the shared elements from the given two lists.")
+    filters = FilterSettings(near_duplicates=0.0, decontaminate=("mbpp",), benchmarks=str(benchmarks))
+    manifest = make([copied, ace(2, [1.0])], tmp_path, tokenizer, filters=filters)
+    assert manifest["dropped"]["contaminated by mbpp"]["documents"] == 1
+
+
+def test_entry_points_and_signatures() -> None:
+    assert entry_point_of(["assert len(set(find(x))) == 3"]) == "find"
+    assert entry_point_of(["not python (", "assert sorted([1]) == [1]"]) is None
+    code = 'import os\nx = 1\ndef g(a):\n    "old"\n    return a\n'
+    assert (
+        completion_prompt('Say """hi"""', code, "g")
+        == "import os\n\n\ndef g(a):\n    \"\"\"\n    Say '''hi'''\n    \"\"\""
+    )
+    assert completion_prompt("q", code, "h") is None and completion_prompt("q", "def (", "g") is None
+
+
+def test_wrong_rows_and_damaged_prompts_are_named(tokenizer: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"r:1 has no tests.*known: question"):
+        read_problem({"question": "q"}, "r:1", "s")
+    with pytest.raises(UserError, match=r"r:1 has no messages.*known: tests"):
+        read_problem({"tests": ["x"]}, "r:1", "s")
+    with pytest.raises(UserError, match="must be a list"):
+        read_problem({"question": "q", "tests": "assert 1"}, "r:1", "s")
+    with pytest.raises(UserError, match="no prompt is left"):
+        make([{"question": "q", "tests": []}], tmp_path, tokenizer)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+    for changes in ({"hard_mean": 0.0}, {"heldout": 1.0}, {"max_prompt_tokens": 0}):
+        with pytest.raises(UserError):
+            make([ace(1, [1.0])], tmp_path, tokenizer, **changes)
+    make([ace(1, [1.0])], tmp_path, tokenizer)
+    with pytest.raises(UserError, match="no heldout prompts"):
+        load_prompts(tmp_path / "out", "heldout")
+    (tmp_path / "out" / "prompts.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="damaged or changed"):
+        load_prompts(tmp_path / "out")

@@ -1,0 +1,63 @@
+"""Elementwise and token for token against numbers recorded from the public Dream and LLaDA code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dcoder_cli import generate, load
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+SYSTEMS = ("dream", "llada")
+
+
+def _runs() -> list[tuple[str, dict]]:
+    return [(system, run) for system in SYSTEMS for run in json.loads((GOLDEN / f"{system}_runs.json").read_text())]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("system", "rows"), [("dream", "plain"), ("dream", "padded"), ("llada", "plain")])
+def test_logits_equal_the_public_code(system: str, rows: str, attention: str) -> None:
+    expected = load_file(GOLDEN / f"{system}_expected.safetensors")
+    model = load(GOLDEN / system, device="cpu", attention=attention)
+    mask_BL = expected.get(f"{rows}.attention_mask")
+    with torch.no_grad():
+        model.shift = False  # the recorded logits are raw, before the shift
+        raw_BLV = model.logits(expected[f"{rows}.input_ids"], mask_BL)
+        model.shift = system == "dream"
+        ours_BLV = model.logits(expected[f"{rows}.input_ids"], mask_BL)
+    real_BL = torch.ones_like(expected[f"{rows}.input_ids"], dtype=torch.bool) if mask_BL is None else mask_BL.bool()
+    reference_BLV = expected[f"{rows}.logits"]
+    torch.testing.assert_close(raw_BLV[real_BL], reference_BLV[real_BL], rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(raw_BLV).all()
+    if system == "dream":
+        both = real_BL[:, 1:] & real_BL[:, :-1]
+        torch.testing.assert_close(ours_BLV[:, 1:][both], reference_BLV[:, :-1][both], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("system", "run"), _runs(), ids=lambda value: value if isinstance(value, str) else value["key"]
+)
+def test_generations_equal_the_public_samplers(system: str, run: dict) -> None:
+    expected = load_file(GOLDEN / f"{system}_expected.safetensors")
+    model = load(GOLDEN / system, device="cpu")
+    prompt_BL = expected[f"prompt.{run['prompt']}.input_ids"]
+    mask_BL = expected.get(f"prompt.{run['prompt']}.attention_mask", torch.ones_like(prompt_BL))
+    prompts = [row[mask.bool()].tolist() for row, mask in zip(prompt_BL, mask_BL, strict=True)]
+    length = run.get("max_new_tokens") or run["gen_length"]
+    trajectories = generate(
+        model,
+        prompts,
+        max_new_tokens=length,
+        steps=run["steps"],
+        rule=run.get("alg") or run["remasking"],
+        block_length=run.get("block_length"),
+        compat=system,
+    )
+    sequences_BL = expected[f"{run['key']}.sequences"]
+    assert [t.tokens for t in trajectories] == sequences_BL[:, -length:].tolist()
+    assert [t.reveal_step for t in trajectories] == expected[f"{run['key']}.reveal_step"].tolist()

@@ -1,0 +1,335 @@
+"""Stage 4 against slow plain references, and as real runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import dcoder, make_model, make_tokenizer, refused
+
+from dcoder_cli import load
+from dcoder_cli.diffusion.coupled import ESTIMATORS, Passes, make_passes
+from dcoder_cli.diffusion.randomness import generator
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.training.estimate import (
+    Completion,
+    EntryLogProbs,
+    completion_of,
+    log_probabilities,
+    plan_rows,
+    scored_mask,
+)
+from dcoder_cli.training.grpo_loss import advantages, grpo_loss
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+
+
+def completions(ragged: bool = True) -> list[Completion]:
+    """Two prompts, several completions of each: ragged prompts, completions and ends."""
+    source = torch.Generator().manual_seed(3)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 290, (count,), generator=source).tolist())
+
+    first, second = ids(5), ids(9 if ragged else 5)
+    scored = [10, 4, 1, 10, 7] if ragged else [10] * 5
+    lengths = [10, 10, 10, 10, 8] if ragged else [10] * 5
+    return [Completion(first if i < 3 else second, ids(lengths[i]), min(scored[i], lengths[i])) for i in range(5)]
+
+
+def draw(estimator: str, items: list[Completion], pairs: int = 1, seed: int = 0) -> list[Passes]:
+    return [
+        make_passes(estimator, len(c.tokens), len(c.prompt), generator(seed, "m", i), pairs)
+        for i, c in enumerate(items)
+    ]
+
+
+def reference(model: Model, items: list[Completion], passes: list[Passes]) -> list[list[torch.Tensor]]:
+    """Loops over completions, passes and tokens, one row at a time, full logits, in the model's own (float64) precision."""
+    result = []
+    for item, own in zip(items, passes, strict=True):
+        values = [torch.zeros((), dtype=torch.float64) for _ in item.tokens]
+        for p in range(own.masked_PN.shape[0]):
+            row = [model.ids.mask if own.prompt_masked_PM[p, m] else token for m, token in enumerate(item.prompt)]
+            row += [model.ids.mask if own.masked_PN[p, k] else token for k, token in enumerate(item.tokens)]
+            log_LV = torch.log_softmax(model.logits(torch.tensor([row]))[0], dim=-1)
+            for k in range(item.scored):
+                if own.masked_PN[p, k]:
+                    values[k] = values[k] + own.weight_PN[p, k].double() * log_LV[len(item.prompt) + k, item.tokens[k]]
+        result.append(values)
+    return result
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("pairs", [1, 3])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_estimates_loss_and_gradients_equal_the_plain_reference(estimator: str, pairs: int, ragged: bool) -> None:
+    model = load(GOLDEN / "dream", device="cpu")
+    model.double()
+    items = completions(ragged)
+    passes = draw(estimator, items, pairs)
+    plan = plan_rows(items, passes, model.ids.mask, model.ids.pad)
+    new_BN = log_probabilities(EntryLogProbs(model, rows=7), plan, torch.device("cpu"))
+    slow = reference(model, items, passes)
+    for b, values in enumerate(slow):
+        for k, value in enumerate(values):
+            expected = value if k < items[b].scored else torch.zeros((), dtype=torch.float64)
+            torch.testing.assert_close(new_BN[b, k], expected, rtol=1e-9, atol=1e-9)
+
+    source = torch.Generator().manual_seed(1)
+    old_BN = new_BN.detach() + 0.7 * torch.randn(new_BN.shape, generator=source, dtype=torch.float64)
+    reference_BN = new_BN.detach() + 0.3 * torch.randn(new_BN.shape, generator=source, dtype=torch.float64)
+    advantage_B = torch.randn(len(items), generator=source, dtype=torch.float64)
+    ours = grpo_loss(new_BN, old_BN, reference_BN, advantage_B, scored_mask(items), clip=0.5, kl_coef=0.01).loss
+    total = torch.zeros((), dtype=torch.float64)
+    for b, item in enumerate(items):
+        mean = torch.zeros((), dtype=torch.float64)
+        for k in range(item.scored):
+            new, old, ref = slow[b][k], old_BN[b, k], reference_BN[b, k]
+            ratio = torch.exp(new - old)
+            clipped = torch.clamp(ratio, 0.5, 1.5)
+            kl = torch.exp(ref - new) - (ref - new) - 1
+            mean = mean - torch.minimum(ratio * advantage_B[b], clipped * advantage_B[b]) + 0.01 * kl
+        total = total + mean / item.scored
+    torch.testing.assert_close(ours, total, rtol=1e-9, atol=1e-9)
+    parameters = [model.network.lm_head.weight, model.network.model.layers[0].self_attn.q_proj.weight]
+    for got, want in zip(
+        torch.autograd.grad(ours, parameters, retain_graph=True), torch.autograd.grad(total, parameters), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)  # the norms of transformers compute in float32
+
+
+def test_the_blank_pass_is_run_once_for_a_group() -> None:
+    items = completions(ragged=False)
+    rows = plan_rows(items, draw("coupled", items), 299, 297).ids_RL.shape[0]
+    assert rows == 2 + 2 * len(items)  # two prompts' blank rows, and a pair for each completion
+    assert plan_rows(items, draw("full-mask", items), 299, 297).ids_RL.shape[0] == 2
+    assert plan_rows(items, draw("d1", items), 299, 297).ids_RL.shape[0] == len(items)
+
+
+def test_pairs_are_complements_and_prompts_stay_clean() -> None:
+    for seed in range(50):
+        own = make_passes("coupled", 64, 9, generator(seed, "m"), pairs=3)
+        assert own.masked_PN[0].all() and not own.prompt_masked_PM.any()
+        for first, second in ((1, 2), (3, 4), (5, 6)):
+            assert torch.equal(own.masked_PN[first] ^ own.masked_PN[second], torch.ones(64, dtype=torch.bool))
+        factor = own.weight_PN * 4
+        t = 1 / factor[1].max() if own.masked_PN[1].any() else 1 - 1 / factor[2].max()
+        assert 0.2 <= float(t) <= 0.8
+        assert torch.equal(own.weight_PN > 0, own.masked_PN)
+
+
+def test_coupled_and_decoupled_have_one_expectation_and_coupled_the_smaller_variance() -> None:
+    """Unit log-probabilities: the estimate is the sum of a token's factors; its mean must agree within 3 standard errors."""
+    draws = 4000
+    sums = {
+        kind: torch.stack([make_passes(kind, 16, 1, generator(seed, kind)).weight_PN.sum(0) for seed in range(draws)])
+        for kind in ("coupled", "decoupled")
+    }
+    means = {kind: values.mean() for kind, values in sums.items()}
+    errors = {kind: values.mean(dim=1).std() / math.sqrt(draws) for kind, values in sums.items()}
+    spread = math.sqrt(float(errors["coupled"] ** 2 + errors["decoupled"] ** 2))
+    assert abs(float(means["coupled"] - means["decoupled"])) < 3 * spread
+    assert float(means["coupled"]) == pytest.approx(1.5, abs=3 * float(errors["coupled"]))  # (1 + 1 + 1) / (1 + 1)
+    assert float(sums["coupled"].var(dim=0).mean()) < 0.7 * float(sums["decoupled"].var(dim=0).mean())
+
+
+def test_left_padding_and_neighbours_change_nothing() -> None:
+    model = load(GOLDEN / "dream", device="cpu")
+    items = completions()
+    passes = draw("coupled", items)
+    together = log_probabilities(
+        EntryLogProbs(model), plan_rows(items, passes, model.ids.mask, model.ids.pad), torch.device("cpu")
+    )
+    for b, (item, own) in enumerate(zip(items, passes, strict=True)):
+        alone = log_probabilities(
+            EntryLogProbs(model), plan_rows([item], [own], model.ids.mask, model.ids.pad), torch.device("cpu")
+        )
+        torch.testing.assert_close(together[b, : len(item.tokens)], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_ratio_is_one_and_kl_zero_at_the_first_inner_step() -> None:
+    model = load(GOLDEN / "dream", device="cpu")
+    items = completions()
+    plan = plan_rows(items, draw("coupled", items), model.ids.mask, model.ids.pad)
+    with torch.no_grad():
+        reference_BN = log_probabilities(EntryLogProbs(model), plan, torch.device("cpu"))
+    new_BN = log_probabilities(EntryLogProbs(model), plan, torch.device("cpu"))
+    loss = grpo_loss(new_BN, new_BN.detach(), reference_BN, torch.ones(len(items)), scored_mask(items))
+    assert float(loss.ratio) == len(items) and float(loss.kl) == 0.0
+    assert float(loss.clipped_low) == float(loss.clipped_high) == 0.0
+
+
+def test_advantages_by_hand() -> None:
+    assert advantages([1.0, 0.0, 0.0, 3.0]) == [0.0, -1.0, -1.0, 2.0]
+    assert advantages([1.0, 0.0, 2.0], "leave-one-out") == [0.0, -1.5, 1.5]
+    assert advantages([1.0, math.nan, 3.0]) == [-1.0, 0.0, 1.0]
+    assert advantages([math.nan, 2.0]) == [0.0, 0.0]
+    assert advantages([0.0, 2.0], scale=True) == pytest.approx([-1.0, 1.0], abs=1e-3)
+
+
+def test_a_completion_ends_at_its_first_end_token() -> None:
+    assert completion_of([1], [5, 6, 2, 7, 2], frozenset({2})).scored == 3
+    assert completion_of([1], [5, 6, 7], frozenset({2})).scored == 3
+
+
+PROMPT = {
+    "entry_point": "f",
+    "task_id": "t",
+    "tests": {"shown": [], "hidden": [f"assert f({i}) == {i + 1}" for i in range(5)]},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "form"),
+    [
+        ("```python\ndef f(x):\n    return x + 1\n```", 1.0, 1.0),
+        ("```python\ndef f(x):\n    return 1\n```", 0.2, 1.0),
+        ("```python\ndef f(x)\n    return x + 1\n```", 0.0, 0.5),
+        ("def f(x):\n    return x + 1\n", 0.0, 0.0),
+        ("```python\nimport sys\ndef f(x):\n    sys.exit(0)\n```", 0.0, 1.0),
+        ("```python\nimport os\ndef f(x):\n    os._exit(0)\n```", 0.0, 1.0),
+        ("```python\nclass E:\n    def __eq__(self, o): return True\ndef f(x):\n    return E()\n```", 0.0, 1.0),
+        ("```python\nimport builtins\ndef f(x):\n    builtins.AssertionError = Warning\n    return 0\n```", 0.0, 1.0),
+    ],
+)
+def test_rewards_gate_and_cheats(text: str, code: float, form: float) -> None:
+    from dcoder_cli.execution.judge import Judge
+    from dcoder_cli.training.rewards import Rewarder
+
+    with Judge(workers=1) as judge:
+        rewarder = Rewarder({"code": 2.0, "format": 0.5}, judge)
+        reward = rewarder.result(rewarder.submit(PROMPT, text))
+    assert reward.parts == {"code": pytest.approx(code), "format": form}
+    assert reward.total == pytest.approx(2.0 * code + 0.5 * form)
+
+
+def test_math_and_user_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcoder_cli.base.errors import UserError
+    from dcoder_cli.training.rewards import Rewarder, math_reward
+
+    assert math_reward("so 3 + 4 = 1,234.0", "#### 1234") == 1.0
+    assert math_reward("The answer is 12.", "13") == 0.0
+    (tmp_path / "mine.py").write_text(
+        "def short(prompt, text):\n    return -len(text)\ndef bad(prompt, text):\n    return float('nan')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rewarder = Rewarder({"mine:short": 0.5}, None)
+    assert rewarder.result(rewarder.submit({}, "four")).total == -2.0
+    with pytest.raises(UserError, match="finite"):
+        Rewarder({"mine:bad": 1.0}, None).submit({}, "x")
+    for name in ("mine:nothing", "nowhere:f", "cod"):
+        with pytest.raises(UserError, match="reward"):
+            Rewarder({name: 1.0}, None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grpo")
+    make_model(folder / "model", tokenizer=make_tokenizer(), context=256)
+    rows = [
+        {
+            "task_id": f"t{i}",
+            "messages": [{"role": "user", "content": f"{'x' * i}?"}],
+            "entry_point": "f",
+            "tests": {"shown": [], "hidden": ["assert f(1) == 1"]},
+        }
+        for i in range(8)
+    ]
+    data = folder / "data"
+    data.mkdir()
+    files = []
+    for split, part in (("train", rows[:6]), ("heldout", rows[6:])):
+        name = "prompts.jsonl" if split == "train" else "heldout-prompts.jsonl"
+        (data / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+        files.append(
+            {
+                "file": name,
+                "split": split,
+                "rows": len(part),
+                "sha256": hashlib.sha256((data / name).read_bytes()).hexdigest(),
+            }
+        )
+    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+    (folder / "reward.py").write_text("def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n")
+    return folder
+
+
+SETS = [
+    "--set=steps=6", "--set=prompts_per_step=2", "--set=group_size=4", "--set=micro_batch=3", "--set=rollout.max_new_tokens=8",
+    "--set=checkpoint_every=2", "--set=optimizer.learning_rate=3e-3", "--set=optimizer.warmup_steps=0", "--set=reference_sync=3", "--reward=reward:vowels=1",
+    "--device=cpu",
+]  # fmt: skip
+
+
+def common(place: Path, out: Path) -> list[str | Path]:
+    return ["grpo", "--model", place / "model", "--data", place / "data", "--out", out, *SETS]
+
+
+def test_a_run_learns_what_is_rewarded(place: Path, tmp_path: Path) -> None:
+    long = [item if item != "--set=steps=6" else "--set=steps=40" for item in common(place, tmp_path / "run")]
+    long += ["--set=kl_coef=0", "--set=group_size=16", "--set=optimizer.learning_rate=1e-2"]
+    result = json.loads(dcoder(*long, "--json", cwd=place).stdout)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
+    assert {
+        "kl",
+        "clipped_low",
+        "flat_groups",
+        "entropy",
+        "unfinished",
+        "length",
+        "local_arness@1",
+        "global_arness@1",
+    } <= set(lines[-2])
+    timing = json.loads((tmp_path / "run" / "timings.jsonl").read_text().splitlines()[0])
+    assert {"rollout_and_judge", "old", "reference", "update"} <= set(timing)
+    assert result["after"]["prompts"] == 2 and load(result["checkpoint"]).config["dcoder"]["stage"] == "grpo"
+    assert list((tmp_path / "run" / "samples").glob("step-*.jsonl"))
+
+
+def test_kill_9_anywhere_and_resume_gives_the_same_run(place: Path, tmp_path: Path) -> None:
+    dcoder(*common(place, tmp_path / "whole"), cwd=place)
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    run = tmp_path / "killed"
+    for attempt, moment in enumerate(("checkpoints/step-2", "rollouts/step-3-0.jsonl", "rollouts/step-5-0.jsonl")):
+        arguments = common(place, run) if attempt == 0 else ["grpo", "--out", run, "--resume", "--device=cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=place,
+        )
+        deadline = time.time() + 120
+        while not (run / moment).exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (run / moment).exists()
+    assert (run / "metrics.jsonl").read_text() != whole
+    dcoder("grpo", "--out", run, "--resume", "--device=cpu", cwd=place)
+    assert (run / "metrics.jsonl").read_text() == whole
+
+
+def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    base = ["grpo", "--out", tmp_path / "run", "--device", "cpu"]
+    model, data = ["--model", place / "model"], ["--data", place / "data"]
+    assert "needs --data" in refused(*base, *model)
+    assert "estimator" in refused(*base, *model, *data, "--estimator", "couplet")
+    assert "group_size" in refused(*base, *model, *data, "--set", "group_size=1")
+    assert "temperature" in refused(*base, *model, *data, "--set", "rollout.temperature=0")
+    assert "NAME=WEIGHT" in refused(*base, *model, *data, "--reward", "code")
+    assert "context" in refused(*base, *model, *data, "--set", "rollout.max_new_tokens=300")
+    assert "rollout.temperature" in refused(*base, *model, *data, "--set", "rollout.temprature=1")
+    assert "nothing to resume" in refused(*base, "--resume")
+    assert not (tmp_path / "run").exists()

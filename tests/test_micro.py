@@ -1,0 +1,142 @@
+"""The micro tasks: references pass, wrong solutions fail, and no function is in both splits."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.data import micro
+from dcoder_cli.data.micro import MicroTask
+from dcoder_cli.data.micro_checks import fingerprint_of
+from dcoder_cli.data.micro_families import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def train() -> list[MicroTask]:
+    return micro.generate("train", 2100, seed=1)
+
+
+@pytest.fixture(scope="module")
+def test() -> list[MicroTask]:
+    return micro.benchmark()
+
+
+def passes(solution: str, tests: tuple[str, ...]) -> bool:
+    namespace: dict[str, object] = {}
+    try:
+        exec(solution, namespace)
+        for line in tests:
+            exec(line, namespace)
+    except Exception:
+        return False
+    return True
+
+
+def test_references_pass_all_their_tests(train: list[MicroTask], test: list[MicroTask]) -> None:
+    for task in train + test:
+        assert len(task.tests_hidden) >= 5
+        assert not set(task.tests_shown) & set(task.tests_hidden)
+        assert passes(task.solution, task.tests_hidden + task.tests_shown), task
+
+
+def test_every_other_function_of_the_benchmark_fails(test: list[MicroTask]) -> None:
+    """A solution with another constant or operation must not pass: try all 210 x 210 pairs."""
+    survived = 0
+    for task in test:
+        for other in test:
+            if other is not task:
+                solution = other.solution.replace(f"def {other.entry_point}(", f"def {task.entry_point}(")
+                survived += passes(solution, task.tests_hidden)
+    assert survived <= 4  # functions that differ on few inputs, such as `x % 6` and `x % 6 unless x < 2`
+
+
+@pytest.mark.parametrize("change", [-20, -3, -2, -1, 1, 2, 3, 20])
+def test_wrong_constants_fail(test: list[MicroTask], change: int) -> None:
+    """Every number of every solution changed alone; some changes leave the function as it is, so a few may pass."""
+    tried = survived = 0
+    for task in test:
+        for found in re.finditer(r"(?<![\w.])[1-9]\d*", task.solution):
+            wrong = str(int(found.group()) + change)
+            solution = task.solution[: found.start()] + wrong + task.solution[found.end() :]
+            tried += 1
+            survived += passes(solution, task.tests_hidden)
+    assert tried > 200
+    assert survived <= tried * 0.02
+
+
+def test_splits_share_no_function(train: list[MicroTask], test: list[MicroTask]) -> None:
+    other = micro.generate("train", 1400, seed=2)
+    for fingerprints in ({task.fingerprint for task in tasks} for tasks in (train, other)):
+        assert not fingerprints & {task.fingerprint for task in test}
+    assert len({task.fingerprint for task in test}) == len(test) == 210
+    # the same bodies under one name: a check that does not use the fingerprint
+    bodies = [{_without_names(task) for task in tasks} for tasks in (train + other, test)]
+    assert not bodies[0] & bodies[1]
+
+
+def _without_names(task: MicroTask) -> str:
+    signature = task.solution.split("(", 1)[1].split(")")[0]
+    text = task.solution.replace(task.entry_point, "f", 1)
+    for place, argument in enumerate(signature.split(", ")):
+        text = re.sub(rf'(?<!["\w.]){argument}(?!["\w])', f"argument{place}", text)
+    return text
+
+
+def test_renamed_reworded_and_equal_functions_have_one_fingerprint() -> None:
+    plain = fingerprint_of("def f(x):\n    return x + 5\n", "number")
+    assert plain == fingerprint_of("def f(x):\n    return 2 + x + 3\n", "number")
+    assert plain != fingerprint_of("def f(x):\n    return x + 6\n", "number")
+    above = fingerprint_of("def f(x):\n    return x > 5\n", "number")
+    assert above == fingerprint_of("def f(x):\n    return x >= 6\n", "number")
+
+
+def test_deterministic_in_another_process_and_by_seed(train: list[MicroTask]) -> None:
+    program = (
+        "import sys; from dcoder_cli.data import micro; assert 'torch' not in sys.modules;"
+        "print(repr([task.to_json() for task in micro.generate('train', 70, seed=1)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr([task.to_json() for task in train[:70]])
+    assert micro.generate("train", 70, seed=3) != train[:70]
+
+
+def test_every_family_names_what_to_copy(train: list[MicroTask]) -> None:
+    assert {task.family for task in train} == set(FAMILIES)
+    assert all(1 <= task.level <= 5 for task in train)
+    assert len({task.question for task in train}) == len(train)
+    assert len({task.fingerprint for task in train}) > 0.75 * len(train)
+    for task in train:
+        signature = task.solution.removeprefix("def ").split(":")[0]
+        assert signature in task.question and signature.startswith(task.entry_point)
+        assert all(line in task.question for line in task.tests_shown)
+        assert max(map(len, task.tests_hidden)) < 600
+    assert 0.15 < sum(bool(task.tests_shown) for task in train) / len(train) < 0.35
+
+
+def test_chat_and_files(tmp_path: Path, test: list[MicroTask]) -> None:
+    user, assistant = test[0].messages()
+    assert user == {"role": "user", "content": test[0].question}
+    assert assistant["content"] == f"```python\n{test[0].solution}```"
+    micro.write_sft(tmp_path / "sft.jsonl", test)
+    micro.write_rl(tmp_path / "rl.jsonl", test)
+    sft = [json.loads(line) for line in (tmp_path / "sft.jsonl").read_text().splitlines()]
+    rl = [json.loads(line) for line in (tmp_path / "rl.jsonl").read_text().splitlines()]
+    assert [row["messages"][0]["content"] for row in sft] == [row["question"] for row in rl]
+    assert rl[5]["test_cases"] == list(test[5].tests_hidden)
+    assert json.loads(json.dumps(test[5].to_json()))["tests_hidden"] == list(test[5].tests_hidden)
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(UserError, match="split 'dev'"):
+        micro.generate("dev", 3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="count -1"):
+        micro.generate("train", -1)
+    with pytest.raises(UserError, match="no more than"):
+        micro.generate("test", 2000)
+    assert micro.generate("test", 0) == []
