@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,13 +30,19 @@ def arness(
     prompts: list[Path] = typer.Option(
         [], "--prompts", metavar="FILE", help="JSON lines with 'prompt' or 'messages', or text, one a line; repeatable."
     ),
+    task: list[str] = typer.Option(
+        [], "--task", help="A benchmark of `dcoder eval` to run --model on, with pass@k beside AR-ness; repeatable."
+    ),
+    data: Path | None = typer.Option(None, help="The file of the one --task [DCODER_BENCHMARKS, hub]."),
+    limit: int | None = typer.Option(None, min=1, help="Only the first so many tasks of each --task."),
+    unsafe_exec: bool = typer.Option(False, help="Run answers to --task without a sandbox where none holds."),
     temperatures: str = typer.Option("0.2", help="Temperatures, separated by commas."),  # DiffuCoder B.2
     max_new_tokens: int = typer.Option(512, min=1, help="New tokens a sample."),  # DiffuCoder 4.1
     steps: int | None = typer.Option(None, min=1, help="Denoising steps; default: one token a step."),
     rule: str = typer.Option("confidence", help="Unmasking rule."),  # DiffuCoder A.2: low-confidence remasking
     top_p: float = typer.Option(0.95, help="Nucleus; 1 = off."),  # DiffuCoder B.2
     block_length: int | None = typer.Option(None, min=1, help="Semi-autoregressive blocks; default: one block."),
-    n: int = typer.Option(1, "--n", min=1, help="Samples of each prompt."),
+    n: int = typer.Option(1, "--n", min=1, help="Samples of each prompt; up to pass@n with --task."),
     seed: int = typer.Option(0, help="Base seed of the sampler."),
     batch_size: int = typer.Option(8, min=1, help="Rows decoded together."),
     device: str | None = typer.Option(None, help="cuda, mps or cpu; default: the best there is."),
@@ -61,16 +69,21 @@ def arness(
       dcoder arness --trajectories run-a.jsonl --trajectories run-b.jsonl --out order/
 
       dcoder arness --model runs/sft --prompts prompts.jsonl --temperatures 0.2,0.7,1.0,1.2 --out order/
+
+      dcoder arness --model apple/DiffuCoder-7B-Instruct --task humaneval --task gsm8k --temperatures 0.2,1.2 --n 10
     """
     sources = [*trajectories, *model]
-    if not sources:
-        raise UserError("nothing to measure; give --trajectories FILE or --model MODEL with --prompts FILE")
+    if not sources and not (prompts or task):
+        raise UserError("nothing to measure; give --trajectories FILE or --model MODEL with --prompts FILE or --task")
     if label and len(label) != len(sources):
         raise UserError(
             f"{len(label)} --label for {len(sources)} --trajectories and --model; give one for each, or none"
         )
-    if bool(model) != bool(prompts):
-        raise UserError("--model needs --prompts FILE" if model else "--prompts needs --model MODEL to run on them")
+    if bool(model) != bool(prompts or task):
+        given = "--prompts" if prompts else "--task"
+        raise UserError("--model needs --prompts FILE or --task" if model else f"{given} needs --model MODEL to run on")
+    if data is not None and len(task) != 1:
+        raise UserError(f"--data is the file of one --task, and {len(task)} are given; set DCODER_BENCHMARKS instead")
     temperature_list = _temperatures(temperatures)
     from dcoder_cli.analysis import measure as measuring
 
@@ -88,18 +101,13 @@ def arness(
     findings = measuring.Findings(series)
     if model:
         names = [name or Path(path).name for path, name in zip(model, labels[len(trajectories) :], strict=True)]
-        _run_models(
-            findings,
-            measure,
-            list(zip(model, names, strict=True)),
-            prompts,
-            temperature_list,
-            n,
-            device,
-            dtype,
-            settings,
-        )
+        with ExitStack() as stack:
+            kinds = [*_read(prompts), *_suites(task, data, limit, unsafe_exec, stack)]
+            places = list(zip(model, names, strict=True))
+            _run_models(findings, measure, places, kinds, temperature_list, n, device, dtype, settings)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
+    if task:
+        record |= {"tasks": task, "limit": limit}
     if model:
         record |= {"temperatures": temperature_list, "n": n, **settings}
     record |= {"convention": convention, "ties": ties, "until": until}
@@ -112,45 +120,74 @@ def arness(
             console.note(f"report: {files[0]}")
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Prompts to decode: those of a file, or a benchmark's with what judges it."""
+
+    name: str
+    count: int
+    prompts: list[Any]
+    suite: Any = None
+    judging: Any = None
+
+
+def _read(files: list[Path]) -> list[_Kind]:
+    from dcoder_cli.analysis.sources import read_prompts
+
+    found = [(path.stem, read_prompts(path)) for path in files]
+    return [_Kind(name, len(prompts), prompts) for name, prompts in found]
+
+
+def _suites(tasks: list[str], data: Path | None, limit: int | None, unsafe: bool, stack: ExitStack) -> list[_Kind]:
+    """Benchmarks with their sandboxes, which `stack` closes."""
+    kinds = []
+    for name in tasks:
+        from dcoder_cli.benchmarks import suites
+        from dcoder_cli.benchmarks.judging import Judging
+
+        suite = suites.load(name, None, data, limit)
+        kinds.append(_Kind(name, len(suite.items), [], suite, stack.enter_context(Judging(suite, unsafe=unsafe))))
+    return kinds
+
+
 def _run_models(
     findings: Findings,
     measure: Measure,
     models: list[tuple[str, str]],
-    prompt_files: list[Path],
+    kinds: list[_Kind],
     temperatures: list[float],
     samples: int,
     device: str | None,
     dtype: str | None,
     settings: dict[str, Any],
 ) -> None:
-    """Every model on every prompt file at every temperature, one model in memory at a time."""
+    """Every model on every kind of prompts at every temperature, one model in memory at a time."""
     from dcoder_cli.analysis import measure as measuring
-    from dcoder_cli.analysis.sources import read_prompts
     from dcoder_cli.model.backbone import load
 
-    data = [(path.stem, read_prompts(path)) for path in prompt_files]
-    total = len(models) * len(temperatures) * samples * sum(len(prompts) for _, prompts in data)
+    total = len(models) * len(temperatures) * samples * sum(kind.count for kind in kinds)
     with console.bar("decoding", total) as bar:
         for path, name in models:
             loaded = load(path, device=device, dtype=dtype)
-            for kind, prompts in data:
-                place = f"{name}, {kind}" if len(data) > 1 else name
+            for kind in kinds:
+                asked = None
+                if kind.suite is not None:
+                    from dcoder_cli.benchmarks.orders import ask
+
+                    asked = ask(loaded, kind.suite)
+                prompts = kind.prompts if asked is None else asked.prompts
+                place = f"{name}, {kind.name}" if len(kinds) > 1 else name
                 if loaded.is_diffusion:
                     findings.profiles[place] = measuring.profile_of(loaded, prompts, settings["max_new_tokens"])
                 for temperature in temperatures:
                     label = f"{place} T={temperature:g}" if len(temperatures) > 1 else place
-                    findings.series.append(
-                        measuring.of_model(
-                            loaded,
-                            prompts,
-                            measure,
-                            label,
-                            samples,
-                            lambda _: bar.advance(),
-                            temperature=temperature,
-                            **settings,
-                        )
-                    )
+                    series = measuring.of_model(
+                        loaded, prompts, measure, label, samples, lambda _: bar.advance(), temperature=temperature,
+                        **settings,
+                    )  # fmt: skip
+                    if asked is not None:
+                        series = replace(series, passes=asked.passes(series.trajectories, samples, kind.judging))
+                    findings.series.append(series)
 
 
 def _temperatures(text: str) -> list[float]:
@@ -175,7 +212,7 @@ def _show(findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dcoder_cli.analysis.measure import interval
+    from dcoder_cli.analysis.measure import interval, share_text
 
     first: Series = findings.series[0]
     columns = [(kind, k) for kind in ("local", "global") for k in sorted({1, first.numbers[kind]["k"][-1]})]
@@ -188,6 +225,10 @@ def _show(findings: Findings) -> None:
         cells = [interval(one.numbers[kind], k - 1) for kind, k in columns]
         table.add_row(Text(one.label), str(one.numbers["samples"]), *cells)
     console.stdout().print(table)
+    for one in findings.series:
+        if one.passes:
+            scores = ", ".join(f"{name} {share_text(share)}" for name, share in one.ends().items())
+            console.stdout().print(f"{one.label}: {scores}", markup=False)
     for label, profile in findings.profiles.items():
         fit = profile["fit"]
         line = (

@@ -118,6 +118,9 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--model", "m"], "--model needs --prompts"),
         (["--model", "m", "--prompts", "p", "--temperatures", "0.2;1"], "must be numbers separated by commas"),
         (["--trajectories", "a", "--label", "x", "--label", "y"], "2 --label for 1"),
+        (["--task", "micro"], "--task needs --model"),
+        (["--model", "m", "--task", "mikro"], "unknown task 'mikro'; did you mean 'micro'"),
+        (["--model", "m", "--prompts", "p", "--data", "f"], "--data is the file of one --task, and 0 are given"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(arguments: list[str], message: str) -> None:
@@ -154,3 +157,37 @@ def test_models_diffusion_and_ar(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     whole = dcoder("arness", "--trajectories", out / "trajectories-tiny-T=1.jsonl", "--json")
     assert json.loads(whole.stdout)["series"][0]["global"] == result["series"][1]["global"]
+
+
+def test_a_task_gives_pass_at_k_beside_the_order(tmp_path: Path) -> None:
+    from helpers import make_model
+
+    folder, out = make_model(tmp_path / "model", context=256), tmp_path / "out"
+    run = dcoder(
+        "arness", "--model", folder, "--task", "micro", "--limit", 3, "--temperatures", "0.2,1.2", "--n", 2,
+        "--max-new-tokens", 8, "--out", out, "--json",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    first, second = json.loads(run.stdout)["series"]
+    assert first["samples"] == second["samples"] == 6
+    for series in (first, second):
+        assert {"pass@1", "pass@2"} <= set(series) and series["pass@1"]["mean"] == 0.0
+    assert "pass@2" in (out / "report.html").read_text()
+
+
+def test_pass_at_k_joins_samples_with_their_tasks() -> None:
+    """Two right answers to the second task, one to the third: a shuffle of tasks or samples would change the shares."""
+    from dcoder_cli.benchmarks import orders, suites
+    from dcoder_cli.benchmarks.judging import Judging
+    from dcoder_cli.benchmarks.protocols import Ask, Protocol
+    from dcoder_cli.diffusion.trajectory import Trajectory
+
+    suite = suites.load("micro", limit=3)
+    right = [item.source.messages()[1]["content"] for item in suite.items]
+    texts = ["", "", right[1], right[1], right[1], right[2]]
+    rows = [Trajectory(str(n), "", [1], text, [0], [1.0], [0.0], 1) for n, text in enumerate(texts)]
+    asked = orders.Asked(suite, Protocol("diffucoder", True), (Ask("", ""),) * 3, ((),) * 3)
+    with Judging(suite) as judging:
+        passes = asked.passes(rows, 2, judging)
+    assert passes["pass@1"][0] == pytest.approx(0.5, abs=1e-4)
+    assert passes["pass@2"][0] == pytest.approx(2 / 3, abs=1e-4)

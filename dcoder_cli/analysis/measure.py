@@ -52,6 +52,7 @@ class Series:
         temperature: of the sampler, if known.
         tokenizer: for showing text; None shows ids.
         entropy: entropies of the masked positions; only from a diffusion model run here.
+        passes: `pass@k` as (share, low, high), where the prompts are tasks with tests.
     """
 
     label: str
@@ -61,10 +62,17 @@ class Series:
     temperature: float | None = None
     tokenizer: Any | None = None
     entropy: EntropyMap | None = None
+    passes: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The series' numbers with its label, model and temperature."""
-        return {"label": self.label, "model": self.model, "temperature": self.temperature, **self.numbers}
+        """The series' numbers with its label, model and temperature, and pass@k where it is known."""
+        scores = {name: dict(zip(("mean", "low", "high"), share, strict=True)) for name, share in self.passes.items()}
+        return {"label": self.label, "model": self.model, "temperature": self.temperature, **self.numbers, **scores}
+
+    def ends(self) -> dict[str, tuple[float, float, float]]:
+        """pass@k at the smallest and the largest k."""
+        names = sorted(self.passes, key=lambda name: int(name.removeprefix("pass@")))
+        return {name: self.passes[name] for name in names[:1] + names[1:][-1:]}
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,8 @@ def write(
          "AR-ness@k with 95% intervals over samples; left-to-right decoding is 1 throughout.")  # fmt: skip
     sweeps = _sweeps(findings.series)
     if sweeps:
-        show(plots.by_temperature(sweeps), "temperature", "AR-ness@1 against temperature, with 95% intervals.")
+        show(plots.by_temperature(sweeps), "temperature",
+             "AR-ness@1, and pass@k where there are tests, against temperature, with 95% intervals.")  # fmt: skip
     if findings.profiles:
         add_profiles(report, findings)
         figure = plots.first_step(findings.profiles)
@@ -245,6 +254,11 @@ def add_numbers(report: Report, findings: Findings) -> None:
     ]  # fmt: skip
     columns = ["series", "tokens", "commits per step", "variance of local@1", "variance of global@1"]
     report.add_table(columns, rows, "Per sample: means and variances")
+    scored = [series for series in findings.series if series.passes]
+    if scored:
+        names = list(scored[0].passes)
+        rows = [[one.label, *(share_text(one.passes.get(name)) for name in names)] for one in scored]
+        report.add_table(["series", *names], rows, "Share of tasks solved, with 95% bootstrap intervals over tasks")
 
 
 def add_profiles(report: Report, findings: Findings) -> None:
@@ -281,13 +295,19 @@ def interval(values: Mapping[str, Any], index: int) -> str:
     return f"{mean:.3f}" if low is None else f"{mean:.3f} ±{max(high - mean, mean - low):.3f}"
 
 
+def share_text(share: tuple[float, float, float] | None) -> str:
+    """`43.8% (37.1-50.5)`, or a dash."""
+    return "–" if share is None else f"{share[0]:.1%} ({100 * share[1]:.1f}-{100 * share[2]:.1f})"
+
+
 def _sweeps(series: Sequence[Series]) -> dict[str, list[dict[str, Any]]]:
     """Points by model for the temperature figure: models with at least two temperatures."""
     sweeps: dict[str, list[dict[str, Any]]] = {}
     for one in series:
         if one.temperature is not None:
             name = re.sub(r",? T=[\d.]+$", "", one.label)
-            sweeps.setdefault(name, []).append({"temperature": one.temperature, "arness": one.numbers})
+            point = {"temperature": one.temperature, "arness": one.numbers, **one.ends()}
+            sweeps.setdefault(name, []).append(point)
     return {name: points for name, points in sweeps.items() if len({point["temperature"] for point in points}) > 1}
 
 
