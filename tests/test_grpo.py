@@ -320,6 +320,14 @@ def test_kill_9_anywhere_and_resume_gives_the_same_run(place: Path, tmp_path: Pa
     assert (run / "metrics.jsonl").read_text() == whole
 
 
+def test_fast_rollouts_are_whole_and_take_fewer_forwards(place: Path, tmp_path: Path) -> None:
+    fast = ["--set=rollout.mode=fast", "--set=rollout.threshold=0", "--set=steps=1"]
+    dcoder(*common(place, tmp_path / "run"), *fast, cwd=place)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples" / "step-1.jsonl").read_text().splitlines()]
+    assert samples and all(len(sample["reveal_step"]) == 8 for sample in samples), samples[0].keys()
+    assert all(set(sample["reveal_step"]) == {0} for sample in samples), "threshold 0 commits all at once"
+
+
 def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     base = ["grpo", "--out", tmp_path / "run", "--device", "cpu"]
@@ -330,6 +338,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "temperature" in refused(*base, *model, *data, "--set", "rollout.temperature=0")
     assert "NAME=WEIGHT" in refused(*base, *model, *data, "--reward", "code")
     assert "context" in refused(*base, *model, *data, "--set", "rollout.max_new_tokens=300")
+    assert "mode fast only" in refused(*base, *model, *data, "--set", "rollout.threshold=0.9")
     assert "rollout.temperature" in refused(*base, *model, *data, "--set", "rollout.temprature=1")
     assert "nothing to resume" in refused(*base, "--resume")
     assert not (tmp_path / "run").exists()

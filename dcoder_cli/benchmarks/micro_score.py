@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dcoder_cli.benchmarks.passk import pass_at_k
 from dcoder_cli.data.micro import MicroTask
 from dcoder_cli.diffusion.sampler import generate
 from dcoder_cli.diffusion.trajectory import Trajectory
@@ -17,19 +19,19 @@ from dcoder_cli.model.backbone import Model
 
 @dataclass(frozen=True)
 class MicroScore:
-    """The share of tasks solved at the first try, a row a sample, and the decodings."""
+    """pass@1 to pass@n as shares of the tasks, a row a sample, and the decodings (a task's after another's)."""
 
-    pass_at_1: float
+    passes: dict[int, float]
     rows: list[dict[str, Any]]
     trajectories: list[Trajectory]
     tier: str
 
 
 def score(
-    model: Model, tasks: Sequence[MicroTask], settings: Mapping[str, Any], seed: int, batch_size: int = 64
+    model: Model, tasks: Sequence[MicroTask], settings: Mapping[str, Any], seed: int, n: int = 1, batch_size: int = 64
 ) -> MicroScore:
-    """One sample a task; judging runs while the next batch is decoded. `settings` are the sampler's."""
-    by_id = {task.task_id: task for task in tasks}
+    """`n` samples a task; judging runs while the next batch is decoded. `settings` are the sampler's."""
+    by_id = {f"{task.task_id} {sample}": task for task in tasks for sample in range(n)}
     with Judge() as judge:
         pending: dict[str, Any] = {}
 
@@ -38,7 +40,7 @@ def score(
             problem = Problem(task.task_id, task.entry_point, tests=task.tests_hidden)
             pending[trajectory.id] = judge.submit(problem, extract_solution(trajectory.text, task.entry_point))
 
-        prompts = [task.messages()[:1] for task in tasks]
+        prompts = [task.messages()[:1] for task in by_id.values()]
         trajectories = generate(
             model, prompts, **settings, seed=seed, ids=list(by_id), batch_size=batch_size, on_done=submit
         )
@@ -46,7 +48,7 @@ def score(
         tier = judge.tier
     rows = [
         {
-            "task_id": trajectory.id,
+            "task_id": by_id[trajectory.id].task_id,
             "family": by_id[trajectory.id].family,
             "level": by_id[trajectory.id].level,
             "question": by_id[trajectory.id].question,
@@ -55,4 +57,6 @@ def score(
         }
         for trajectory in trajectories
     ]
-    return MicroScore(sum(verdict.passed for verdict in verdicts.values()) / len(tasks), rows, trajectories, str(tier))
+    right = Counter(by_id[name].task_id for name, verdict in verdicts.items() if verdict.passed)
+    passes = {k: sum(pass_at_k(n, right[task.task_id], k) for task in tasks) / len(tasks) for k in range(1, n + 1)}
+    return MicroScore(passes, rows, trajectories, str(tier))

@@ -50,6 +50,7 @@ def sample_record(item: Rollout, prompt: dict[str, Any]) -> dict[str, Any]:
         "task_id": prompt.get("task_id"),
         "prompt": prompt.get("messages", prompt.get("prompt")),
         "text": item.trajectory.text,
+        "reveal_step": item.trajectory.reveal_step,
         "rewards": parts,
         "status": item.reward.status,
         "tests": prompt.get("tests", {}).get("hidden"),
