@@ -26,7 +26,7 @@ def quickstart(
     """The whole method at desk size on a CPU, from source code to a report.
 
     Trains a tokenizer and a tiny AR model on Python's own library, converts it to a diffusion model, runs stages 1 to 3
-    and scores what it writes. Offline; about five minutes on 2 cores.
+    and scores what it writes. Offline; about six minutes on 2 cores.
     """
     began = time.perf_counter()
 
