@@ -145,6 +145,8 @@ def _suites(tasks: list[str], data: Path | None, limit: int | None, unsafe: bool
         from dcoder_cli.benchmarks import suites
         from dcoder_cli.benchmarks.judging import Judging
 
+        if name == "bigcodebench":
+            raise UserError("--task bigcodebench needs an interpreter with its libraries; score it with `dcoder eval`")
         suite = suites.load(name, None, data, limit)
         kinds.append(_Kind(name, len(suite.items), [], suite, stack.enter_context(Judging(suite, unsafe=unsafe))))
     return kinds

@@ -120,6 +120,8 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--trajectories", "a", "--label", "x", "--label", "y"], "2 --label for 1"),
         (["--task", "micro"], "--task needs --model"),
         (["--model", "m", "--task", "mikro"], "unknown task 'mikro'; did you mean 'micro'"),
+        (["--model", "m", "--task", "evalplus"], "'evalplus' is made of humaneval+ and mbpp+"),
+        (["--model", "m", "--task", "bigcodebench"], "needs an interpreter with its libraries"),
         (["--model", "m", "--prompts", "p", "--data", "f"], "--data is the file of one --task, and 0 are given"),
     ],
 )

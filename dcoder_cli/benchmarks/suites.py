@@ -108,8 +108,10 @@ def load(task: str, subset: str | None = None, file: str | Path | None = None, l
     Raises:
         UserError: an unknown task or subset; data not found, incomplete or broken.
     """
+    if task in PARTS:
+        raise UserError(f"task {task!r} is made of {' and '.join(PARTS[task])}; name one of them")
     if task not in _SPECS:
-        raise UserError(f"unknown task {task!r}{nearest(task, list(_SPECS))}; known: {', '.join(_SPECS)}")
+        raise UserError(f"unknown task {task!r}{nearest(task, list(_SPECS))}")
     known = _SPECS[task].subsets
     if subset is not None and subset not in known:
         choices = f"; choose {', '.join(known)}" if known else "; leave --subset out"
