@@ -34,6 +34,15 @@ def grpo(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    variance: Annotated[
+        bool,
+        typer.Option(
+            "--measure-variance", help="Train nothing: bias and variance of every estimator, as a table and a picture."
+        ),
+    ] = False,
+    draws: Annotated[
+        int, typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks.")
+    ] = 32,
     device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
     track: Annotated[
         str | None, typer.Option("--track", help="An Accelerate tracker, for example tensorboard.")
@@ -47,6 +56,8 @@ def grpo(
       dcoder tokenize rl acecode.jsonl --tokenizer runs/sft/checkpoints/last --out data/rl
 
       dcoder grpo --preset gpu-80gb --model runs/sft/checkpoints/last --data data/rl --out runs/grpo
+
+      dcoder grpo --measure-variance --model runs/sft/checkpoints/last --data data/rl --out variance
     """
     from dcoder_cli.training.grpo_config import GrpoConfig
 
@@ -61,6 +72,8 @@ def grpo(
     model, data = model or recorded.get("model"), data or recorded.get("data")
     if model is None or data is None:
         raise UserError(f"stage 4 needs {'--model' if model is None else '--data'}; see `dcoder grpo --help`")
+    if variance:
+        return _measure(model, data, out, resolved, draws, device, json)
     from dcoder_cli.analysis.arness import arness
     from dcoder_cli.training.coupled_grpo import train
 
@@ -79,6 +92,47 @@ def grpo(
         held = f", held-out pass@1 {result.before['pass@1']:.1%} -> {result.after['pass@1']:.1%} ({result.after['prompts']} prompts)"
     console.stdout().print(
         f"stage 4 (grpo) done: {result.steps} steps, reward {result.reward:.3f}{held}, {result.seconds:.0f} s\n{result.checkpoint}",
+        markup=False,
+    )
+
+
+def _measure(model: str, data: str, out: Path, config: Any, draws: int, device: str | None, json: bool) -> None:
+    from dataclasses import asdict
+
+    from dcoder_cli.analysis.plots import save
+    from dcoder_cli.analysis.variance_plot import estimator_variance
+    from dcoder_cli.base.files import write_json
+    from dcoder_cli.training.variance import measure
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {str(out)!r} exists already; choose another folder")
+    lab = measure(
+        model, data, config, draws, device=device, announce=(lambda _: None) if json else console.note
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"model": model, "data": data, "config": configs.to_dict(config), **asdict(lab)}
+    write_json(out / "variance.json", record)
+    save(estimator_variance(lab.rows), out, "variance")
+    if json:
+        console.emit_json(record)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("estimator", "passes", "bias", "variance", "unseen", "grad noise", "cosine", "of one"):
+        table.add_column(name, header_style="bold", justify="left" if name == "estimator" else "right")
+    for row in lab.rows:
+        gradient = (row.gradient_noise, row.gradient_cosine, row.gradient_cosine_one)
+        table.add_row(
+            row.estimator, str(row.passes), f"{row.bias:.3f}", f"{row.variance:.4f}", f"{row.unseen:.0%}",
+            *("" if value is None else f"{value:.3f}" for value in gradient),
+        )  # fmt: skip
+    console.stdout().print(table)
+    console.stdout().print(
+        f"\n{lab.completions} completions of {lab.prompts} prompts, {lab.draws} draws each, truth of {lab.truth_draws}; {lab.seconds:.0f} s"
+        "\nbias, variance: of a token's log-probability (nats) over its expected weight; unseen: tokens only the full mask sees"
+        "\ngrad noise: E|g - mean|^2 / |mean|^2 over mask draws; cosine of the mean gradient, and of one draw's, with the truth"
+        f"\n{out / 'variance.json'}, {out / 'variance.png'}",
         markup=False,
     )
 

@@ -197,11 +197,11 @@ def _loop(
             clock.lap("rollout_and_judge")
             advantage_B = torch.tensor(_advantages(rollouts, config))
             # 2. Masks for every inner iteration; old and reference log-probabilities with the same masks.
-            parts = [
-                rollouts[place : place + config.micro_batch] for place in range(0, len(rollouts), config.micro_batch)
-            ]
+            taught = _taught(advantage_B, config)
+            parts = [taught[place : place + config.micro_batch] for place in range(0, len(taught), config.micro_batch)]
             plans = [
-                [_plan(model, part, config, step, inner) for part in parts] for inner in range(config.inner_iterations)
+                [_plan(model, [rollouts[index] for index in part], config, step, inner) for part in parts]
+                for inner in range(config.inner_iterations)
             ]
             # Train mode would add nothing (no dropout) but activation checkpointing needs it.
             model.train()
@@ -216,7 +216,7 @@ def _loop(
             ]
             clock.lap("reference")
             # 3. The inner updates.
-            sums = torch.zeros(6, dtype=torch.float64)
+            sums = torch.zeros(7, dtype=torch.float64)
             for inner in range(config.inner_iterations):
                 loss_sum = 0.0
                 for index, (part, plan) in enumerate(zip(parts, plans[inner], strict=True)):
@@ -224,8 +224,8 @@ def _loop(
                         with accelerator.autocast():
                             new_BN = log_probabilities(module, plan, accelerator.device)
                         old_BN = old[inner][index]
-                        scored_BN = scored_mask([item.completion for item in part]).to(accelerator.device)
-                        advantage_b = advantage_B[index * config.micro_batch :][: len(part)].to(accelerator.device)
+                        scored_BN = scored_mask([rollouts[place].completion for place in part]).to(accelerator.device)
+                        advantage_b = advantage_B[part].to(accelerator.device)
                         loss = grpo_loss(
                             new_BN, new_BN.detach() if old_BN is None else old_BN, reference_logps[inner][index],
                             advantage_b, scored_BN, config.clip, config.kl_coef,
@@ -233,6 +233,7 @@ def _loop(
                         accelerator.backward(loss.loss / completions * accelerator.num_processes)
                     values = (loss.loss.detach(), loss.kl, loss.clipped_low, loss.clipped_high, loss.ratio)
                     sums[:5] += torch.stack([value.double().cpu() for value in values])
+                    sums[6] += len(part)
                     loss_sum += float(loss.loss.detach())
                 if loss_sum != loss_sum:
                     raise WorkFailed(
@@ -310,6 +311,16 @@ def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:
         totals = [item.reward.total for item in rollouts[place : place + config.group_size]]
         result += advantages(totals, config.advantage, config.scale_advantage)
     return result
+
+
+def _taught(advantage_B: Tensor, config: GrpoConfig) -> list[int]:
+    """Places of the completions that the updates need: without a KL term, an advantage of 0 has no gradient at all.
+
+    One stays in any case: every process has to take part in the backward pass.
+    """
+    if config.kl_coef > 0:
+        return list(range(len(advantage_B)))
+    return advantage_B.nonzero()[:, 0].tolist() or [0]
 
 
 def _plan(model: Model, part: Sequence[Rollout], config: GrpoConfig, step: int, inner: int) -> Plan:

@@ -39,7 +39,9 @@ def step_metrics(
         sums[5] = norm
     metrics = dict(zip(names, values.tolist(), strict=True))
     for index, name in enumerate(("loss", "kl", "clipped_low", "clipped_high", "ratio")):
-        metrics[name] = float(sums[index]) / updates
+        # A completion that the updates leave out has neither loss, KL nor clipping; its ratio was never computed.
+        metrics[name] = float(sums[index]) / (float(sums[6]) if name == "ratio" else updates)
+    metrics["skipped"] = 1 - float(sums[6]) / updates
     metrics["grad_norm"] = float(sums[5]) / config.inner_iterations
     return metrics
 
