@@ -106,9 +106,7 @@ def _measure(model: str, data: str, out: Path, config: Any, draws: int, device: 
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
-    lab = measure(
-        model, data, config, draws, device=device, announce=(lambda _: None) if json else console.note
-    )
+    lab = measure(model, data, config, draws, device=device, announce=(lambda _: None) if json else console.note)
     out.mkdir(parents=True, exist_ok=True)
     record = {"model": model, "data": data, "config": configs.to_dict(config), **asdict(lab)}
     write_json(out / "variance.json", record)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcoder_cli.benchmarks.passk import pass_at_k
+from dcoder_cli.benchmarks.passk import Estimate, pass_at_k_mean
 from dcoder_cli.data.micro import MicroTask
 from dcoder_cli.diffusion.sampler import generate
 from dcoder_cli.diffusion.trajectory import Trajectory
@@ -19,12 +19,17 @@ from dcoder_cli.model.backbone import Model
 
 @dataclass(frozen=True)
 class MicroScore:
-    """pass@1 to pass@n as shares of the tasks, a row a sample, and the decodings (a task's after another's)."""
+    """A row a sample, the decodings (a task's after another's), and how many of its n samples each task got right."""
 
-    passes: dict[int, float]
+    rights: list[int]
+    n: int
     rows: list[dict[str, Any]]
     trajectories: list[Trajectory]
     tier: str
+
+    def pass_at(self, k: int) -> Estimate:
+        """pass@k as a share of the tasks, with its 95% bootstrap interval over tasks."""
+        return pass_at_k_mean([self.n] * len(self.rights), self.rights, k)
 
 
 def score(
@@ -58,5 +63,4 @@ def score(
         for trajectory in trajectories
     ]
     right = Counter(by_id[name].task_id for name, verdict in verdicts.items() if verdict.passed)
-    passes = {k: sum(pass_at_k(n, right[task.task_id], k) for task in tasks) / len(tasks) for k in range(1, n + 1)}
-    return MicroScore(passes, rows, trajectories, str(tier))
+    return MicroScore([right[task.task_id] for task in tasks], n, rows, trajectories, str(tier))

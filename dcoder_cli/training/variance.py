@@ -188,9 +188,7 @@ class _Bench:
                 if truth is not None:
                     cosines.append(_cosine(gradient_W, truth.gradient_W))
         variance_CN = square_CN / max(1, draws - 1)
-        return _Drawn(
-            draws, mean_CN, variance_CN, unseen, mean_W if with_gradients else None, gradient_square, cosines
-        )
+        return _Drawn(draws, mean_CN, variance_CN, unseen, mean_W if with_gradients else None, gradient_square, cosines)
 
     def row(self, estimator: str, pairs: int, drawn: _Drawn, truth: _Drawn, target_CN: Tensor) -> Row:
         count = self.scored_CN.sum()
@@ -231,7 +229,7 @@ class _Bench:
             if with_gradients:
                 advantage_B = self.advantage_C[start : start + len(part)].to(model.device)
                 loss = grpo_loss(new_BN, new_BN.detach(), None, advantage_B, scored_BN, config.clip, 0.0)
-                (loss.loss / len(self.rollouts)).backward()
+                (loss.loss / len(self.rollouts)).backward()  # type: ignore[no-untyped-call]
             weight = (1 + 2 * pairs) / (1 + pairs) if estimator in ("coupled", "decoupled") else 1.0
             value_BN = torch.where(scored_BN, new_BN.detach(), 0.0).double().cpu() / weight
             whole_BN = torch.zeros(len(part), self.scored_CN.shape[1], dtype=torch.float64)
