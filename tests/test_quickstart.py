@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import quickstart
+from dcoder_cli.benchmarks import desk, quickstart
 
 
 def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TRAIN_TASKS": 300, "RL_TASKS": 40, "SCORED_TASKS": 7, "MANY": 2, "STDLIB_SHARE": 0.01}.items():
+    for name, value in {"SCORED_TASKS": 7, "MANY": 2}.items():
         monkeypatch.setattr(quickstart, name, value)
+    for name, value in {"TRAIN_TASKS": 300, "RL_TASKS": 40, "STDLIB_SHARE": 0.01}.items():
+        monkeypatch.setattr(desk, name, value)
     heard: list[str] = []
     out = tmp_path / "q"
     outcome = quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
