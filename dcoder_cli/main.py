@@ -35,6 +35,10 @@ COMMANDS: dict[str, Entry] = {
     "chat": Entry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
     "arness": Entry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
     "eval": Entry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
+    "reproduce": Entry(
+        "reproduce",
+        "Check the paper's claims, with effect sizes and intervals, on models trained at desk size or given.",
+    ),
     "doctor": Entry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
     "presets": Entry("presets", "List and show the presets for GPU sizes."),
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import scoring
 from dcoder_cli.benchmarks.evaluation import encode
-from dcoder_cli.benchmarks.judging import Judging
+from dcoder_cli.benchmarks.judging import Judging, Row
 from dcoder_cli.benchmarks.protocols import Ask, Protocol, choose
 from dcoder_cli.benchmarks.suites import Suite
 from dcoder_cli.diffusion.requests import Prompt
@@ -37,13 +38,18 @@ class Asked:
         Raises:
             WorkFailed: nothing could be judged.
         """
+        judged = [future.result() for future in self.submit(trajectories, samples, judging)]
+        found = scoring.scores(self.suite, judged)[self.suite.metrics[-1]]
+        return {name: (value["score"] / 100, value["low"] / 100, value["high"] / 100) for name, value in found.items()}
+
+    def submit(self, trajectories: Sequence[Trajectory], samples: int, judging: Judging) -> list[Future[Row]]:
+        """Futures of the trajectories' rows of judged.jsonl; arguments as of `passes`."""
         futures = []
         for index, trajectory in enumerate(trajectories):
             item, ask = self.suite.items[index // samples], self.asks[index // samples]
             solution = self.protocol.solution(item, trajectory.text, ask.prefill)
             futures.append(judging.submit(item, index % samples, solution))
-        found = scoring.scores(self.suite, [future.result() for future in futures])[self.suite.metrics[-1]]
-        return {name: (value["score"] / 100, value["low"] / 100, value["high"] / 100) for name, value in found.items()}
+        return futures
 
 
 def ask(model: Model, suite: Suite) -> Asked:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from dcoder_cli.data.batches import RowRules, read_batch
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.diffusion.noise import uniforms
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import StageConfig
-from dcoder_cli.training.objective import make_example, noised, token_losses
+from dcoder_cli.training.objective import TokenLoss, make_example, noised, token_losses
 
 BANDS = 10
 _SEED = 1234  # of the evaluation's noise: the same in every run, so that runs compare
@@ -89,3 +90,19 @@ def _piece(
     sums[2 : 2 + BANDS].index_add_(0, band_N, losses_N)
     sums[2 + BANDS :].index_add_(0, band_N, torch.ones_like(losses_N))
     return sums
+
+
+def heldout_loss(model: Model, data: str) -> float:
+    """The held-out loss of a diffusion model on a pretraining shard folder, as `evaluate` measures it.
+
+    Raises:
+        UserError: the folder has no held-out rows.
+    """
+    from accelerate import Accelerator
+
+    shards = ShardSet.open(data, "heldout")
+    config = StageConfig(precision="fp32")
+    accelerator = Accelerator()
+    rules = RowRules(0, model.ids.pad if model.ids.pad is not None else 0, keep_first=model.shift)
+    result = evaluate(accelerator, TokenLoss(model.to(accelerator.device)), shards, config, rules, model.ids.mask)
+    return float(result["loss"])

@@ -77,6 +77,8 @@ def measure(
     config: GrpoConfig,
     draws: int = 32,
     prompts: int = 4,
+    pairs: Sequence[int] = PAIRS,
+    gradients: bool = True,
     device: str | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Lab:
@@ -86,7 +88,9 @@ def measure(
         model_name, data: as for stage 4.
         config: rollouts, group size, ratios of the pairs, seed and micro batch come from it.
         draws: of each estimator; the truth has TRUTH times as many.
-        prompts: groups measured, of those whose rewards differ.
+        prompts: groups measured.
+        pairs: lambdas.
+        gradients: measure the loss' gradients too, at the first lambda, on groups whose rewards differ.
 
     Raises:
         UserError: wrong input, or every group has equal rewards.
@@ -107,37 +111,39 @@ def measure(
     finally:
         if judge is not None:
             judge.close()
-    chosen, advantage = _uneven(rollouts, config, prompts)
+    chosen, advantage = _groups(rollouts, config, prompts, gradients)
     if not chosen:
         raise UserError(
             f"all {len(asked)} groups have equal rewards, so there is no gradient to measure; use other prompts, a higher rollout.temperature or a larger group_size"
         )
     bench = _Bench(model, chosen, torch.tensor(advantage), config)
     announce(f"the truth: {TRUTH * draws} draws of the coupled estimator")
-    truth = bench.draw("coupled", 1, TRUTH * draws, "truth")
-    full = bench.draw("full-mask", 1, 1, "lab", truth)
+    truth = bench.draw("coupled", 1, TRUTH * draws, "truth", gradients)
+    full = bench.draw("full-mask", 1, 1, "lab", gradients, truth)
     rows = [bench.row("full-mask", 0, full, truth, truth.mean_CN)]
     for estimator in _COMPARED:
-        for pairs in PAIRS:
-            announce(f"{estimator}, {1 + 2 * pairs} passes")
-            drawn = bench.draw(estimator, pairs, draws, "lab", truth if pairs == 1 else None)
+        for number in pairs:
+            announce(f"{estimator}, {1 + 2 * number} passes")
+            drawn = bench.draw(estimator, number, draws, "lab", gradients and number == pairs[0], truth)
             # More pairs weigh the full mask less, so what is estimated moves with them; d1 has no pairs.
-            target_CN = truth.mean_CN if estimator == "d1" else _truth_of(pairs, truth.mean_CN, full.mean_CN)
-            rows.append(bench.row(estimator, pairs, drawn, truth, target_CN))
+            target_CN = truth.mean_CN if estimator == "d1" else _truth_of(number, truth.mean_CN, full.mean_CN)
+            rows.append(bench.row(estimator, number, drawn, truth, target_CN))
     return Lab(
         rows, len(chosen), len(chosen) // config.group_size, flat_groups(rollouts, config.group_size), draws,
         TRUTH * draws, round(time.perf_counter() - began, 1),
     )  # fmt: skip
 
 
-def _uneven(rollouts: Sequence[Rollout], config: GrpoConfig, prompts: int) -> tuple[list[Rollout], list[float]]:
-    """The first `prompts` groups whose rewards differ, with their advantages."""
+def _groups(
+    rollouts: Sequence[Rollout], config: GrpoConfig, prompts: int, uneven: bool
+) -> tuple[list[Rollout], list[float]]:
+    """The first `prompts` groups, or the first whose rewards differ, with their advantages."""
     chosen: list[Rollout] = []
     advantage: list[float] = []
     for start in range(0, len(rollouts), config.group_size):
         group = rollouts[start : start + config.group_size]
         own = advantages([item.reward.total for item in group], config.advantage, config.scale_advantage)
-        if any(own) and len(chosen) < prompts * config.group_size:
+        if (any(own) or not uneven) and len(chosen) < prompts * config.group_size:
             chosen += group
             advantage += own
     return chosen, advantage
@@ -170,9 +176,10 @@ class _Bench:
         self.scored_CN = scored_mask([item.completion for item in rollouts])
         self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
 
-    def draw(self, estimator: str, pairs: int, draws: int, purpose: str, truth: _Drawn | None = None) -> _Drawn:
-        """`draws` estimates with fresh masks. Gradients are taken for the truth itself and where `truth` is given."""
-        with_gradients = truth is not None or purpose == "truth"
+    def draw(
+        self, estimator: str, pairs: int, draws: int, purpose: str, with_gradients: bool, truth: _Drawn | None = None
+    ) -> _Drawn:
+        """`draws` estimates with fresh masks, and their gradients' cosines with the truth's."""
         mean_CN, square_CN = torch.zeros(2, *self.scored_CN.shape, dtype=torch.float64)
         mean_W = torch.zeros(sum(weight.numel() for weight in self.weights), device=self.model.device)
         gradient_square, unseen, cosines = 0.0, 0.0, []

@@ -1,0 +1,89 @@
+"""`dcoder reproduce`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcoder_cli.base import console
+from dcoder_cli.base.errors import UserError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def reproduce(
+    out: Annotated[Path, typer.Option("--out", help="Folder; a stopped call goes on in it.")] = Path("reproduce"),
+    claim: Annotated[list[str] | None, typer.Option("--claim", help="Check only this one; repeatable.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="ROLE=PATH: check these checkpoints instead of training at desk size; roles: adapted, scratch, sft, scratch-sft, grpo, grpo-full-mask, grpo-decoupled; repeatable.",
+        ),
+    ] = None,
+    pretrain: Annotated[
+        str | None, typer.Option("--pretrain", help="With --model: shards with held-out rows, for the losses.")
+    ] = None,
+    rl: Annotated[str | None, typer.Option("--rl", help="With --model: prompts with tests, for the variances.")] = None,
+    task: Annotated[str, typer.Option("--task", help="With --model: benchmark to decode and judge.")] = "micro",
+    data: Annotated[str | None, typer.Option("--data", help="The benchmark's file.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only its first so many tasks.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="With --model: length of an answer.")] = 256,
+    seeds: Annotated[int, typer.Option("--seeds", help="Families trained at desk size.")] = 3,
+    effort: Annotated[float, typer.Option("--effort", help="Factor on their training steps.")] = 1.0,
+    unsafe_exec: Annotated[
+        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress.")] = False,
+) -> None:
+    """Check the paper's claims, with effect sizes and intervals, on models trained at desk size or given.
+
+    Examples:
+
+      dcoder reproduce
+
+      dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
+    """
+    from dcoder_cli.benchmarks.measures import Settings, at_desk_size
+    from dcoder_cli.benchmarks.reproduce import choose, row_of
+    from dcoder_cli.benchmarks.reproduce import reproduce as run
+
+    models = dict(_role(text) for text in model or [])
+    if not models and (pretrain or rl):
+        raise UserError("--pretrain and --rl are data for given checkpoints; name those with --model ROLE=PATH")
+    settings = Settings(task=task, limit=limit, data=data, max_new_tokens=max_new_tokens)
+    if not models:
+        settings = at_desk_size(settings)
+    elif task == "micro":
+        settings = replace(settings, hot=1.0)
+    result = run(
+        out, choose(claim or []), settings, seeds, effort, models, pretrain, rl,
+        (lambda _: None) if json else console.note, unsafe_exec,
+    )  # fmt: skip
+    if json:
+        console.emit_json(result.to_json())
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("claim", "effect, 95% interval", "by seed", "verdict"):
+        table.add_column(name, header_style="bold", no_wrap=name == "verdict")
+    for one in result.findings:
+        table.add_row(*row_of(one))
+    console.stdout().print(table, markup=False)
+    console.stdout().print(
+        "\nintervals with * resample tasks: the seeds are too few, and they hold for these models only"
+        f"\n{len(result.seeds)} seed(s), {result.seconds:.0f} s; {out / 'report.html'}, {out / 'reproduce.json'}",
+        markup=False,
+    )
+
+
+def _role(text: str) -> tuple[str, str]:
+    role, sign, path = text.partition("=")
+    if not (role and sign and path):
+        raise UserError(f"--model {text!r} must be ROLE=PATH, for example sft=runs/sft/checkpoints/last")
+    return role, path
