@@ -95,6 +95,7 @@ def main() -> None:
         # Threads that spin while they wait are fastest alone, but ten times slower once another process wants their core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
+    typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
     try:
         app(prog_name="dcoder")
     except UserError as error:
@@ -124,6 +125,13 @@ def _cores_are_wanted() -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def _show_usage_error(error: Any, file: Any = None) -> None:
+    """A wrong option or command in one line, as every other wrong input; click prints three."""
+    where = error.ctx.command_path if error.ctx is not None else "dcoder"
+    message = error.format_message().rstrip(".")
+    print(f"error: {message}; see `{where} --help`", file=file or sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.hub import fail_at_once_offline
 
 FOLDER_VARIABLE = "DCODER_BENCHMARKS"
 
@@ -170,6 +171,7 @@ def _from_hub(name: str, source: Source) -> Rows:
     )  # fmt: skip
     if source.hub is None:
         raise UserError(f"no data for {name}: {ways}")
+    fail_at_once_offline()
     try:
         from datasets import load_dataset
 

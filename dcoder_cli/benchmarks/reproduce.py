@@ -85,10 +85,9 @@ def reproduce(
     asked = {
         "settings": vars(settings), "models": models, "effort": effort, "pretrain": pretrain, "rl": rl,
     }  # fmt: skip
+    made = [families.given(models, pretrain, rl, out)] if models else []
     _same_call(out, asked)
-    if models:
-        made = [families.given(models, pretrain, rl, out)]
-    else:
+    if not models:
         made = [families.trained(out, seed, effort, announce) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     findings = [check(claim, measures) for claim in claims]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.hub import fail_at_once_offline
 
 Form = Literal["text", "jsonl", "json", "parquet", "hub"]
 
@@ -213,8 +214,7 @@ def open_hub(location: str) -> Any:
     Raises:
         UserError: one line for anything that keeps it from loading, being offline included.
     """
-    if not _hub_in_reach():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # fail at once, not after half a minute of retries
+    fail_at_once_offline()
     from datasets import load_dataset
 
     name, _, rest = location.removeprefix("hub:").partition(":")
@@ -223,21 +223,6 @@ def open_hub(location: str) -> Any:
         return load_dataset(name, config or None, split=split or "train", streaming=True)
     except Exception as error:  # datasets raises dozens of kinds, by what the set is made of
         raise UserError(f"source {location!r} cannot be loaded: {one_line(error)[:200]}; offline, name files") from None
-
-
-def _hub_in_reach() -> bool:
-    """Whether the hub's name resolves. Behind a proxy it need not, so there the answer is yes."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _hub_units(number: int, source: Source) -> Iterator[Unit]:

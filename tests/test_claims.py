@@ -1,0 +1,121 @@
+"""Claims: effects, intervals and verdicts from known numbers; the real measurements on a tiny family; bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dcoder_cli.benchmarks import claims, desk
+from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check
+from dcoder_cli.benchmarks.family import ROLES, given
+from dcoder_cli.benchmarks.measures import Settings, at_desk_size
+from dcoder_cli.benchmarks.reproduce import choose, reproduce
+
+
+def _families(*values: dict[str, float]) -> list[Any]:
+    return [
+        SimpleNamespace(values=one, family=SimpleNamespace(models={"sft": "x"}, rl=None, pretrain="p"))
+        for one in values
+    ]
+
+
+def _claim(needs: str | None = None, roles: tuple[str, ...] = ("sft",)) -> Claim:
+    return Claim("c", "it is so", "points", "1", roles, lambda measures: measures.values, needs)  # type: ignore[attr-defined]
+
+
+def test_verdicts_follow_the_interval() -> None:
+    """Five seeds: Student over their means (by hand: mean 2, s.d. 1.5811, t(4) = 2.7764). Fewer: over tasks."""
+    five = check(_claim(), _families(*({"a": float(v), "b": float(v)} for v in (0, 1, 2, 3, 4))))
+    assert (five.effect, five.over) == (2.0, "seeds")
+    assert five.low == pytest.approx(2 - 2.7764 * 1.5811 / 5**0.5, abs=1e-3) and five.verdict == "shown"
+    assert five.by_seed == (0.0, 1.0, 2.0, 3.0, 4.0)
+    two = check(_claim(), _families({"a": -1.0, "b": -3.0, "c": -2.0}, {"a": -1.0, "b": -3.0, "c": -2.0}))
+    assert (two.over, two.verdict) == ("tasks", "contrary")
+    assert two.low is not None and two.high is not None and -3 <= two.low < -2 < two.high <= -1
+    flat = check(_claim(), _families({"a": 1.0, "b": -1.0}))
+    assert flat.verdict == "not shown" and flat.effect == 0
+    assert check(_claim(), _families({"mean": 1.0})).why == "one number of one seed has no interval"
+    assert check(_claim(), _families({"mean": 1.0}, {"mean": 1.1})).over == "seeds"
+
+
+def test_what_is_missing_is_not_measured() -> None:
+    absent = check(_claim(roles=("sft", "grpo")), _families({"a": 1.0}))
+    assert (absent.verdict, absent.why) == ("not measured", "needs --model grpo=PATH")
+    assert check(_claim(needs="rl"), _families({"a": 1.0})).why == "needs --rl DIR"
+    assert {role for claim in CLAIMS for role in claim.roles} == set(ROLES)
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TRAIN_TASKS": 140, "RL_TASKS": 20, "STDLIB_SHARE": 0.01}.items():
+        monkeypatch.setattr(desk, name, value)
+    from dcoder_cli.base import presets
+    from dcoder_cli.benchmarks import measures
+
+    monkeypatch.setattr(measures, "LAB_DRAWS", 2)
+    small = presets.load("cpu-tiny")
+    small["grpo"] |= {"prompts_per_step": 2, "group_size": 2}
+    small["grpo"]["rollout"] |= {"max_new_tokens": 8}
+    monkeypatch.setattr(presets, "load", lambda _: small)
+    heard: list[str] = []
+
+    def stopped(line: str) -> None:
+        heard.append(line)
+        if "full-mask" in line:
+            raise KeyboardInterrupt
+
+    settings = replace(at_desk_size(Settings(limit=2, many=2)), max_new_tokens=8)
+    out = tmp_path / "r"
+
+    def run(announce: Any) -> Any:
+        return reproduce(out, CLAIMS, settings, 1, 0.002, {}, None, None, announce)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    again: list[str] = []
+    outcome = run(again.append)
+    assert not set(heard[:-1]) & set(again) and heard[-1] in again  # only what was not finished
+    assert [one.claim for one in outcome.findings] == list(CLAIMS)
+    assert all(one.effect is not None and one.verdict != "not measured" for one in outcome.findings)
+    record = json.loads((out / "reproduce.json").read_text())
+    assert [one["name"] for one in record["claims"]] == [claim.name for claim in CLAIMS]
+    assert "AR-ness falls as temperature rises" in (out / "report.html").read_text(encoding="utf-8")
+    from dcoder_cli.base.errors import UserError
+
+    with pytest.raises(UserError, match="begun with other effort"):
+        reproduce(out, CLAIMS, settings, 1, 0.5, {}, None, None, again.append)
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    def dcoder(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "dcoder_cli", *arguments], capture_output=True, text=True)
+
+    for arguments, words in (
+        (["reproduce", "--claim", "x"], "--claim 'x' is unknown; use adaptation"),
+        (["reproduce", "--model", "sft"], "must be ROLE=PATH"),
+        (["reproduce", "--model", "x=y", "--out", str(tmp_path / "o")], "role 'x' is unknown; use adapted"),
+        (["reproduce", "--rl", "x"], "name those with --model ROLE=PATH"),
+        (["reproduce", "--seeds", "0", "--out", str(tmp_path / "o")], "--seeds 0 must be at least 1"),
+        (["reproduce", "--task", "humaneval"], "asks for real checkpoints"),
+        (["reproduce", "--foo"], "No such option: --foo"),
+        (["reproduc"], "No such command 'reproduc'"),
+        (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),
+    ):
+        done = dcoder(*arguments)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_names_choose_claims_and_roles(tmp_path: Path) -> None:
+    assert choose([]) == CLAIMS and [claim.name for claim in choose(["grpo"])] == ["grpo"]
+    assert given({"sft": "m"}, None, None, tmp_path).models == {"sft": "m"}
+    assert claims.FEW == 5
