@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import dcoder, make_model, make_tokenizer, refused
 
 from dcoder_cli import load
+from dcoder_cli.base.config import build
 from dcoder_cli.diffusion.coupled import ESTIMATORS, Passes, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
@@ -27,6 +29,7 @@ from dcoder_cli.training.estimate import (
     plan_rows,
     scored_mask,
 )
+from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -342,3 +345,76 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "rollout.temperature" in refused(*base, *model, *data, "--set", "rollout.temprature=1")
     assert "nothing to resume" in refused(*base, "--resume")
     assert not (tmp_path / "run").exists()
+
+
+def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the groups have equal rewards: with and without them the weights are the same, and fewer rows are run."""
+    from dcoder_cli.training import coupled_grpo
+
+    (tmp_path / "half.py").write_text(
+        "def reward(prompt, text):\n    return 1.0 if int(prompt['task_id'][1:]) % 2 else sum(map(ord, text)) % 97 / 97\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = build(
+        GrpoConfig,
+        {
+            "steps": 1, "prompts_per_step": 6, "group_size": 3, "micro_batch": 4, "kl_coef": 0.0, "inner_iterations": 1,
+            "rewards": {"half:reward": 1.0}, "rollout": {"max_new_tokens": 6}, "precision": "fp32",
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 0},
+        },
+    )  # fmt: skip
+
+    gradients: list[list[torch.Tensor]] = []
+    set_rate = coupled_grpo.setup.set_learning_rate
+
+    def keep(optimizer: Any, rate: float) -> None:
+        gradients.append([weight.grad.clone() for group in optimizer.param_groups for weight in group["params"]])
+        set_rate(optimizer, rate)
+
+    monkeypatch.setattr(coupled_grpo.setup, "set_learning_rate", keep)
+
+    def run(name: str) -> dict[str, float]:
+        out = tmp_path / name
+        coupled_grpo.train(str(place / "model"), str(place / "data"), str(out), config, device="cpu", quiet=True)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return next(line for line in lines if "reward" in line)
+
+    less = run("less")
+    monkeypatch.setattr(coupled_grpo, "_taught", lambda advantage_B, _: list(range(len(advantage_B))))
+    whole = run("whole")
+    assert less["skipped"] >= 0.5 and whole["skipped"] == 0
+    assert less["loss"] == pytest.approx(whole["loss"], abs=1e-6) and less["reward"] == whole["reward"]
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients[0])
+    for one, other in zip(gradients[0], gradients[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_one_completion_stays_where_all_teach_nothing() -> None:
+    from dcoder_cli.training.coupled_grpo import _taught
+
+    free, bound = GrpoConfig(kl_coef=0.0), GrpoConfig()
+    assert _taught(torch.zeros(4), free) == [0] and _taught(torch.zeros(4), bound) == [0, 1, 2, 3]
+    assert _taught(torch.tensor([0.0, 1.0, 0.0, -1.0]), free) == [1, 3]
+
+
+def test_the_variance_lab_measures_what_the_theory_says(place: Path, tmp_path: Path) -> None:
+    """Coupled and decoupled estimate one thing, coupled with less variance; the full mask has none, d1 another target."""
+    out = tmp_path / "lab"
+    lab = json.loads(
+        dcoder("grpo", "--measure-variance", "--draws", "48", "--json", *common(place, out)[1:], cwd=place).stdout
+    )
+    rows = {(row["estimator"], row["pairs"]): row for row in lab["rows"]}
+    assert set(rows) == {("full-mask", 0), *((name, n) for name in ("coupled", "decoupled", "d1") for n in (1, 2, 4))}
+    assert [rows[name, n]["passes"] for name, n in (("full-mask", 0), ("coupled", 1), ("d1", 4))] == [1, 3, 9]
+    for pairs in (1, 2, 4):
+        coupled, decoupled = rows["coupled", pairs], rows["decoupled", pairs]
+        assert coupled["variance"] < 0.7 * decoupled["variance"] and coupled["unseen"] == 0
+        assert coupled["bias"] < 0.3 * coupled["variance"] ** 0.5
+        assert decoupled["bias"] < 0.3 * decoupled["variance"] ** 0.5
+    assert rows["coupled", 4]["variance"] < rows["coupled", 1]["variance"] / 2
+    assert rows["full-mask", 0]["variance"] == 0 and rows["full-mask", 0]["gradient_noise"] == 0
+    assert rows["coupled", 1]["gradient_cosine"] > rows["d1", 1]["gradient_cosine"]
+    assert (out / "variance.png").stat().st_size > 10_000 and json.loads((out / "variance.json").read_text()) == lab
+    assert "exists already" in refused("grpo", "--measure-variance", *common(place, out)[1:])
