@@ -32,9 +32,11 @@ def reproduce(
     task: Annotated[str, typer.Option("--task", help="With --model: benchmark to decode and judge.")] = "micro",
     data: Annotated[str | None, typer.Option("--data", help="The benchmark's file.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only its first so many tasks.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="With --model: length of an answer.")] = 256,
-    seeds: Annotated[int, typer.Option("--seeds", help="Families trained at desk size.")] = 3,
-    effort: Annotated[float, typer.Option("--effort", help="Factor on their training steps.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Length of an answer [40 at desk size, 256 with --model].")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Families trained at desk size [3].")] = None,
+    effort: Annotated[float | None, typer.Option("--effort", help="Factor on their training steps [1].")] = None,
     unsafe_exec: Annotated[
         bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
     ] = False,
@@ -55,13 +57,17 @@ def reproduce(
     models = dict(_role(text) for text in model or [])
     if not models and (pretrain or rl):
         raise UserError("--pretrain and --rl are data for given checkpoints; name those with --model ROLE=PATH")
-    settings = Settings(task=task, limit=limit, data=data, max_new_tokens=max_new_tokens)
+    if models and (seeds is not None or effort is not None):
+        raise UserError("--seeds and --effort are of families trained at desk size; leave them out with --model")
+    settings = Settings(task=task, limit=limit, data=data)
     if not models:
         settings = at_desk_size(settings)
     elif task == "micro":
         settings = replace(settings, hot=1.0)
+    if max_new_tokens is not None:
+        settings = replace(settings, max_new_tokens=max_new_tokens)
     result = run(
-        out, choose(claim or []), settings, seeds, effort, models, pretrain, rl,
+        out, choose(claim or []), settings, 3 if seeds is None else seeds, 1.0 if effort is None else effort, models, pretrain, rl,
         (lambda _: None) if json else console.note, unsafe_exec,
     )  # fmt: skip
     if json:

@@ -106,6 +106,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--rl", "x"], "name those with --model ROLE=PATH"),
         (["reproduce", "--seeds", "0", "--out", str(tmp_path / "o")], "--seeds 0 must be at least 1"),
         (["reproduce", "--task", "humaneval"], "asks for real checkpoints"),
+        (["reproduce", "--model", "sft=y", "--seeds", "2"], "leave them out with --model"),
         (["reproduce", "--foo"], "No such option: --foo"),
         (["reproduc"], "No such command 'reproduc'"),
         (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),
