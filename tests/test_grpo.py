@@ -269,7 +269,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SETS = [
     "--set=steps=6", "--set=prompts_per_step=2", "--set=group_size=4", "--set=micro_batch=3", "--set=rollout.max_new_tokens=8",
     "--set=checkpoint_every=2", "--set=optimizer.learning_rate=3e-3", "--set=optimizer.warmup_steps=0", "--set=reference_sync=3", "--reward=reward:vowels=1",
-    "--device=cpu",
+    "--set=kl_coef=0.01", "--set=inner_iterations=2", "--set=rollout.mode=exact", "--device=cpu",
 ]  # fmt: skip
 
 
@@ -341,7 +341,9 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "temperature" in refused(*base, *model, *data, "--set", "rollout.temperature=0")
     assert "NAME=WEIGHT" in refused(*base, *model, *data, "--reward", "code")
     assert "context" in refused(*base, *model, *data, "--set", "rollout.max_new_tokens=300")
-    assert "mode fast only" in refused(*base, *model, *data, "--set", "rollout.threshold=0.9")
+    assert "mode fast only" in refused(
+        *base, *model, *data, "--set", "rollout.mode=exact", "--set", "rollout.threshold=0.9"
+    )
     assert "rollout.temperature" in refused(*base, *model, *data, "--set", "rollout.temprature=1")
     assert "nothing to resume" in refused(*base, "--resume")
     assert not (tmp_path / "run").exists()
