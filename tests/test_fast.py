@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,10 @@ def test_settings_that_do_not_fit_are_refused(model: Model, options: dict[str, A
 def test_an_ar_model_has_no_fast_mode(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="AR model"):
         generate(load(make_model(tmp_path / "ar", ar=True), device="cpu"), [[1, 2]], max_new_tokens=4, mode="fast")
+
+
+def test_decoding_with_a_cache_warns_of_nothing(model: Model) -> None:
+    """The libraries' warnings come at every call and would fill the terminal; pytest's settings hide them here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(model, RAGGED[:2], max_new_tokens=8, mode="fast", cache="dual", block_length=4)

@@ -7,6 +7,7 @@ Everywhere outside this file row i of hidden states and logits predicts token i.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class Model(nn.Module):
         self.name = name
         self.implementation = implementation
         self.generation = generation
+        # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
+        self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
         network.model.embed_tokens.padding_idx = None
 
@@ -165,9 +168,9 @@ class Model(nn.Module):
             input_ids=key_values.take(window, input_ids_BL),
             attention_mask=key_values.mask(self.implementation, attention_mask_BL, length, self.dtype, self.device),
             position_ids=key_values.take(window, positions_BL),
-            past_key_values=cache,
             use_cache=False,
             is_causal=False,
+            **{self._cache_name: cache},
         ).last_hidden_state
         if len(cache.keys) != len(self.network.model.layers):
             raise RuntimeError(
