@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,8 @@ def grpo(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            "--reward", help="NAME=WEIGHT: code, format, math or module:function; replaces the preset's; repeatable."
+            "--reward",
+            help="NAME=WEIGHT: code, format, math, or module:function (weight 1 if not given); replaces the preset's; repeatable.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
@@ -136,13 +138,17 @@ def _measure(model: str, data: str, out: Path, config: Any, draws: int, device: 
 
 
 def _weight(text: str) -> tuple[str, float]:
-    name, _, weight = text.rpartition("=")
+    name, equals, weight = text.rpartition("=")
+    if not equals and ":" in text:
+        return text, 1.0
     try:
-        if not name:
+        if not name or not math.isfinite(float(weight)):
             raise ValueError
         return name, float(weight)
     except ValueError:
-        raise UserError(f"--reward {text!r} must be NAME=WEIGHT, for example code=2.0") from None
+        raise UserError(
+            f"--reward {text!r} must be NAME=WEIGHT with a finite weight, for example code=2.0, or module:function"
+        ) from None
 
 
 def _recorded(out: Path) -> dict[str, Any]:

@@ -229,9 +229,10 @@ def rl(
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
-    """Collect prompts with tests for `dcoder grpo`.
+    """Collect prompts for `dcoder grpo`: questions with tests, or with a number to find.
 
-    Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names.
+    Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names; or, as GSM8K's,
+    a question and an answer that is a number or ends in "#### 42", for the reward `math`.
     """
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.rl import RlSettings, tokenize_rl

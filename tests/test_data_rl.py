@@ -129,7 +129,12 @@ def test_other_rows_and_what_is_dropped(tokenizer: str, tmp_path: Path) -> None:
     assert prompts["2"]["entry_point"] == "sim" and prompts["chat"]["entry_point"] is None
     assert [turn["role"] for turn in prompts["chat"]["messages"]] == ["system", "user"]
     told = {reason: entry["documents"] for reason, entry in manifest["dropped"].items()}
-    assert told == {"no tests": 1, "empty": 1, "exact duplicate": 1, "prompt too long": 1}
+    assert told == {
+        "no tests, and no answer that is a number": 1,
+        "empty": 1,
+        "exact duplicate": 1,
+        "prompt too long": 1,
+    }
 
 
 def test_held_out_questions_and_the_same_bytes_twice(tokenizer: str, tmp_path: Path) -> None:

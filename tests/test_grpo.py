@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import dcoder, make_model, make_tokenizer, refused
+from grpo_runs import common, make_place
+from helpers import dcoder, refused
 
 from dcoder_cli import load
 from dcoder_cli.base.config import build
@@ -215,66 +211,9 @@ def test_rewards_gate_and_cheats(text: str, code: float, form: float) -> None:
     assert reward.total == pytest.approx(2.0 * code + 0.5 * form)
 
 
-def test_math_and_user_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcoder_cli.base.errors import UserError
-    from dcoder_cli.training.rewards import Rewarder, math_reward
-
-    assert math_reward("so 3 + 4 = 1,234.0", "#### 1234") == 1.0
-    assert math_reward("The answer is 12.", "13") == 0.0
-    (tmp_path / "mine.py").write_text(
-        "def short(prompt, text):\n    return -len(text)\ndef bad(prompt, text):\n    return float('nan')\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    rewarder = Rewarder({"mine:short": 0.5}, None)
-    assert rewarder.result(rewarder.submit({}, "four")).total == -2.0
-    with pytest.raises(UserError, match="finite"):
-        Rewarder({"mine:bad": 1.0}, None).submit({}, "x")
-    for name in ("mine:nothing", "nowhere:f", "cod"):
-        with pytest.raises(UserError, match="reward"):
-            Rewarder({name: 1.0}, None)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo")
-    make_model(folder / "model", tokenizer=make_tokenizer(), context=256)
-    rows = [
-        {
-            "task_id": f"t{i}",
-            "messages": [{"role": "user", "content": f"{'x' * i}?"}],
-            "entry_point": "f",
-            "tests": {"shown": [], "hidden": ["assert f(1) == 1"]},
-        }
-        for i in range(8)
-    ]
-    data = folder / "data"
-    data.mkdir()
-    files = []
-    for split, part in (("train", rows[:6]), ("heldout", rows[6:])):
-        name = "prompts.jsonl" if split == "train" else "heldout-prompts.jsonl"
-        (data / name).write_text("".join(json.dumps(row) + "\n" for row in part))
-        files.append(
-            {
-                "file": name,
-                "split": split,
-                "rows": len(part),
-                "sha256": hashlib.sha256((data / name).read_bytes()).hexdigest(),
-            }
-        )
-    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
-    (folder / "reward.py").write_text("def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n")
-    return folder
-
-
-SETS = [
-    "--set=steps=6", "--set=prompts_per_step=2", "--set=group_size=4", "--set=micro_batch=3", "--set=rollout.max_new_tokens=8",
-    "--set=checkpoint_every=2", "--set=optimizer.learning_rate=3e-3", "--set=optimizer.warmup_steps=0", "--set=reference_sync=3", "--reward=reward:vowels=1",
-    "--set=kl_coef=0.01", "--set=inner_iterations=2", "--set=rollout.mode=exact", "--device=cpu",
-]  # fmt: skip
-
-
-def common(place: Path, out: Path) -> list[str | Path]:
-    return ["grpo", "--model", place / "model", "--data", place / "data", "--out", out, *SETS]
+    return make_place(tmp_path_factory.mktemp("grpo"))
 
 
 def test_a_run_learns_what_is_rewarded(place: Path, tmp_path: Path) -> None:
@@ -295,32 +234,10 @@ def test_a_run_learns_what_is_rewarded(place: Path, tmp_path: Path) -> None:
         "global_arness@1",
     } <= set(lines[-2])
     timing = json.loads((tmp_path / "run" / "timings.jsonl").read_text().splitlines()[0])
-    assert {"rollout_and_judge", "old", "reference", "update"} <= set(timing)
+    assert {"rollout", "judge", "old", "reference", "update"} <= set(timing)
+    assert {"reward_std", "reward_reward:vowels", "reward_reward:vowels_std"} <= set(lines[-2])
     assert result["after"]["prompts"] == 2 and load(result["checkpoint"]).config["dcoder"]["stage"] == "grpo"
     assert list((tmp_path / "run" / "samples").glob("step-*.jsonl"))
-
-
-def test_kill_9_anywhere_and_resume_gives_the_same_run(place: Path, tmp_path: Path) -> None:
-    dcoder(*common(place, tmp_path / "whole"), cwd=place)
-    whole = (tmp_path / "whole" / "metrics.jsonl").read_text()
-    run = tmp_path / "killed"
-    for attempt, moment in enumerate(("checkpoints/step-2", "rollouts/step-3-0.jsonl", "rollouts/step-5-0.jsonl")):
-        arguments = common(place, run) if attempt == 0 else ["grpo", "--out", run, "--resume", "--device=cpu"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=place,
-        )
-        deadline = time.time() + 120
-        while not (run / moment).exists() and process.poll() is None and time.time() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert (run / moment).exists()
-    assert (run / "metrics.jsonl").read_text() != whole
-    dcoder("grpo", "--out", run, "--resume", "--device=cpu", cwd=place)
-    assert (run / "metrics.jsonl").read_text() == whole
 
 
 def test_fast_rollouts_are_whole_and_take_fewer_forwards(place: Path, tmp_path: Path) -> None:
@@ -340,6 +257,8 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "group_size" in refused(*base, *model, *data, "--set", "group_size=1")
     assert "temperature" in refused(*base, *model, *data, "--set", "rollout.temperature=0")
     assert "NAME=WEIGHT" in refused(*base, *model, *data, "--reward", "code")
+    (place / "broken.py").write_text("def one(prompt, text):\n    return 1 / len(text)\n")
+    assert "ZeroDivisionError" in refused(*base, *model, *data, "--reward", "broken:one")
     assert "context" in refused(*base, *model, *data, "--set", "rollout.max_new_tokens=300")
     assert "mode fast only" in refused(
         *base, *model, *data, "--set", "rollout.mode=exact", "--set", "rollout.threshold=0.9"

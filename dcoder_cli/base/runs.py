@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, write_json
 
@@ -43,8 +44,8 @@ class RunFolder:
         """
         run = cls(Path(path))
         holds_run = (run.path / "config.yaml").is_file()
-        if resume and not run.steps():
-            raise UserError(f"run folder {str(path)!r} has no checkpoint to resume from; start without --resume")
+        if resume and not holds_run:
+            raise UserError(f"run folder {str(path)!r} holds no run to resume; start without --resume")
         if not resume and holds_run:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
         if run.path.exists() and not run.path.is_dir():
@@ -60,6 +61,10 @@ class RunFolder:
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         write_json(self.path / "environment.json", environment())
+
+    def config(self) -> dict[str, Any]:
+        """What `write_config` wrote."""
+        return read_yaml(self.path / "config.yaml")
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line at the end of `NAME.jsonl`."""
@@ -78,9 +83,9 @@ class RunFolder:
         return records
 
     def cut_after(self, step: int) -> None:
-        """Drop lines of later steps from the metrics: a resumed run writes them again."""
+        """Drop lines of later steps from the metrics, all of them at step 0: a resumed run writes them again."""
         for name in ("metrics", "timings"):
-            kept = [record for record in self.read(name) if record["step"] <= step]
+            kept = [record for record in self.read(name) if 0 < step and record["step"] <= step]
             with atomic_file(self.path / f"{name}.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -95,6 +100,10 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 found.append(int(folder.name.removeprefix("step-")))
         return sorted(found)
+
+    def last(self) -> int:
+        """The step of the last whole checkpoint; 0 where a run was stopped before its first."""
+        return max(self.steps(), default=0)
 
     def link(self, name: str, step: int) -> None:
         """Point `checkpoints/NAME` to a step's checkpoint."""

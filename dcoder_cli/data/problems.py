@@ -1,7 +1,8 @@
-"""Programming problems with tests: reading rows of AceCode-87K and its like, how hard they are, and their prompts.
+"""Problems with tests or with a number as answer: reading their rows, how hard they are, and their prompts.
 
 AceCode-87K (TIGER-Lab, arXiv 2502.01718) rows: `id`, `source`, `question`, `test_cases` (assert statements), and
-`inferences`, a list of {model_name, completion_id, completion, pass_rate}.
+`inferences`, a list of {model_name, completion_id, completion, pass_rate}. GSM8K (OpenAI, arXiv 2110.14168) rows:
+`question`, and `answer`, worked out and ending in "#### 42".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.answers import final_number
 from dcoder_cli.data.formats import Message, messages_of
 
 HARD_MODELS = ("qwen_coder_2.5", "llama3_instruct")  # DiffuCoder A.4, by their names in AceCode-87K
@@ -26,13 +28,14 @@ _TESTS = ("test_cases", "test_list", "tests_hidden", "testcase")
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its tests, and how the known models did on it."""
+    """One question with its tests, or else the number that answers it, and how the known models did on it."""
 
     task_id: str
     messages: list[Message]
     question: str
     shown: list[str]
     hidden: list[str]
+    answer: str | None
     entry_point: str | None
     source: str
     reference: str | None
@@ -41,7 +44,8 @@ class Problem:
 
 def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
     """A row as a problem. The question: `messages`, or one of question, prompt, instruction, text. The tests: `tests`
-    (a list, or {shown, hidden}) or one of test_cases, test_list, testcase. Raises UserError without them.
+    (a list, or {shown, hidden}) or one of test_cases, test_list, testcase; a row without tests needs `answer`, of which
+    only the final number is kept (none where it is not one). Raises UserError without question, or tests and answer.
     """
     known = f"known: {', '.join(map(str, row))}"
     shown: list[str] = [str(test) for test in row.get("tests_shown") or ()]
@@ -51,12 +55,15 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
         tests = tests.get("hidden")
     if tests is None:
         column = next((name for name in _TESTS if row.get(name) is not None), None)
-        if column is None:
-            raise UserError(f"{where} has no tests, {', '.join(_TESTS)}; {known}")
-        tests = row[column]
+        if column is None and row.get("answer") is None:
+            raise UserError(
+                f"{where} has no tests, {', '.join(_TESTS)}, and no answer (42, or #### 42 at its end); {known}"
+            )
+        tests = [] if column is None else row[column]
     if not isinstance(tests, (list, tuple)):
         raise UserError(f"{where}: the tests must be a list of assert statements, not {type(tests).__name__}")
     hidden = [str(test) for test in tests]
+    number = final_number(str(row["answer"])) if not hidden and row.get("answer") is not None else None
     if row.get("messages"):
         messages = [turn for turn in messages_of(row, where) if turn["role"] != "assistant"]
         question = messages[-1]["content"] if messages else ""
@@ -77,6 +84,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
         question=question,
         shown=shown,
         hidden=hidden,
+        answer=None if number is None else f"{number:f}",
         entry_point=row.get("entry_point") or entry_point_of(hidden),
         source=str(row.get("source") or source),
         reference=str(reference) if reference is not None else None,

@@ -1,4 +1,4 @@
-"""Prompts with tests for reinforcement learning, AceCode-87K's fields and the paper's hard subset included.
+"""Prompts for reinforcement learning, with tests (AceCode-87K's fields, the paper's hard subset) or a number to find.
 
 Hard, after DiffuCoder A.4: the mean pass rate of two models' inferences is in the bottom 20%, and their spread in the
 top 40%. Where a question does not address the reader ("you"), it is also offered as code to complete, built from a
@@ -124,16 +124,16 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
 
 
 def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:
-    """The prompts of an `rl` folder: task_id, style, messages, tests {shown, hidden}, entry_point, source.
+    """The prompts of an `rl` folder: task_id, style, messages, source, and what a completion is held against.
+
+    That is tests {shown, hidden} and entry_point, or, in the style "math", answer: the final number as text.
 
     Raises:
         UserError: another kind of data, no such split, or a file that is not what the manifest says.
     """
     manifest = read_manifest(folder)
     if manifest["kind"] != "rl":
-        raise UserError(
-            f"{str(folder)!r} holds {manifest['kind']} rows, not prompts with tests; use: dcoder tokenize rl"
-        )
+        raise UserError(f"{str(folder)!r} holds {manifest['kind']} rows, not prompts; use: dcoder tokenize rl")
     entries = [entry for entry in manifest["files"] if entry["split"] == split]
     if not entries:
         raise UserError(f"{str(folder)!r} has no {split} prompts; make some with: dcoder tokenize rl --heldout 0.05")
@@ -185,8 +185,8 @@ def _problems(records: Iterable[tuple[str, str, Any]], dropped: _Dropped) -> Ite
         if not isinstance(row, dict):
             raise UserError(f"{name} is a text file; rl needs .jsonl, .json, .parquet or hub:NAME")
         problem = read_problem(row, name, label)
-        if not problem.hidden:
-            dropped.add("no tests", name)
+        if not problem.hidden and problem.answer is None:
+            dropped.add("no tests, and no answer that is a number", name)
         elif not problem.question.strip():
             dropped.add("empty", name)
         else:
@@ -223,6 +223,10 @@ def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> I
 
 
 def _prompts(problem: Problem, complete: bool) -> Iterator[dict[str, Any]]:
+    if problem.answer is not None:
+        task = {"task_id": problem.task_id, "style": "math", "messages": problem.messages}
+        yield {**task, "answer": problem.answer, "source": problem.source}
+        return
     common = {
         "tests": {"shown": problem.shown, "hidden": problem.hidden},
         "entry_point": problem.entry_point,

@@ -43,6 +43,7 @@ class Candidate:
         self._source, self._seconds, self._run = source, seconds, run
         self._restarts = 0
         self.condemned = ""  # why no answer of this candidate counts any more
+        self.forged = False  # whether it sent what no honest candidate can send; then none ever counted
         self._begin()
 
     def restart(self, counts: bool = True) -> None:
@@ -128,8 +129,8 @@ class Candidate:
     def _checked(self, data: bytes, nonce: bytes, remote: Any) -> list[Any]:
         try:
             frame = codec.loads(data, remote)
-        except (Unfit, MemoryError) as problem:
-            raise self._forgery(str(problem)) from None
+        except (Unfit, MemoryError) as problem:  # an honest number can be too long, too
+            raise self._breach(str(problem)) from None
         if type(frame) is not list or len(frame) < 3 or frame[0] != nonce.decode():
             raise self._forgery("an answer to nothing that was asked")
         kind, *rest = frame[1:]
@@ -146,6 +147,10 @@ class Candidate:
         raise self._forgery("an answer of no known kind")
 
     def _forgery(self, what: str) -> Stopped:
+        self.forged = True
+        return self._breach(what)
+
+    def _breach(self, what: str) -> Stopped:
         self.alive = False
         self.condemned = f"broke the protocol: {what}"
         return Stopped("failed", self.condemned)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,19 @@ from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_evaluation import evaluate
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
 from dcoder_cli.training.grpo_record import Clock, Monitor, sample_record, step_metrics
-from dcoder_cli.training.rewards import Rewarder, check_prompts
+from dcoder_cli.training.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.rollouts import (
     Rollout,
     encode_prompts,
+    forget_rollouts,
     load_rollouts,
     roll_out,
     save_rollouts,
 )
+
+
+# What the rollouts of a step depend on, beside the weights.
+_OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "precision")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def train(
     heldout = load_prompts(data, "heldout") if _has_heldout(data) else []
     check_prompts([*prompts, *heldout], config.rewards)
     run = RunFolder.check(out, resume)
-    start = run.steps()[-1] if resume else 0
+    start = run.last() if resume else 0
     accelerator = setup.make_accelerator(config.precision, device, track, run.path)
     if setup.is_sharded(accelerator):
         raise UserError(
@@ -99,7 +105,7 @@ def train(
         raise UserError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the {accelerator.num_processes} processes"
         )
-    model = load(run.checkpoint(start) if resume else model_name, device="cpu", dtype="float32")
+    model = load(run.checkpoint(start) if start else model_name, device="cpu", dtype="float32")
     model.name = model_name
     if not model.is_diffusion:
         raise UserError(
@@ -111,8 +117,10 @@ def train(
     total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
     judge = Judge() if "code" in config.rewards else None
     try:
+        rewarder = Rewarder(config.rewards, judge)
+        probe(rewarder, prompts[0])
         return _loop(
-            _Run(accelerator, run, model, prompts, prompt_ids, heldout, heldout_ids, Rewarder(config.rewards, judge), config),
+            _Run(accelerator, run, model, prompts, prompt_ids, heldout, heldout_ids, rewarder, config),
             start, total_steps, resume, data, track, quiet, monitor, on_step,
         )  # fmt: skip
     finally:
@@ -153,7 +161,7 @@ def _loop(
     module, optimizer = accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))
     reference = EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval() if config.kl_coef > 0 else None
     state: dict[str, Any] = {"before": None, "tail": []}
-    if resume:
+    if start:
         state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
         if reference is not None:
             reference.load_state_dict(
@@ -166,6 +174,7 @@ def _loop(
             (run.path / name).mkdir(exist_ok=True)
         if resume:
             run.cut_after(start)
+            forget_rollouts(run.path / "rollouts", start if _same_rollouts(run, config) else None)
         run.write_config({"stage": 4, "model": model.name, "data": str(data), "config": to_dict(config)})
     accelerator.wait_for_everyone()
     if track is not None:
@@ -185,16 +194,20 @@ def _loop(
             # 1. Rollouts and rewards of this process's prompts.
             first = accelerator.process_index * mine
             chosen = [order.at(step * config.prompts_per_step + first + place) for place in range(mine)]
-            kept = run.path / "rollouts" / f"step-{step}-{accelerator.process_index}.jsonl"
+            share = f"{accelerator.process_index + 1}-of-{accelerator.num_processes}"
+            kept = run.path / "rollouts" / f"step-{step}-{share}.jsonl"
             if kept.is_file():
                 rollouts = load_rollouts(kept)
             else:
                 model.eval()
                 prompts, ids = [this.prompts[index] for index in chosen], [this.prompt_ids[index] for index in chosen]
                 with accelerator.autocast():
-                    rollouts = roll_out(model, prompts, ids, first * config.group_size, step, config, this.rewarder)
+                    rollouts = roll_out(
+                        model, prompts, ids, first * config.group_size, step, config, this.rewarder,
+                        on_decoded=partial(clock.lap, "rollout"),
+                    )  # fmt: skip
                 save_rollouts(kept, rollouts)
-            clock.lap("rollout_and_judge")
+            clock.lap("judge")
             advantage_B = torch.tensor(_advantages(rollouts, config))
             # 2. Masks for every inner iteration; old and reference log-probabilities with the same masks.
             taught = _taught(advantage_B, config)
@@ -288,9 +301,7 @@ def _loop(
                 setup.save_checkpoint(accelerator, run, step, module, model, optimizer, state, "grpo", extra)
                 if accelerator.is_main_process:
                     run.prune(config.keep_checkpoints)
-                    for file in (run.path / "rollouts").glob("step-*.jsonl"):
-                        if int(file.name.split("-")[1]) < step:
-                            file.unlink()
+                    forget_rollouts(run.path / "rollouts", step)
             if stopped:
                 break
     if track is not None:
@@ -303,6 +314,12 @@ def _loop(
 
 def _has_heldout(data: str) -> bool:
     return any(entry["split"] == "heldout" for entry in read_manifest(data)["files"])
+
+
+def _same_rollouts(run: RunFolder, config: GrpoConfig) -> bool:
+    """Whether the run samples and scores as it did before: a resumed run may have been given other settings."""
+    before, now = run.config().get("config", {}), to_dict(config)
+    return all(before.get(name) == now[name] for name in _OF_ROLLOUTS)
 
 
 def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:

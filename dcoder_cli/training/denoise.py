@@ -87,9 +87,9 @@ def train(
     shards = ShardSet.open(data, "train")
     heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
     run = RunFolder.check(out, resume)
-    start = run.steps()[-1] if resume else 0
+    start = run.last() if resume else 0
     accelerator = setup.make_accelerator(config.precision, device, track, run.path)
-    model = load(run.checkpoint(start) if resume else model_name, device="cpu", dtype="float32")
+    model = load(run.checkpoint(start) if start else model_name, device="cpu", dtype="float32")
     model.name = model_name
     _check(stage, model, shards, config, accelerator.num_processes)
     setup.check_space(run, model, config.keep_checkpoints)
@@ -98,7 +98,7 @@ def train(
     set_attention(model, config.attention, accelerator.device)
     module, optimizer = _prepare(accelerator, model, config)
     state: dict[str, Any] = {"best": None, "waited": 0, "tail": []}
-    if resume:
+    if start:
         state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
     accelerator.wait_for_everyone()  # all have checked the folder before it changes
     if accelerator.is_main_process:

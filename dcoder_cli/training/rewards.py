@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import re
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,21 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base.config import nearest
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import UserError, WorkFailed, one_line
+from dcoder_cli.data.answers import final_number, last_number
 from dcoder_cli.execution.extract import extract_solution, fence_format
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
 
 FORMAT = {"parses": 1.0, "syntax-error": 0.5, "none": 0.0}  # DiffuCoder 5: before weighting with 0.5
 BUILT_IN = ("code", "format", "math")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+PROBES = ("", "```python\npass\n```\n")  # what a user's function is tried on before the first step
 
 UserReward = Callable[[Mapping[str, Any], str], float]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """What a completion earned: `total`, and each part before weighting (NaN where the judge had trouble)."""
+    """What a completion earned: `total`, and each part before weighting (NaN where the judge had trouble).
+
+    `status` is the judge's; without code to judge, `passed` or `failed` by the number; else `unjudged`.
+    """
 
     total: float
     parts: dict[str, float]
@@ -53,21 +57,27 @@ class Rewarder:
         weights: reward name -> weight: "code", "format", "math" or "module:function".
         judge: shared with whoever else judges; None where no "code" is asked for.
 
-    A user's function gets (prompt record, completion text) and returns a finite number.
+    A user's function gets (prompt record, completion text) and returns a finite number; `probe` tries it.
 
     Raises:
-        UserError: an unknown name, a module or function that is not there.
+        UserError: an unknown name, a weight that is not finite, a module or function that is not there.
     """
 
     def __init__(self, weights: Mapping[str, float], judge: Judge | None) -> None:
         self.weights, self.judge = dict(weights), judge
         self.functions = {name: user_function(name) for name in weights if ":" in name}
-        for name in weights:
+        for name, weight in weights.items():
             if name not in BUILT_IN and ":" not in name:
                 raise UserError(f"reward {name!r} is unknown{nearest(name, BUILT_IN)}; your own is module:function")
+            if not math.isfinite(weight):
+                raise UserError(f"reward {name!r} has the weight {weight}; give a finite number")
 
     def submit(self, prompt: Mapping[str, Any], text: str) -> Pending:
-        """Start scoring a completion of a prompt record (`entry_point`, `tests`, `answer`, as the reward needs)."""
+        """Start scoring a completion of a prompt record (`entry_point`, `tests`, `answer`, as the reward needs).
+
+        Raises:
+            WorkFailed: a user's function raised, or returned no finite number.
+        """
         form = fence_format(text)
         parts: dict[str, float] = {}
         verdict = None
@@ -82,12 +92,17 @@ class Rewarder:
                     assert self.judge is not None
                     verdict = self.judge.submit(problem_of(prompt), extract_solution(text, prompt["entry_point"]))
             else:
-                parts[name] = _finite(name, self.functions[name](prompt, text))
+                try:
+                    parts[name] = _asked(name, self.functions[name], prompt, text)
+                except _Broken as broken:
+                    raise WorkFailed(f"{broken}; mend it and go on with --resume") from broken.__cause__
         return Pending(parts, verdict)
 
     def result(self, pending: Pending) -> Reward:
         """The reward, once the judge is done."""
         parts, status = dict(pending.parts), "unjudged"
+        if "math" in parts and "code" not in parts:
+            status = "passed" if parts["math"] == 1.0 else "failed"
         if pending.verdict is not None:
             verdict = pending.verdict.result()
             status = verdict.status
@@ -102,12 +117,9 @@ def problem_of(prompt: Mapping[str, Any]) -> Problem:
 
 
 def math_reward(text: str, answer: str) -> float:
-    """1.0 if the last number in the text is the answer (GSM8K's flexible match), else 0.0. Nothing is evaluated."""
-    numbers = _NUMBER.findall(text)
-    expected = _NUMBER.findall(answer)
-    if not numbers or not expected:
-        return 0.0
-    return float(float(numbers[-1].replace(",", "")) == float(expected[-1].replace(",", "")))
+    """1.0 if the last number in the text is the answer's (GSM8K's flexible match), else 0.0. Nothing is evaluated."""
+    expected = final_number(answer)
+    return float(expected is not None and last_number(text) == expected)
 
 
 def user_function(name: str) -> UserReward:
@@ -118,24 +130,73 @@ def user_function(name: str) -> UserReward:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"reward {name!r} cannot be imported: {error}; write it as module:function") from None
-    if not callable(function) or len(inspect.signature(function).parameters) != 2:
-        raise UserError(f"reward {name!r} must be a function of (prompt, text)")
+    except (Exception, SystemExit) as error:  # anything can happen in a module that is not ours
+        raise UserError(f"reward {name!r} cannot be imported: {_told(error)}; write it as module:function") from error
+    if not callable(function):
+        raise UserError(f"reward {name!r} is not a function but {_short(function)}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return function  # type: ignore[no-any-return]
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise UserError(f"reward {name!r} must be a function of (prompt, text): {error}") from None
     return function  # type: ignore[no-any-return]
 
 
-def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"reward {name!r} returned {value!r}; it must return a finite number")
-    return float(value)
+def probe(rewarder: Rewarder, prompt: Mapping[str, Any]) -> None:
+    """Try each user's function on a prompt record and the texts PROBES, before the run depends on it.
+
+    Raises:
+        UserError: one raised, or returned no finite number.
+    """
+    for name, function in rewarder.functions.items():
+        for text in PROBES:
+            try:
+                _asked(name, function, prompt, text)
+            except _Broken as broken:
+                raise UserError(f"{broken} (tried on the text {text!r}); mend it") from broken.__cause__
+
+
+class _Broken(Exception):
+    """What a user's function did instead of returning a finite number."""
+
+
+def _asked(name: str, function: UserReward, prompt: Mapping[str, Any], text: str) -> float:
+    """What a user's function returns, as a plain float: bools and scalars of numpy and torch are numbers too."""
+    where = f"reward {name!r}, asked about prompt {prompt.get('task_id', '?')!r},"
+    try:
+        value = function(prompt, text)
+    except (Exception, SystemExit) as error:
+        raise _Broken(f"{where} raised {_told(error)}") from error
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
+    except Exception as error:  # each library refuses in its own way
+        raise _Broken(f"{where} returned {_short(value)}; it must return a finite number") from error
+    if not math.isfinite(number):
+        raise _Broken(f"{where} returned {_short(value)}; it must return a finite number")
+    return number
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _short(value: Any) -> str:
+    return one_line(reprlib.repr(value))
 
 
 def check_prompts(prompts: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> None:
     """Raises UserError now if a prompt lacks what a reward will need."""
     for prompt in prompts:
         name = prompt.get("task_id", "?")
-        if "code" in weights and not (prompt.get("entry_point") and prompt.get("tests", {}).get("hidden")):
-            raise UserError(f"prompt {name!r} has no entry_point or no hidden tests, which the reward 'code' needs")
-        if "math" in weights and not _NUMBER.findall(str(prompt.get("answer", ""))):
+        if "code" in weights:
+            if not (prompt.get("entry_point") and (prompt.get("tests") or {}).get("hidden")):
+                hint = "; its answer is a number: --reward math=1" if prompt.get("answer") else ""
+                raise UserError(
+                    f"prompt {name!r} has no entry_point or no hidden tests, which the reward 'code' needs{hint}"
+                )
+            problem_of(prompt)  # refuses tests that do not parse, and an entry point that is no name
+        if "math" in weights and final_number(str(prompt.get("answer", ""))) is None:
             raise UserError(f"prompt {name!r} has no numeric answer, which the reward 'math' needs")

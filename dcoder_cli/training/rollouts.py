@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dcoder_cli.diffusion.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.estimate import Completion, completion_of
 from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.rewards import Reward, Rewarder
+from dcoder_cli.training.rewards import Pending, Reward, Rewarder
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,21 @@ def roll_out(
     step: int,
     config: GrpoConfig,
     rewarder: Rewarder,
+    on_decoded: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
-    """`group_size` completions of each prompt, in order, with rewards. Judging runs while further batches are decoded."""
+    """`group_size` completions of each prompt, in order, with rewards.
+
+    Judging runs while further batches are decoded, and a text that a prompt got more than once is judged once.
+    `on_decoded` is called when all are decoded and only verdicts are still awaited.
+    """
     group = config.group_size
-    pending: dict[str, Any] = {}
-    by_id = {str(place): prompts[place // group] for place in range(len(prompts) * group)}
+    pending: dict[tuple[int, str], Pending] = {}
+    names = [str(place) for place in range(len(prompts) * group)]
 
     def judge(trajectory: Trajectory) -> None:
-        pending[trajectory.id] = rewarder.submit(by_id[trajectory.id], trajectory.text)
+        prompt = int(trajectory.id) // group
+        if (prompt, trajectory.text) not in pending:
+            pending[prompt, trajectory.text] = rewarder.submit(prompts[prompt], trajectory.text)
 
     repeated = [prompt for prompt in ids for _ in range(group)]
     rollout = config.rollout
@@ -87,17 +94,18 @@ def roll_out(
         threshold=rollout.threshold,
         early_stop=False if rollout.mode == "fast" else None,
         seed=config.seed + 1_000_003 * (step + 1),
-        ids=list(by_id),
+        ids=names,
         seeds=[first_place + place for place in range(len(repeated))],
         batch_size=rollout.batch_size,
         on_done=judge,
     )
+    on_decoded()
     return [
         Rollout(
             first_place + place,
             completion_of(prompt, trajectory.tokens, model.ids.stops),
             trajectory,
-            rewarder.result(pending[str(place)]),
+            rewarder.result(pending[place // group, trajectory.text]),
         )
         for place, (prompt, trajectory) in enumerate(zip(repeated, trajectories, strict=True))
     ]
@@ -133,35 +141,12 @@ def load_rollouts(path: Path) -> list[Rollout]:
     return rollouts
 
 
+def forget_rollouts(folder: Path, but: int | None) -> None:
+    """Remove all kept rollouts but those of step `but`, which the weights at hand have sampled."""
+    for file in folder.glob("step-*.jsonl"):
+        if int(file.name.split("-")[1]) != but:
+            file.unlink()
+
+
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def monitors(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over completions: rewards per part, length, unfinished share, entropy, what the judge said."""
-    count = len(rollouts)
-    result: dict[str, float] = {}
-    totals = [item.reward.total for item in rollouts if not math.isnan(item.reward.total)]
-    if totals:
-        mean = sum(totals) / len(totals)
-        result["reward"] = mean
-        result["reward_std"] = math.sqrt(sum((total - mean) ** 2 for total in totals) / len(totals))
-    for name in rollouts[0].reward.parts:
-        values = [item.reward.parts[name] for item in rollouts if not math.isnan(item.reward.parts[name])]
-        result[f"reward_{name}"] = sum(values) / max(1, len(values))
-    result["passed"] = sum(item.reward.status == "passed" for item in rollouts) / count
-    result["judge_trouble"] = sum(math.isnan(item.reward.total) for item in rollouts) / count
-    result["length"] = sum(item.completion.scored for item in rollouts) / count
-    result["unfinished"] = sum(not item.trajectory.settings["finished"] for item in rollouts) / count
-    scored = [value for item in rollouts for value in item.trajectory.entropy[: item.completion.scored]]
-    result["entropy"] = sum(scored) / max(1, len(scored))
-    return result
-
-
-def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
-    """Share of groups in which every reward is the same: they carry no policy gradient."""
-    groups = [rollouts[start : start + group] for start in range(0, len(rollouts), group)]
-    flat = sum(
-        len({item.reward.total for item in members if not math.isnan(item.reward.total)}) <= 1 for members in groups
-    )
-    return flat / len(groups)

@@ -25,8 +25,9 @@ from dcoder_cli.model.backbone import Model, load
 from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
+from dcoder_cli.training.grpo_record import flat_groups
 from dcoder_cli.training.rewards import Rewarder, check_prompts
-from dcoder_cli.training.rollouts import Rollout, encode_prompts, flat_groups, roll_out
+from dcoder_cli.training.rollouts import Rollout, encode_prompts, roll_out
 
 PAIRS = (1, 2, 4)  # lambda at which variances are measured; ours. Gradients are taken at the first, the paper's
 TRUTH = 4  # the truth has this many times the draws of a row; ours

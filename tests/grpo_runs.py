@@ -1,0 +1,51 @@
+"""What small real runs of stage 4 need: a model, prompts, a reward, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from helpers import make_model, make_tokenizer
+
+
+def make_place(folder: Path) -> Path:
+    """A random model, eight prompts and a reward function of the user's own (the share of vowels)."""
+    make_model(folder / "model", tokenizer=make_tokenizer(), context=256)
+    rows = [
+        {
+            "task_id": f"t{i}",
+            "messages": [{"role": "user", "content": f"{'x' * i}?"}],
+            "entry_point": "f",
+            "tests": {"shown": [], "hidden": ["assert f(1) == 1"]},
+        }
+        for i in range(8)
+    ]
+    data = folder / "data"
+    data.mkdir()
+    files = []
+    for split, part in (("train", rows[:6]), ("heldout", rows[6:])):
+        name = "prompts.jsonl" if split == "train" else "heldout-prompts.jsonl"
+        (data / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+        files.append(
+            {
+                "file": name,
+                "split": split,
+                "rows": len(part),
+                "sha256": hashlib.sha256((data / name).read_bytes()).hexdigest(),
+            }
+        )
+    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+    (folder / "reward.py").write_text("def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n")
+    return folder
+
+
+SETS = [
+    "--set=steps=6", "--set=prompts_per_step=2", "--set=group_size=4", "--set=micro_batch=3", "--set=rollout.max_new_tokens=8",
+    "--set=checkpoint_every=2", "--set=optimizer.learning_rate=3e-3", "--set=optimizer.warmup_steps=0", "--set=reference_sync=3", "--reward=reward:vowels=1",
+    "--set=kl_coef=0.01", "--set=inner_iterations=2", "--set=rollout.mode=exact", "--device=cpu",
+]  # fmt: skip
+
+
+def common(place: Path, out: Path) -> list[str | Path]:
+    return ["grpo", "--model", place / "model", "--data", place / "data", "--out", out, *SETS]

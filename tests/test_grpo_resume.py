@@ -1,0 +1,142 @@
+"""Stage 4 killed with kill -9 at exact places, resumed, and spread over processes: always the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grpo_runs import common, make_place
+from helpers import dcoder
+
+from dcoder_cli import load
+
+# A reward module is the user's own code inside the training process: this one kills it at the N-th call of a function.
+DEADLY = """
+import importlib, os, signal
+
+def vowels(prompt, text):
+    return sum(c in "aeiou" for c in text) / 8
+
+def _die_at(module, owner, name, call):
+    home = importlib.import_module(module)
+    home = getattr(home, owner) if owner else home
+    real, calls = getattr(home, name), [0]
+    def deadly(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+    setattr(home, name, deadly)
+
+if os.environ.get("DIE_AT"):
+    module, owner, name, call = os.environ["DIE_AT"].split(" ")
+    _die_at(module, owner.replace("-", ""), name, int(call))
+"""
+# Where to die: module, class or "-", function, which call. A step has 8 completions in 3 micro-batches, 2 inner iterations.
+# A process starts with an evaluation of 2 prompts if none was kept.
+PLACES = {
+    "inside the first rollout": "dcoder_cli.training.rewards Rewarder submit 5",
+    "inside the judging": "dcoder_cli.training.rewards Rewarder result 6",
+    "between judging and update": "dcoder_cli.training.coupled_grpo - advantages 3",
+    "inside the update": "dcoder_cli.training.coupled_grpo - grpo_loss 2",
+    "between inner iterations": "torch.optim AdamW step 2",
+    "inside the metrics": "dcoder_cli.training.coupled_grpo - sample_record 3",
+    "inside a checkpoint": "dcoder_cli.training.setup - _write_parts 1",
+    "between checkpoint and its link": "dcoder_cli.base.runs RunFolder link 1",
+    "after a checkpoint": "dcoder_cli.base.runs RunFolder prune 1",
+    "inside a later rollout": "dcoder_cli.training.rewards Rewarder submit 12",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_place(tmp_path_factory.mktemp("grpo"))
+    (folder / "reward.py").write_text(DEADLY)
+    # As it comes, its distributions are so flat that rounding decides which position is surest.
+    model = load(folder / "model", device="cpu")
+    with torch.no_grad():
+        model.network.lm_head.weight.mul_(8.0)
+    shutil.rmtree(folder / "model")
+    model.save(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> str:
+    """The metrics of a run that nothing disturbs."""
+    dcoder(*common(place, place / "whole"), "--set=samples_every=1", cwd=place)
+    return (place / "whole" / "metrics.jsonl").read_text()
+
+
+def killed(arguments: list[Any], place: Path, where: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
+        capture_output=True, cwd=place, env={**os.environ, "DIE_AT": where}, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+
+
+def test_kill_9_at_every_place_and_resume_gives_the_same_run(place: Path, whole: str, tmp_path: Path) -> None:
+    """One run, killed at one place after another; the first kills come before there is any checkpoint."""
+    run = tmp_path / "run"
+    for attempt, where in enumerate(PLACES.values()):
+        arguments = (
+            [*common(place, run), "--set=samples_every=1"]
+            if attempt == 0
+            else ["grpo", "--out", run, "--resume", "--device=cpu"]
+        )
+        killed(arguments, place, where)
+        assert (run / "metrics.jsonl").read_text() != whole
+    dcoder("grpo", "--out", run, "--resume", "--device=cpu", cwd=place)
+    assert (run / "metrics.jsonl").read_text() == whole
+    assert not list((run / "checkpoints").glob(".*.tmp")), "what the kills left half-written is gone"
+    last = json.loads(whole.splitlines()[-1])
+    assert last["step"] == 6 and "heldout" in last
+
+
+def test_a_kept_rollout_is_used_again_only_by_the_policy_that_made_it(place: Path, whole: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*common(place, run), "--set=samples_every=1"]
+    killed(arguments, place, "torch.optim AdamW step 3")  # in the update of the second step, before any checkpoint
+    kept = run / "rollouts" / "step-1-1-of-1.jsonl"
+    assert kept.is_file()
+    # Step 0's weights did not make step 1's rollout, so resuming at step 0 forgets it, however it looks.
+    kept.write_text(kept.read_text().replace('"total": ', '"total": 9'))
+    dcoder("grpo", "--out", run, "--resume", "--device=cpu", cwd=place)
+    assert (run / "metrics.jsonl").read_text() == whole
+    # Other rewards at resume: what was kept is scored by the old ones, and forgotten too.
+    other = tmp_path / "other"
+    killed([*common(place, other), "--set=samples_every=1"], place, "torch.optim AdamW step 1")
+    dcoder("grpo", "--out", other, "--resume", "--device=cpu", "--reward=reward:vowels=3", "--set=steps=1", cwd=place)
+    first = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()][1]
+    assert first["reward"] == pytest.approx(3 * json.loads(whole.splitlines()[1])["reward"])
+
+
+def test_two_processes_take_the_step_of_one(place: Path, tmp_path: Path) -> None:
+    """Two updates on one rollout: metrics and every weight. Later rollouts may part where rounding decides a draw."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29571", "-m"]
+    for name, before in (("one", [sys.executable, "-m"]), ("two", launch)):
+        command = [*before, "dcoder_cli", *map(str, common(place, tmp_path / name)), "--set=steps=1"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for left, right in zip(map(json.loads, one[:2]), map(json.loads, two[:2]), strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (left["step"], name)
+    models = [load(tmp_path / name / "checkpoints" / "step-1", device="cpu") for name in ("one", "two")]
+    start = dict(load(place / "model", device="cpu").named_parameters())
+    moved = 0.0
+    for (name, weight), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=2e-4, msg=name)
+        moved = max(moved, float((weight - start[name]).detach().abs().max()))
+    assert moved > 3e-3, "two steps of Adam at 3e-3"
