@@ -85,7 +85,7 @@ class RunFolder:
     def cut_after(self, step: int) -> None:
         """Drop lines of later steps from the metrics, all of them at step 0: a resumed run writes them again."""
         for name in ("metrics", "timings"):
-            kept = [record for record in self.read(name) if 0 < step and record["step"] <= step]
+            kept = [record for record in self.read(name) if step > 0 and record["step"] <= step]
             with atomic_file(self.path / f"{name}.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 

@@ -47,7 +47,6 @@ from dcoder_cli.training.rollouts import (
     save_rollouts,
 )
 
-
 # What the rollouts of a step depend on, beside the weights.
 _OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "precision")
 
