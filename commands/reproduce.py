@@ -36,6 +36,9 @@ def reproduce(
         int | None, typer.Option("--max-new-tokens", help="Length of an answer [40 at desk size, 256 with --model].")
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Families trained at desk size [3].")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Families trained at a time [one for each core, up to the seeds].")
+    ] = None,
     effort: Annotated[float | None, typer.Option("--effort", help="Factor on their training steps [1].")] = None,
     unsafe_exec: Annotated[
         bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
@@ -50,15 +53,18 @@ def reproduce(
 
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
+    from dcoder_cli.benchmarks.claims import choose
     from dcoder_cli.benchmarks.measures import Settings, at_desk_size
-    from dcoder_cli.benchmarks.reproduce import choose, row_of
     from dcoder_cli.benchmarks.reproduce import reproduce as run
+    from dcoder_cli.benchmarks.reproduce import row_of
 
     models = dict(_role(text) for text in model or [])
     if not models and (pretrain or rl):
         raise UserError("--pretrain and --rl are data for given checkpoints; name those with --model ROLE=PATH")
-    if models and (seeds is not None or effort is not None):
-        raise UserError("--seeds and --effort are of families trained at desk size; leave them out with --model")
+    if models and (seeds is not None or effort is not None or jobs is not None):
+        raise UserError(
+            "--seeds, --jobs and --effort are of families trained at desk size; leave them out with --model"
+        )
     settings = Settings(task=task, limit=limit, data=data)
     if not models:
         settings = at_desk_size(settings)
@@ -68,7 +74,7 @@ def reproduce(
         settings = replace(settings, max_new_tokens=max_new_tokens)
     result = run(
         out, choose(claim or []), settings, 3 if seeds is None else seeds, 1.0 if effort is None else effort, models, pretrain, rl,
-        (lambda _: None) if json else console.note, unsafe_exec,
+        (lambda _: None) if json else console.note, unsafe_exec, jobs,
     )  # fmt: skip
     if json:
         console.emit_json(result.to_json())

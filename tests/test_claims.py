@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from dcoder_cli.benchmarks import claims, desk
-from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check
+from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check, choose
 from dcoder_cli.benchmarks.family import ROLES, given
 from dcoder_cli.benchmarks.measures import Settings, at_desk_size
-from dcoder_cli.benchmarks.reproduce import choose, reproduce
+from dcoder_cli.benchmarks.reproduce import reproduce
 
 
 def _families(*values: dict[str, float]) -> list[Any]:
@@ -95,6 +95,19 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         reproduce(out, CLAIMS, settings, 1, 0.5, {}, None, None, again.append)
 
 
+@pytest.mark.slow
+def test_families_at_a_time_are_those_one_after_another(tmp_path: Path) -> None:
+    """Two seeds in two processes and in one: the same models, but for rounding in another number of threads."""
+    effects = []
+    for jobs in ("1", "2"):
+        command = [sys.executable, "-m", "dcoder_cli", "reproduce", "--seeds", "2", "--jobs", jobs, "--effort", "0.003"]
+        command += ["--claim", "adaptation", "--out", str(tmp_path / jobs), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        effects.append(json.loads(done.stdout)["claims"][0]["by_seed"])
+    assert effects[0] == pytest.approx(effects[1], abs=1e-3) and effects[0][0] != effects[0][1]
+
+
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     def dcoder(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "dcoder_cli", *arguments], capture_output=True, text=True)
@@ -107,6 +120,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--seeds", "0", "--out", str(tmp_path / "o")], "--seeds 0 must be at least 1"),
         (["reproduce", "--task", "humaneval"], "asks for real checkpoints"),
         (["reproduce", "--model", "sft=y", "--seeds", "2"], "leave them out with --model"),
+        (["reproduce", "--jobs", "0", "--out", str(tmp_path / "o")], "--jobs 0 must be at least 1"),
         (["reproduce", "--foo"], "No such option: --foo"),
         (["reproduc"], "No such command 'reproduc'"),
         (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),

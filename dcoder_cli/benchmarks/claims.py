@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dcoder_cli.analysis.statistics import t_quantile
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks.measures import Measures, Values
 from dcoder_cli.benchmarks.passk import bootstrap
 
@@ -133,6 +134,15 @@ CLAIMS = (
         ("sft", "grpo"), lambda m: _points(_minus(_drop(m, "sft"), _drop(m, "grpo"))),
     ),
 )  # fmt: skip
+
+
+def choose(names: Sequence[str]) -> tuple[Claim, ...]:
+    """The claims of these names, all without any. Raises UserError for an unknown one."""
+    known = {claim.name: claim for claim in CLAIMS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--claim {name!r} is unknown; use {', '.join(known)}")
+    return tuple(known[name] for name in names) or CLAIMS
 
 
 def check(claim: Claim, families: Sequence[Measures]) -> Finding:

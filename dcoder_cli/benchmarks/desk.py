@@ -63,10 +63,13 @@ class Desk:
         effort: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
         shared: another desk's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
+        quiet: no progress bars, for one of several desks at work.
     """
 
-    def __init__(self, out: Path, seed: int, effort: float, announce: Announce, shared: Path | None = None) -> None:
-        self.out, self.seed, self.effort, self.announce = out, seed, effort, announce
+    def __init__(
+        self, out: Path, seed: int, effort: float, announce: Announce, shared: Path | None = None, quiet: bool = False
+    ) -> None:
+        self.out, self.seed, self.effort, self.announce, self.quiet = out, seed, effort, announce, quiet
         self.source = shared or out
         self.preset = presets.load("cpu-tiny")
         self.steps: list[Step] = []
@@ -201,6 +204,7 @@ class Desk:
                 str(self.source / "data" / data),
                 str(out),
                 config,
+                quiet=self.quiet,
                 on_step=lambda _s, _t, loss: first.append(loss),
             )
             if result.stopped == "asked":
@@ -238,6 +242,7 @@ class Desk:
                 str(data),
                 str(out),
                 config,
+                quiet=self.quiet,
                 on_step=lambda _s, _t, metrics: passed.append(metrics["passed"]),
             )
             if result.stopped == "asked":

@@ -51,28 +51,34 @@ def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: 
     return Family(0, dict(models), pretrain, rl, out)
 
 
-def trained(out: Path, seed: int, effort: float, announce: Announce) -> Family:
-    """Train a family at desk size into `out`/seed-N; seeds share tasks, tokenizer and shards (those of seed 0).
+def prepare(out: Path, effort: float, announce: Announce) -> None:
+    """What all seeds share, into `out`/shared: tasks, tokenizer and shards, those of seed 0."""
+    shared = _shared(out)
+    record, desk = _Record(shared), Desk(shared, 0, effort, announce)
+    record.once("tasks", desk.tasks)
+    tokenizer = record.once("tokenizer", desk.tokenizer)
+    record.once("data/pretrain", lambda: desk.tokenize_code(tokenizer))
+    # Chats and prompts need a diffusion model's tokenizer, which is the same whatever its weights.
+    start = record.once("models/random", lambda: desk.new_model(tokenizer))
+    converted = record.once("models/from-random", lambda: desk.convert(start, "from-random"))
+    record.once("data/sft", lambda: desk.tokenize_chats(converted))
+    record.once("data/rl", lambda: desk.tokenize_prompts(converted))
+
+
+def trained(out: Path, seed: int, effort: float, announce: Announce, quiet: bool = False) -> Family:
+    """Train a family at desk size into `out`/seed-N, on what `prepare` made.
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
-    folder, shared = out / f"seed-{seed}", out / "shared"
-    record, common = _Record(folder), _Record(shared)
-    make = Desk(shared, 0, effort, announce)
-    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared)
-    common.once("tasks", make.tasks)
-    tokenizer = shared / "tokenizer"
-    common.once("tokenizer", make.tokenizer)
-    common.once("data/pretrain", lambda: make.tokenize_code(tokenizer))
-
-    start = record.once("models/random", lambda: desk.new_model(tokenizer))
+    folder, shared = out / f"seed-{seed}", _shared(out)
+    record = _Record(folder)
+    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet)
+    start = record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
     ar = record.once("runs/ar", lambda: desk.stage(0, start, "pretrain", ""))
     models = {
         "adapted": record.once("models/from-ar", lambda: desk.convert(ar, "from-ar")),
         "scratch": record.once("models/from-random", lambda: desk.convert(start, "from-random")),
     }
-    common.once("data/sft", lambda: make.tokenize_chats(models["adapted"]))
-    common.once("data/rl", lambda: make.tokenize_prompts(models["adapted"]))
 
     def stage(number: int, model: Path, data: str, name: str) -> Path:
         return record.once(f"runs/{name}", lambda: desk.stage(number, model, data, "", name))
@@ -87,6 +93,10 @@ def trained(out: Path, seed: int, effort: float, announce: Announce) -> Family:
     return Family(
         seed, {role: str(path) for role, path in models.items()}, str(data / "pretrain"), str(data / "rl"), folder
     )
+
+
+def _shared(out: Path) -> Path:
+    return out / "shared"
 
 
 class _Record:

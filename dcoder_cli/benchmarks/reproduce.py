@@ -12,7 +12,8 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import family as families
-from dcoder_cli.benchmarks.claims import CLAIMS, Claim, Finding, check
+from dcoder_cli.benchmarks import parallel
+from dcoder_cli.benchmarks.claims import Claim, Finding, check
 from dcoder_cli.benchmarks.measures import Measures, Settings
 
 
@@ -42,15 +43,6 @@ class Outcome:
         }  # fmt: skip
 
 
-def choose(names: Sequence[str]) -> tuple[Claim, ...]:
-    """The claims of these names, all without any. Raises UserError for an unknown one."""
-    known = {claim.name: claim for claim in CLAIMS}
-    for name in names:
-        if name not in known:
-            raise UserError(f"--claim {name!r} is unknown; use {', '.join(known)}")
-    return tuple(known[name] for name in names) or CLAIMS
-
-
 def reproduce(
     out: Path,
     claims: Sequence[Claim],
@@ -62,6 +54,7 @@ def reproduce(
     rl: str | None,
     announce: Callable[[str], None],
     unsafe: bool = False,
+    jobs: int | None = None,
 ) -> Outcome:
     """Train or take families, check the claims, write `reproduce.json` and `report.html`.
 
@@ -75,6 +68,8 @@ def reproduce(
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
+        jobs: families trained at a time, each in a process of its own (see parallel.py); None = one for each core, up to
+            the seeds. What is trained does not depend on it.
 
     Raises:
         UserError: wrong input.
@@ -82,12 +77,20 @@ def reproduce(
     began = time.perf_counter()
     if seeds < 1 or effort <= 0:
         raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} above 0")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs} must be at least 1")
     asked = {
         "settings": vars(settings), "models": models, "effort": effort, "pretrain": pretrain, "rl": rl,
     }  # fmt: skip
     made = [families.given(models, pretrain, rl, out)] if models else []
     _same_call(out, asked)
     if not models:
+        families.prepare(out, effort, announce)
+        count = min(parallel.cores() if jobs is None else jobs, seeds)
+        if count > 1:
+            parallel.train_and_measure(
+                out, seeds, effort, [claim.name for claim in claims], settings, unsafe, count, announce
+            )
         made = [families.trained(out, seed, effort, announce) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     findings = [check(claim, measures) for claim in claims]
