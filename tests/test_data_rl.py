@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_decontamination_of_questions(benchmarks: Path, tokenizer: str, tmp_path
     filters = FilterSettings(near_duplicates=0.0, decontaminate=("mbpp",), benchmarks=str(benchmarks))
     manifest = make([copied, ace(2, [1.0])], tmp_path, tokenizer, filters=filters)
     assert manifest["dropped"]["contaminated by mbpp"]["documents"] == 1
+
+
+def test_a_benchmarks_training_split_may_be_trained_on(benchmarks: Path, tokenizer: str, tmp_path: Path) -> None:
+    from dcoder_cli.data.filters import FilterSettings
+
+    rows = []
+    for name in ("train", "test"):
+        with gzip.open(benchmarks / "gsm8k" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as handle:
+            rows.append({"id": name, **json.loads(next(handle))})
+    filters = FilterSettings(near_duplicates=0.0, decontaminate=("gsm8k",), benchmarks=str(benchmarks))
+    manifest = make(rows, tmp_path, tokenizer, filters=filters, max_prompt_tokens=1000)
+    assert manifest["dropped"]["contaminated by gsm8k"]["documents"] == 1
+    assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == ["train"]
 
 
 def test_entry_points_and_signatures() -> None:

@@ -85,9 +85,11 @@ def _telling_ngrams(text: str, n: int) -> list[int]:
 
 
 def _problems(folder: Path, benchmark: str) -> Iterator[tuple[str, str]]:
-    """(label, text) of every telling field of every problem."""
+    """(label, text) of every telling field of every problem; a training split (train.jsonl, GSM8K's) is there to train on."""
     files = sorted(
-        path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz"))
+        path
+        for path in folder.iterdir()
+        if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")) and not path.name.startswith("train.")
     )
     for path in files:
         for index, row in enumerate(_rows(path)):
