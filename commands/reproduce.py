@@ -56,7 +56,7 @@ def reproduce(
     from dcoder_cli.benchmarks.claims import choose
     from dcoder_cli.benchmarks.measures import Settings, at_desk_size
     from dcoder_cli.benchmarks.reproduce import reproduce as run
-    from dcoder_cli.benchmarks.reproduce import row_of
+    from dcoder_cli.benchmarks.reproduce import row_of, score_rows
 
     models = dict(_role(text) for text in model or [])
     if not models and (pretrain or rl):
@@ -87,6 +87,14 @@ def reproduce(
     for one in result.findings:
         table.add_row(*row_of(one))
     console.stdout().print(table, markup=False)
+    scores = Table(box=None, pad_edge=False, show_edge=False)
+    names, rows = score_rows(result)
+    for name in names:
+        scores.add_column(name, header_style="bold", justify="left" if name == "checkpoint" else "right")
+    for row in rows:
+        scores.add_row(*row)
+    console.stdout().print("\nscores in percent, hot: at the hot temperature")
+    console.stdout().print(scores, markup=False)
     console.stdout().print(
         "\nintervals with * resample tasks: the seeds are too few, and they hold for these models only"
         f"\n{len(result.seeds)} seed(s), {result.seconds:.0f} s; {out / 'report.html'}, {out / 'reproduce.json'}",

@@ -43,7 +43,7 @@ def make_place(folder: Path) -> Path:
 SETS = [
     "--set=steps=6", "--set=prompts_per_step=2", "--set=group_size=4", "--set=micro_batch=3", "--set=rollout.max_new_tokens=8",
     "--set=checkpoint_every=2", "--set=optimizer.learning_rate=3e-3", "--set=optimizer.warmup_steps=0", "--set=reference_sync=3", "--reward=reward:vowels=1",
-    "--set=kl_coef=0.01", "--set=inner_iterations=2", "--set=rollout.mode=exact", "--device=cpu",
+    "--set=kl_coef=0.01", "--set=inner_iterations=2", "--set=rollout.mode=exact", "--set=train_embeddings=true", "--device=cpu",
 ]  # fmt: skip
 
 

@@ -88,6 +88,11 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     assert all(one.effect is not None and one.verdict != "not measured" for one in outcome.findings)
     record = json.loads((out / "reproduce.json").read_text())
     assert [one["name"] for one in record["claims"]] == [claim.name for claim in CLAIMS]
+    scores = record["scores"]
+    assert set(scores["grpo"]) == {"pass@1", "pass@1, half the steps", "pass@1, hot", "pass@2, hot", "global@1"}
+    assert {"grpo-full-mask", "grpo-decoupled", "sft"} <= set(scores) and all(
+        len(v) == 1 for v in scores["sft"].values()
+    )
     assert "AR-ness falls as temperature rises" in (out / "report.html").read_text(encoding="utf-8")
     from dcoder_cli.base.errors import UserError
 

@@ -312,6 +312,17 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_embeddings_and_head_stay_where_they_are_not_trained(place: Path, tmp_path: Path) -> None:
+    before = dict(load(place / "model", device="cpu").named_parameters())
+    for train in ("true", "false"):
+        out = tmp_path / train
+        dcoder(*common(place, out), "--set=steps=1", f"--set=train_embeddings={train}", cwd=place)
+        after = dict(load(out / "checkpoints" / "last", device="cpu").named_parameters())
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        ends = {name for name in before if "embed_tokens" in name or "lm_head" in name}
+        assert any("mlp" in name for name in moved) and (ends <= moved if train == "true" else not ends & moved)
+
+
 def test_one_completion_stays_where_all_teach_nothing() -> None:
     from dcoder_cli.training.coupled_grpo import _taught
 

@@ -75,6 +75,25 @@ class Measures:
         """By task: global AR-ness@1 of the exactly decoded answer."""
         return self._decoded(role, "hot" if hot else "cold", 1)["global"]
 
+    def known(self, role: str) -> dict[str, float]:
+        """The scores of a checkpoint that were measured, as means over tasks: shares, and global AR-ness@1."""
+        many = self.settings.many
+        names = {
+            "pass@1": f"{role} cold x1 passed",
+            "pass@1, half the steps": f"{role} half x1 passed",
+            "pass@1, hot": f"{role} hot x{many} passed",
+            f"pass@{many}, hot": f"{role} hot x{many} passed",
+            "global@1": f"{role} cold x1 global",
+        }
+        result = {}
+        for label, name in names.items():
+            if name in self.kept:
+                values = list(self.kept[name].values())
+                if label.startswith(f"pass@{many},") and many > 1:
+                    values = [float(value > 0) for value in values]
+                result[label] = sum(values) / len(values)
+        return result
+
     def loss(self, role: str) -> Values:
         """By row: the held-out loss in nats a token, under "mean"."""
         return self._once(f"{role} loss", lambda: {"mean": self._loss(role)})

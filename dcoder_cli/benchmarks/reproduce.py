@@ -6,22 +6,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from dcoder_cli.analysis.report import Report
+from dcoder_cli.analysis.statistics import t_quantile
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import family as families
 from dcoder_cli.benchmarks import parallel
-from dcoder_cli.benchmarks.claims import Claim, Finding, check
+from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check
 from dcoder_cli.benchmarks.measures import Measures, Settings
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All findings, the seeds they rest on, the settings, and the wall time of this call."""
+    """All findings, the scores behind them (role -> score -> by seed), the settings, and the wall time of this call."""
 
     findings: list[Finding]
+    scores: dict[str, dict[str, list[float]]]
     seeds: tuple[int, ...]
     settings: Settings
     seconds: float
@@ -37,6 +40,7 @@ class Outcome:
                 }
                 for one in self.findings
             ],
+            "scores": self.scores,
             "seeds": list(self.seeds),
             "settings": vars(self.settings),
             "seconds": round(self.seconds, 1),
@@ -94,7 +98,9 @@ def reproduce(
         made = [families.trained(out, seed, effort, announce) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     findings = [check(claim, measures) for claim in claims]
-    outcome = Outcome(findings, tuple(one.seed for one in made), settings, time.perf_counter() - began)
+    outcome = Outcome(
+        findings, _scores(measures), tuple(one.seed for one in made), settings, time.perf_counter() - began
+    )
     write_json(out / "reproduce.json", outcome.to_json())
     _report(out, outcome, made)
     return outcome
@@ -118,6 +124,36 @@ def _same_call(out: Path, asked: dict[str, Any]) -> None:
     write_json(note, asked)
 
 
+def _scores(measures: Sequence[Measures]) -> dict[str, dict[str, list[float]]]:
+    by_seed = [{role: one.known(role) for role in one.family.models} for one in measures]
+    scores = {
+        role: {
+            name: [round(seed[role][name], 4) for seed in by_seed]
+            for name in first
+            if all(name in seed[role] for seed in by_seed)
+        }
+        for role, first in by_seed[0].items()
+    }
+    return {role: own for role, own in scores.items() if own}
+
+
+def score_rows(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns and a row a checkpoint: mean over seeds, with its 95% t interval where there are several."""
+    names = list(dict.fromkeys(name for own in outcome.scores.values() for name in own))
+    rows = [[role, *(_share(own.get(name, [])) for name in names)] for role, own in outcome.scores.items()]
+    return ["checkpoint", *names], rows
+
+
+def _share(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = 100 * sum(values) / len(values)
+    if len(values) < FEW:
+        return f"{mean:.1f}"
+    reach = t_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean:.1f} ± {100 * reach:.1f}"
+
+
 def row_of(one: Finding) -> list[str]:
     """Claim, effect with interval, seeds, verdict, as shown."""
     if one.effect is None:
@@ -134,6 +170,11 @@ def _report(out: Path, outcome: Outcome, made: Sequence[families.Family]) -> Non
     report.add_text(
         "Intervals are Student's over the seeds' means; those with * resample tasks, since the seeds are too few, and "
         "hold for these models only. Shown: the interval lies above 0. Contrary: below. Otherwise not shown, which is no proof of the opposite."
+    )
+    report.add_heading("Scores")
+    report.add_table(
+        *score_rows(outcome),
+        "Percent, means over seeds, with 95% t intervals from 5 seeds on; hot: at the hot temperature",
     )
     report.add_heading("Settings").add_settings(vars(outcome.settings))
     for one in made:

@@ -156,6 +156,9 @@ def _loop(
     set_attention(model, config.attention, accelerator.device)
     if config.activation_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not config.train_embeddings:
+        for part in (model.network.get_input_embeddings(), model.network.lm_head):
+            part.requires_grad_(False)
     module = EntryLogProbs(model)
     module, optimizer = accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))
     reference = EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval() if config.kl_coef > 0 else None

@@ -90,6 +90,8 @@ class GrpoConfig:
         rewards: weight of each reward (code 2.0 and format 0.5: DiffuCoder B.1), or of `module:function`.
         rollout: see RolloutConfig.
         optimizer: see OptimizerConfig.
+        train_embeddings: false leaves the token embeddings and the head as they are: a token that is rarely sampled gets
+            a whole step of Adam from each of its few noisy gradients (ours; DiffuCoder trains all).
         precision, attention, activation_checkpointing: as in the other stages.
         evaluate_every: steps between evaluations on the held-out prompts; 0 = only before and after.
         evaluate_prompts: held-out prompts used.
@@ -116,6 +118,7 @@ class GrpoConfig:
     rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
+    train_embeddings: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
     activation_checkpointing: bool = False
