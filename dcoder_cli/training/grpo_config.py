@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.training.config import OptimizerConfig
+from dcoder_cli.training.config import LoraConfig, OptimizerConfig
 
 Estimator = Literal["coupled", "full-mask", "decoupled", "d1"]
 
@@ -90,6 +90,8 @@ class GrpoConfig:
         rewards: weight of each reward (code 2.0 and format 0.5: DiffuCoder B.1), or of `module:function`.
         rollout: see RolloutConfig.
         optimizer: see OptimizerConfig.
+        lora: see LoraConfig; null = all weights train. The reference is then the model with the adapter off: no copy of
+            it is held, and it never moves (reference_sync 0).
         precision, attention, activation_checkpointing: as in the other stages.
         evaluate_every: steps between evaluations on the held-out prompts; 0 = only before and after.
         evaluate_prompts: held-out prompts used.
@@ -116,6 +118,7 @@ class GrpoConfig:
     rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
+    lora: LoraConfig | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
     activation_checkpointing: bool = False
@@ -139,6 +142,10 @@ class GrpoConfig:
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
+        if self.lora is not None and self.kl_coef > 0 and self.reference_sync:
+            raise UserError(
+                f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0"
+            )
         if self.group_size < 2:
             raise UserError(
                 f"group_size = {self.group_size} must be at least 2: the advantage compares completions of one prompt"
