@@ -142,8 +142,13 @@ def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return {"out": out, "result": result, "frozen": frozen, "models": max(held) - before}
 
 
-def test_the_first_step_has_ratio_one_and_no_kl(place: Path, tmp_path: Path) -> None:
-    grpo(place, tmp_path / "run", steps=3)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_step_has_ratio_one_and_no_kl(place: Path, tmp_path: Path, precision: str) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # one process, one precision, unless it forgets
+    grpo(place, tmp_path / "run", steps=2, precision=precision)
+    AcceleratorState._reset_state()
     first, *later = steps_of(tmp_path / "run")
     assert first["ratio"] == 1.0 and first["kl"] == 0.0 and first["grad_norm"] > 0
     assert all(line["ratio"] == 1.0 and line["kl"] > 1e-5 for line in later)
@@ -362,7 +367,8 @@ def test_settings_switch_it_on_and_off() -> None:
 
 
 def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = ["grpo", "--data", place / "data", "--out", tmp_path / "run", "--device", "cpu"]
+    short = ["--set=steps=1", "--set=prompts_per_step=1", "--set=group_size=2", "--set=rollout.max_new_tokens=4"]
+    base = ["grpo", "--data", place / "data", "--out", tmp_path / "run", "--device=cpu", *short]
     tuned = [*base, "--model", place / "model"]
     assert "lora.rank = 0" in refused(*tuned, "--set", "lora.rank=0")
     assert "lora.alpha = -1" in refused(*tuned, "--set", "lora.alpha=-1")
@@ -374,7 +380,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "'qproj'" in line and "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in line
     assert "run stage 1 without lora first" in refused(*base, "--model", place / "converted", "--set", "lora={}")
     assert "run stage 3 without lora first" in refused(*base, "--model", place / "mid", "--set", "lora={}")
-    stage = ["train-stage", "--out", tmp_path / "run", "--device", "cpu", "--set", "lora={}"]
+    stage = ["train-stage", "--out", tmp_path / "run", "--device=cpu", "--set=steps=1", "--set=lora={}"]
     pretrain = ["--data", place / "pretrain"]
     assert "lora from stage 2 on" in refused(*stage, "1", "--model", place / "model", *pretrain)
     assert "stage 3 without lora" in refused(*stage, "3", "--model", place / "mid", "--data", place / "sft")
