@@ -26,7 +26,7 @@ from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, write_json
 
-_PACKAGES = ("dcoder", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+_PACKAGES = ("dcoder", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
 
 
 class RunFolder:

@@ -57,6 +57,33 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on frozen weights: W + alpha / rank * B A, only A and B train (LoRA, arXiv 2106.09685).
+
+    It wants a larger learning rate than full training (3e-4 in LoRA's public code for RoBERTa). There is no dropout: with
+    it, coupled-GRPO's ratio would not be exactly 1 at unchanged weights.
+
+    Attributes:
+        rank: 8 (LoRA's public code, RoBERTa).
+        alpha: 16 (the same).
+        target_modules: linear layers of the blocks by their name in transformers; all of them (ours: the paper adapts
+            attention only, LoRA 4.2).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank = {self.rank} must be at least 1; --set lora=null trains all weights")
+        if not 0 < self.alpha < float("inf"):
+            raise UserError(f"lora.alpha = {self.alpha} must be above 0")
+        if not self.target_modules:
+            raise UserError("lora.target_modules is empty; name a linear layer, for example q_proj")
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One training stage.
 
@@ -86,6 +113,8 @@ class StageConfig:
         keep_checkpoints: the last so many are kept, and the best.
         early_stopping: evaluations without a better held-out loss before stopping; 0 = off.
         log_every: steps between lines of metrics.
+        optimizer: see OptimizerConfig.
+        lora: see LoraConfig; null = all weights train. Stages 2 and 3 only.
     """
 
     seed: int = 0
@@ -114,6 +143,7 @@ class StageConfig:
     early_stopping: int = 0
     log_every: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         positive = {

@@ -29,7 +29,7 @@ from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.diffusion.coupled import make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import setup
 from dcoder_cli.training.denoise import set_attention
 from dcoder_cli.training.estimate import EntryLogProbs, Plan, log_probabilities, plan_rows, scored_mask
@@ -37,6 +37,7 @@ from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_evaluation import evaluate
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
 from dcoder_cli.training.grpo_record import Clock, Monitor, sample_record, step_metrics
+from dcoder_cli.training.lora import adapter_off
 from dcoder_cli.training.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.rollouts import (
     Rollout,
@@ -104,8 +105,7 @@ def train(
         raise UserError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the {accelerator.num_processes} processes"
         )
-    model = load(run.checkpoint(start) if start else model_name, device="cpu", dtype="float32")
-    model.name = model_name
+    model = setup.load_model(accelerator, run, resume, model_name, config, 4)
     if not model.is_diffusion:
         raise UserError(
             f"stage 4 trains a diffusion model but {model_name!r} is an AR checkpoint; convert and tune it first"
@@ -161,11 +161,12 @@ def _loop(
             part.requires_grad_(False)
     module = EntryLogProbs(model)
     module, optimizer = accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))
-    reference = EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval() if config.kl_coef > 0 else None
+    reference = _reference(model, config)
+    copied = reference is not None and reference.model is not model
     state: dict[str, Any] = {"before": None, "tail": []}
     if start:
         state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
-        if reference is not None:
+        if reference is not None and copied:
             reference.load_state_dict(
                 torch.load(run.checkpoint(start) / "training" / "reference.pt", weights_only=True)
             )
@@ -226,9 +227,11 @@ def _loop(
                 for inner, row in enumerate(plans)
             ]
             clock.lap("old")
-            reference_logps = [
-                [None if reference is None else _frozen(accelerator, reference, plan) for plan in row] for row in plans
-            ]
+            with adapter_off(model):
+                reference_logps = [
+                    [None if reference is None else _frozen(accelerator, reference, plan) for plan in row]
+                    for row in plans
+                ]
             clock.lap("reference")
             # 3. The inner updates.
             sums = torch.zeros(7, dtype=torch.float64)
@@ -299,7 +302,7 @@ def _loop(
             if stop.agreed(accelerator):
                 stopped = "asked"
             if ends or stopped or (config.checkpoint_every and step % config.checkpoint_every == 0):
-                extra = {} if reference is None else {"reference.pt": reference.state_dict()}
+                extra = {"reference.pt": reference.state_dict()} if reference is not None and copied else {}
                 setup.save_checkpoint(accelerator, run, step, module, model, optimizer, state, "grpo", extra)
                 if accelerator.is_main_process:
                     run.prune(config.keep_checkpoints)
@@ -322,6 +325,15 @@ def _same_rollouts(run: RunFolder, config: GrpoConfig) -> bool:
     """Whether the run samples and scores as it did before: a resumed run may have been given other settings."""
     before, now = run.config().get("config", {}), to_dict(config)
     return all(before.get(name) == now[name] for name in _OF_ROLLOUTS)
+
+
+def _reference(model: Model, config: GrpoConfig) -> EntryLogProbs | None:
+    """What the KL term compares with: a frozen copy of the policy, or with LoRA the policy itself, read with the adapter off."""
+    if config.kl_coef == 0:
+        return None
+    if config.lora is not None:
+        return EntryLogProbs(model)
+    return EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval()
 
 
 def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:

@@ -21,7 +21,7 @@ from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder, RowRules, check_fit, read_batch
 from dcoder_cli.data.shards import ShardSet
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import setup
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
 from dcoder_cli.training.evaluation import evaluate
@@ -89,8 +89,7 @@ def train(
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
     accelerator = setup.make_accelerator(config.precision, device, track, run.path)
-    model = load(run.checkpoint(start) if start else model_name, device="cpu", dtype="float32")
-    model.name = model_name
+    model = setup.load_model(accelerator, run, resume, model_name, config, stage)
     _check(stage, model, shards, config, accelerator.num_processes)
     setup.check_space(run, model, config.keep_checkpoints)
     total_steps = config.total_steps(len(shards))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.training.config import OptimizerConfig
+from dcoder_cli.training.config import LoraConfig, OptimizerConfig
 
 Estimator = Literal["coupled", "full-mask", "decoupled", "d1"]
 
@@ -91,7 +91,9 @@ class GrpoConfig:
         rollout: see RolloutConfig.
         optimizer: see OptimizerConfig.
         train_embeddings: false leaves the token embeddings and the head as they are: a token that is rarely sampled gets
-            a whole step of Adam from each of its few noisy gradients (ours; DiffuCoder trains all).
+            a whole step of Adam from each of its few noisy gradients (ours; DiffuCoder trains all). With lora they never train.
+        lora: see LoraConfig; null = all weights train. The reference is then the model with the adapter off: no copy of
+            it is held, and it never moves (reference_sync 0).
         precision, attention, activation_checkpointing: as in the other stages.
         evaluate_every: steps between evaluations on the held-out prompts; 0 = only before and after.
         evaluate_prompts: held-out prompts used.
@@ -119,6 +121,7 @@ class GrpoConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     train_embeddings: bool = True
+    lora: LoraConfig | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
     activation_checkpointing: bool = False
@@ -142,6 +145,10 @@ class GrpoConfig:
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
+        if self.lora is not None and self.kl_coef > 0 and self.reference_sync:
+            raise UserError(
+                f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0"
+            )
         if self.group_size < 2:
             raise UserError(
                 f"group_size = {self.group_size} must be at least 2: the advantage compares completions of one prompt"

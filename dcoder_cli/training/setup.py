@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
-from dcoder_cli.model.backbone import Model
-from dcoder_cli.training.config import OptimizerConfig
+from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.training import lora
+from dcoder_cli.training.config import OptimizerConfig, StageConfig
+from dcoder_cli.training.grpo_config import GrpoConfig
 
 
 def make_accelerator(precision: str, device: str | None, track: str | None, run: Path) -> Any:
@@ -56,6 +59,41 @@ def _check_tracker(track: str) -> None:
         raise UserError(f"--track {track} needs the package {track}; install it with `pip install {track}`")
 
 
+def load_model(
+    accelerator: Any, run: RunFolder, resume: bool, name: str, config: StageConfig | GrpoConfig, stage: int
+) -> Model:
+    """The model to train, float32 on the CPU: `name`, or the run's last checkpoint when resuming.
+
+    With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged.
+
+    Raises:
+        UserError: the model or its adapter cannot be read, or the stage cannot train it with LoRA.
+    """
+    if resume:
+        began, now = run.config()["config"].get("lora"), to_dict(config)["lora"]
+        if began != now:
+            raise UserError(f"lora = {now} cannot change on resuming: the run began with {began}; leave it out")
+    last = run.checkpoint(run.last()) if resume and run.last() else None
+    if config.lora is None:
+        model = load(last or name, device="cpu", dtype="float32")
+        model.name = name
+        return model
+    lora.check_stage(stage)
+    if is_sharded(accelerator):
+        raise UserError("lora is not made for FSDP and DeepSpeed; launch it with DDP (--multi_gpu)")
+    try:
+        model = load(name, device="cpu", dtype="float32")
+    except UserError as error:
+        raise UserError(
+            f"LoRA resumes on top of the model it began with, but {error}" if resume else str(error)
+        ) from None
+    lora.check_embeddings(model, stage)
+    lora.add_adapter(model, config.lora, config.seed)
+    if last is not None:
+        lora.load_adapter(model, last)
+    return model
+
+
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, the fused kernel where it exists."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -92,8 +130,8 @@ def is_sharded(accelerator: Any) -> bool:
 
 
 def checkpoint_bytes(model: Model) -> int:
-    """What one checkpoint takes on disk: float32 weights and two Adam moments."""
-    return 12 * sum(parameter.numel() for parameter in model.parameters())
+    """What one checkpoint takes on disk: float32 weights, and two Adam moments of those that train."""
+    return sum((12 if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters())
 
 
 def check_space(run: RunFolder, model: Model, kept: int) -> None:
@@ -117,9 +155,7 @@ def save_checkpoint(
     `extra`: more files of `training/`, each a value for torch.save.
     """
     target = run.checkpoint(step)
-    prefix = "model.network."
-    full = accelerator.get_state_dict(module)
-    weights = {key.removeprefix(prefix): value for key, value in full.items()} if full else {}
+    weights = _full_weights(accelerator, module, model)
     if is_sharded(accelerator):
         # Every process writes its part of the optimiser; the folder is put in place by the first.
         temporary = target.with_name(f".{target.name}.sharded.tmp")
@@ -131,14 +167,24 @@ def save_checkpoint(
         require_space(run.path, checkpoint_bytes(model), "a checkpoint")
         with atomic_folder(target) as temporary:
             (temporary / "training").mkdir()
-            torch.save(optimizer.state_dict(), temporary / "training" / "optimizer.pt")
-            for name, value in (extra or {}).items():
+            files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
+            if lora.is_adapted(model):
+                files["adapter.pt"] = lora.adapter_state(model)
+            for name, value in files.items():
                 torch.save(value, temporary / "training" / name)
             _write_parts(temporary, model, weights, state, stage)
     if accelerator.is_main_process:
         run.link("last", step)
     accelerator.wait_for_everyone()
     return target
+
+
+def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
+    """By transformers key, adapters merged; under FSDP every process takes part and the first has them."""
+    if lora.is_adapted(model):
+        return dict(lora.merged_weights(model)) if accelerator.is_main_process else {}
+    full = accelerator.get_state_dict(module)
+    return {key.removeprefix("model.network."): value for key, value in full.items()} if full else {}
 
 
 def _write_parts(folder: Path, model: Model, weights: dict[str, Any], state: dict[str, Any], stage: str) -> None:
