@@ -18,7 +18,9 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 @app.command()
 def grpo(
     model: Annotated[str | None, typer.Option("--model", help="Instruction-tuned diffusion checkpoint.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Prompts with tests from `dcoder tokenize rl`.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Prompts with tests or answers, from `dcoder tokenize rl`.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
     preset: Annotated[
         str, typer.Option("--preset", help="A preset's name (see `dcoder presets`) or a YAML file.")

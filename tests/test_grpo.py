@@ -321,6 +321,44 @@ def test_embeddings_and_head_stay_where_they_are_not_trained(place: Path, tmp_pa
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         ends = {name for name in before if "embed_tokens" in name or "lm_head" in name}
         assert any("mlp" in name for name in moved) and (ends <= moved if train == "true" else not ends & moved)
+    from dcoder_cli.training.setup import checkpoint_bytes
+
+    folder = tmp_path / "true" / "checkpoints" / "last"  # with a reference, whose room is asked for too
+    size = sum(file.stat().st_size for file in folder.resolve().rglob("*") if file.is_file())
+    needed = checkpoint_bytes(load(place / "model", device="cpu"), copies=1)
+    assert needed == pytest.approx(size, rel=0.3) and (folder / "training" / "reference.pt").stat().st_size > needed / 6
+
+
+def test_a_repeated_text_is_judged_once_and_rewards_stay_with_their_texts(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcoder_cli.training.rewards import Rewarder
+    from dcoder_cli.training.rollouts import encode_prompts, roll_out
+
+    class Counting(Rewarder):
+        def submit(self, prompt: Any, text: str) -> Any:
+            asked.append((prompt["task_id"], text))
+            return super().submit(prompt, text)
+
+    (tmp_path / "length.py").write_text(
+        "def reward(prompt, text):\n    return len(text) + 100 * int(prompt['task_id'][1:])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    asked: list[tuple[str, str]] = []
+    model = load(place / "model", device="cpu")
+    with torch.no_grad():
+        model.network.lm_head.weight.mul_(40.0)  # so sure that most samples of a prompt are alike
+    config = build(GrpoConfig, {"group_size": 8, "rollout": {"max_new_tokens": 4, "temperature": 0.2, "batch_size": 5}})
+    prompts = [{"task_id": f"t{i}", "prompt": text} for i, text in enumerate(("def", "def", "class A"))]
+    rewarder = Counting({"length:reward": 1.0}, None)
+    decoded: list[int] = []
+    rollouts = roll_out(
+        model, prompts, encode_prompts(model, prompts, 4), 0, 0, config, rewarder, lambda: decoded.append(len(asked))
+    )
+    texts = [(prompts[place // 8]["task_id"], item.trajectory.text) for place, item in enumerate(rollouts)]
+    assert len(asked) == len(set(asked)) < len(texts) and set(asked) == set(texts) and decoded == [len(asked)]
+    for place, (item, (task, text)) in enumerate(zip(rollouts, texts, strict=True)):
+        assert item.place == place and item.reward.total == len(text) + 100 * int(task[1:])
 
 
 def test_one_completion_stays_where_all_teach_nothing() -> None:
@@ -350,3 +388,5 @@ def test_the_variance_lab_measures_what_the_theory_says(place: Path, tmp_path: P
     assert rows["coupled", 1]["gradient_cosine"] > rows["d1", 1]["gradient_cosine"]
     assert (out / "variance.png").stat().st_size > 10_000 and json.loads((out / "variance.json").read_text()) == lab
     assert "exists already" in refused("grpo", "--measure-variance", *common(place, out)[1:])
+    adapter = ["--set=lora.rank=4", "--set=reference_sync=0", f"--out={tmp_path / 'other'}"]
+    assert "leave lora out" in refused("grpo", "--measure-variance", *common(place, out)[1:], *adapter)

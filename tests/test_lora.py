@@ -255,7 +255,9 @@ def test_kill_9_and_resume_in_stage_4_gives_the_same_run(place: Path, run: dict[
         stderr=subprocess.DEVNULL,
     )
     deadline = time.time() + 120
-    while not (killed / "rollouts" / "step-3-0.jsonl").exists() and process.poll() is None and time.time() < deadline:
+    while (
+        not (killed / "rollouts" / "step-3-1-of-1.jsonl").exists() and process.poll() is None and time.time() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

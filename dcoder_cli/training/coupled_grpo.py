@@ -112,7 +112,7 @@ def train(
         )
     prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
     heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
-    setup.check_space(run, model, config.keep_checkpoints)
+    setup.check_space(run, model, config.keep_checkpoints, copies=int(config.kl_coef > 0 and config.lora is None))
     total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
     judge = Judge() if "code" in config.rewards else None
     try:
@@ -157,8 +157,7 @@ def _loop(
     if config.activation_checkpointing:
         model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not config.train_embeddings:
-        for part in (model.network.get_input_embeddings(), model.network.lm_head):
-            part.requires_grad_(False)
+        setup.freeze_embeddings(model)
     module = EntryLogProbs(model)
     module, optimizer = accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))
     reference = _reference(model, config)

@@ -105,6 +105,7 @@ def sample_record(item: Rollout, prompt: dict[str, Any]) -> dict[str, Any]:
         "rewards": parts,
         "status": item.reward.status,
         "tests": prompt.get("tests", {}).get("hidden"),
+        "answer": prompt.get("answer"),
     }
 
 

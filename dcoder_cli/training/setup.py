@@ -94,6 +94,12 @@ def load_model(
     return model
 
 
+def freeze_embeddings(model: Model) -> None:
+    """Leave token embeddings and head out of training."""
+    for part in (model.network.get_input_embeddings(), model.network.lm_head):
+        part.requires_grad_(False)
+
+
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, the fused kernel where it exists."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -129,14 +135,17 @@ def is_sharded(accelerator: Any) -> bool:
     return str(accelerator.distributed_type).rsplit(".", 1)[-1] in ("FSDP", "DEEPSPEED")
 
 
-def checkpoint_bytes(model: Model) -> int:
-    """What one checkpoint takes on disk: float32 weights, and two Adam moments of those that train."""
-    return sum((12 if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters())
+def checkpoint_bytes(model: Model, copies: int = 0) -> int:
+    """What one checkpoint takes on disk: float32 weights, two Adam moments of those that train, and `copies` (a reference)."""
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return copies * weights + sum(
+        (12 if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters()
+    )
 
 
-def check_space(run: RunFolder, model: Model, kept: int) -> None:
+def check_space(run: RunFolder, model: Model, kept: int, copies: int = 0) -> None:
     """Raises UserError now if the checkpoints to come will not fit: `kept`, the best, and one being written."""
-    require_space(run.path, checkpoint_bytes(model) * (kept + 2), f"{kept + 2} checkpoints")
+    require_space(run.path, checkpoint_bytes(model, copies) * (kept + 2), f"{kept + 2} checkpoints")
 
 
 def save_checkpoint(
@@ -164,7 +173,7 @@ def save_checkpoint(
             _write_parts(temporary, model, weights, state, stage)
             temporary.rename(target)
     elif accelerator.is_main_process:
-        require_space(run.path, checkpoint_bytes(model), "a checkpoint")
+        require_space(run.path, checkpoint_bytes(model, len(extra or {})), "a checkpoint")
         with atomic_folder(target) as temporary:
             (temporary / "training").mkdir()
             files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}

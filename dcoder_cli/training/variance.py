@@ -22,6 +22,7 @@ from dcoder_cli.diffusion.coupled import Passes, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.training import setup
 from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
@@ -99,9 +100,15 @@ def measure(
     began = time.perf_counter()
     if draws < 2 or prompts < 1:
         raise UserError(f"--draws {draws} and prompts {prompts}: a variance needs at least 2 draws and 1 prompt")
+    if config.lora is not None:
+        raise UserError(
+            "--measure-variance measures the gradient of the model's own weights; leave lora out (--set lora=null)"
+        )
     asked = load_prompts(data, "train")[: config.prompts_per_step]
     check_prompts(asked, config.rewards)
     model = load(model_name, device=device, dtype="float32")
+    if not config.train_embeddings:
+        setup.freeze_embeddings(model)
     if not model.is_diffusion:
         raise UserError(f"stage 4 needs a diffusion model but {model_name!r} is an AR checkpoint; convert it first")
     ids = encode_prompts(model, asked, config.rollout.max_new_tokens)
