@@ -361,6 +361,15 @@ def test_a_repeated_text_is_judged_once_and_rewards_stay_with_their_texts(
         assert item.place == place and item.reward.total == len(text) + 100 * int(task[1:])
 
 
+def test_the_first_step_of_a_run_has_ratio_1_and_kl_0(place: Path, tmp_path: Path) -> None:
+    """In the loop itself, with a reference of its own, padded prompts and several micro-batches: exactly, then no longer."""
+    dcoder(*common(place, tmp_path / "run"), "--set=steps=2", "--set=inner_iterations=1", cwd=place)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, second = [line for line in lines if "reward" in line]
+    assert first["ratio"] == 1.0 and first["kl"] == 0.0 and first["grad_norm"] > 0
+    assert second["ratio"] == 1.0 and second["kl"] > 0.0
+
+
 def test_one_completion_stays_where_all_teach_nothing() -> None:
     from dcoder_cli.training.coupled_grpo import _taught
 
