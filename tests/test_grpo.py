@@ -264,6 +264,11 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
         *base, *model, *data, "--set", "rollout.mode=exact", "--set", "rollout.threshold=0.9"
     )
     assert "rollout.temperature" in refused(*base, *model, *data, "--set", "rollout.temprature=1")
+    for setting, words in (
+        ("rollout.rule=entropi", "entropi"), ("rollout.top_p=1.5", "top_p"), ("rollout.top_k=0", "top_k"),
+        ("steps=0", "steps = 0"), ("epochs=0", "epochs"), ("prompts_per_step=0", "prompts_per_step"),
+    ):  # fmt: skip
+        assert words in refused(*base, *model, *data, "--set", setting)
     assert "nothing to resume" in refused(*base, "--resume")
     assert not (tmp_path / "run").exists()
 

@@ -41,6 +41,7 @@ from dcoder_cli.training.lora import adapter_off
 from dcoder_cli.training.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.rollouts import (
     Rollout,
+    check_sampling,
     encode_prompts,
     forget_rollouts,
     load_rollouts,
@@ -94,37 +95,34 @@ def train(
     prompts = load_prompts(data, "train")
     heldout = load_prompts(data, "heldout") if _has_heldout(data) else []
     check_prompts([*prompts, *heldout], config.rewards)
+    check_sampling(config)
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
-    accelerator = setup.make_accelerator(config.precision, device, track, run.path)
-    if setup.is_sharded(accelerator):
-        raise UserError(
-            "stage 4 decodes with the whole model on each process, which FSDP and DeepSpeed do not give; launch it with DDP (--multi_gpu)"
-        )
-    if config.prompts_per_step % accelerator.num_processes:
-        raise UserError(
-            f"prompts_per_step = {config.prompts_per_step} must be a multiple of the {accelerator.num_processes} processes"
-        )
-    model = setup.load_model(accelerator, run, resume, model_name, config, 4)
-    if not model.is_diffusion:
-        raise UserError(
-            f"stage 4 trains a diffusion model but {model_name!r} is an AR checkpoint; convert and tune it first"
-        )
-    prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
-    heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
-    setup.check_space(run, model, config.keep_checkpoints, copies=int(config.kl_coef > 0 and config.lora is None))
-    total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
-    judge = Judge() if "code" in config.rewards else None
-    try:
+    with Judge() if "code" in config.rewards else nullcontext() as judge:
         rewarder = Rewarder(config.rewards, judge)
         probe(rewarder, prompts[0])
+        accelerator = setup.make_accelerator(config.precision, device, track, run.path)
+        if setup.is_sharded(accelerator):
+            raise UserError(
+                "stage 4 decodes with the whole model on each process, which FSDP and DeepSpeed do not give; launch it with DDP (--multi_gpu)"
+            )
+        if config.prompts_per_step % accelerator.num_processes:
+            raise UserError(
+                f"prompts_per_step = {config.prompts_per_step} must be a multiple of the {accelerator.num_processes} processes"
+            )
+        model = setup.load_model(accelerator, run, resume, model_name, config, 4)
+        if not model.is_diffusion:
+            raise UserError(
+                f"stage 4 trains a diffusion model but {model_name!r} is an AR checkpoint; convert and tune it first"
+            )
+        prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
+        heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
+        setup.check_space(run, model, config.keep_checkpoints, copies=int(config.kl_coef > 0 and config.lora is None))
+        total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
         return _loop(
             _Run(accelerator, run, model, prompts, prompt_ids, heldout, heldout_ids, rewarder, config),
             start, total_steps, resume, data, track, quiet, monitor, on_step,
         )  # fmt: skip
-    finally:
-        if judge is not None:
-            judge.close()
 
 
 @dataclass

@@ -149,6 +149,10 @@ class GrpoConfig:
             raise UserError(
                 f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0"
             )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
+        if self.epochs <= 0:
+            raise UserError(f"epochs = {self.epochs} must be above 0")
         if self.group_size < 2:
             raise UserError(
                 f"group_size = {self.group_size} must be at least 2: the advantage compares completions of one prompt"

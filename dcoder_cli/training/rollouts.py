@@ -11,7 +11,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file
-from dcoder_cli.diffusion.sampler import generate
+from dcoder_cli.diffusion.sampler import Settings, generate
 from dcoder_cli.diffusion.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.estimate import Completion, completion_of
@@ -55,6 +55,26 @@ def encode_prompts(model: Model, prompts: Sequence[dict[str, Any]], new_tokens: 
     return encoded
 
 
+def check_sampling(config: GrpoConfig) -> None:
+    """Raises UserError now for settings that the sampler would refuse at the first rollout."""
+    Settings(**_sampling(config))
+
+
+def _sampling(config: GrpoConfig) -> dict[str, Any]:
+    rollout = config.rollout
+    return {
+        "max_new_tokens": rollout.max_new_tokens,
+        "steps": rollout.steps,
+        "rule": rollout.rule,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "mode": rollout.mode,
+        "threshold": rollout.threshold,
+        "early_stop": False if rollout.mode == "fast" else None,
+    }
+
+
 def roll_out(
     model: Model,
     prompts: Sequence[dict[str, Any]],
@@ -84,15 +104,7 @@ def roll_out(
     trajectories = generate(
         model,
         repeated,
-        max_new_tokens=rollout.max_new_tokens,
-        steps=rollout.steps,
-        rule=rollout.rule,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        mode=rollout.mode,
-        threshold=rollout.threshold,
-        early_stop=False if rollout.mode == "fast" else None,
+        **_sampling(config),
         seed=config.seed + 1_000_003 * (step + 1),
         ids=names,
         seeds=[first_place + place for place in range(len(repeated))],
