@@ -112,6 +112,13 @@ def test_a_kept_rollout_is_used_again_only_by_the_policy_that_made_it(place: Pat
     kept.write_text(kept.read_text().replace('"total": ', '"total": 9'))
     dcoder("grpo", "--out", run, "--resume", "--device=cpu", cwd=place)
     assert (run / "metrics.jsonl").read_text() == whole
+    # A damaged one that would be used is named, with the remedy.
+    cut = tmp_path / "cut"
+    killed([*common(place, cut), "--set=samples_every=1"], place, "torch.optim AdamW step 1")
+    kept = cut / "rollouts" / "step-0-1-of-1.jsonl"
+    kept.write_text(kept.read_text()[:-40])
+    done = dcoder("grpo", "--out", cut, "--resume", "--device=cpu", check=False, cwd=place)
+    assert done.returncode == 2 and "is damaged" in done.stderr and "remove it" in done.stderr, done.stderr
     # Other rewards at resume: what was kept is scored by the old ones, and forgotten too.
     other = tmp_path / "other"
     killed([*common(place, other), "--set=samples_every=1"], place, "torch.optim AdamW step 1")

@@ -12,6 +12,7 @@ import urllib.request
 from typing import Any
 
 from dcoder_cli.base.errors import one_line
+from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks import data
 from dcoder_cli.execution import landlock, sandbox
 
@@ -30,7 +31,7 @@ def describe(hub: bool = True) -> dict[str, Any]:
         "dcoder": importlib.metadata.version("dcoder"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": cores(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpu": _gpu(),
         "flash_attn": _flash(),

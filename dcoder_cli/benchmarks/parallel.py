@@ -6,7 +6,6 @@ Each process leaves its checkpoints and measurements in its family's folder, whe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,12 +15,8 @@ from queue import Empty
 from typing import Any
 
 from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks.measures import Measures, Settings
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def train_and_measure(
@@ -62,6 +57,11 @@ def train_and_measure(
             raise WorkFailed(
                 "a family's process was killed, most likely for memory; run the same command again to go on, with fewer --jobs"
             ) from None
+        except BaseException:
+            # The others would go on for many minutes; what they have finished is written down.
+            for process in list(executor._processes.values()):
+                process.terminate()
+            raise
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 

@@ -13,6 +13,7 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.statistics import t_quantile
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks import family as families
 from dcoder_cli.benchmarks import parallel
 from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check
@@ -90,7 +91,7 @@ def reproduce(
     _same_call(out, asked)
     if not models:
         families.prepare(out, effort, announce)
-        count = min(parallel.cores() if jobs is None else jobs, seeds)
+        count = min(cores() if jobs is None else jobs, seeds)
         if count > 1:
             parallel.train_and_measure(
                 out, seeds, effort, [claim.name for claim in claims], settings, unsafe, count, announce

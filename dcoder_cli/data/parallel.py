@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,6 +10,7 @@ from multiprocessing import get_context
 
 from dcoder_cli.base.console import Bar, bar, note
 from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.machine import cores
 from dcoder_cli.data.sources import Unit
 from dcoder_cli.data.units import Job, Worker, process_unit, start_worker, unit_path
 
@@ -27,7 +27,7 @@ def worker_count(asked: int, size: int) -> int:
     """
     if asked < 0:
         raise UserError(f"--workers {asked} must be 0 (one for each core) or more")
-    return asked or (len(os.sched_getaffinity(0)) if size > _WORTH_PROCESSES else 1)
+    return asked or (cores() if size > _WORTH_PROCESSES else 1)
 
 
 def run_units(job: Job, units: Sequence[Unit], workers: int, quiet: bool) -> None:

@@ -12,7 +12,6 @@ in the kernel is a hole in the sandbox. For code from a source you have reason t
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 import time
@@ -21,6 +20,7 @@ from concurrent.futures import Future, as_completed
 from typing import Any
 
 from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.machine import cores
 from dcoder_cli.execution import sandbox
 from dcoder_cli.execution.jobs import Infrastructure, Job, Worker
 from dcoder_cli.execution.problem import CALL_SECONDS, MEMORY_MIB, Calls, Problem, Verdict
@@ -75,7 +75,7 @@ class Judge:
         self._jobs = queue.SimpleQueue()
         self._trouble = 0
         self._closing = False
-        self._workers = [Worker(self.tier) for _ in range(workers or _processors())]
+        self._workers = [Worker(self.tier) for _ in range(workers or cores())]
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"judge-{number}", daemon=True)
             for number, worker in enumerate(self._workers)
@@ -228,9 +228,3 @@ def resolve_tier(tier: str | None = None, unsafe: bool = False) -> str:
             + "; on Linux `apt install bubblewrap`, or give --unsafe-exec to run it all the same"
         )
     return chosen
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -141,16 +141,21 @@ def save_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
-    """A rollout kept by `save_rollouts`."""
-    rollouts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        trajectory = Trajectory(**record["trajectory"])
-        completion = Completion(tuple(record["prompt"]), tuple(trajectory.tokens), record["scored"])
-        parts = {name: math.nan if value is None else value for name, value in record["reward"].items()}
-        total = math.nan if record["total"] is None else record["total"]
-        rollouts.append(Rollout(record["place"], completion, trajectory, Reward(total, parts, record["status"])))
-    return rollouts
+    """A rollout kept by `save_rollouts`. Raises UserError for a damaged file."""
+    try:
+        return [_rollout(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"kept rollout {str(path)!r} is damaged ({type(error).__name__}); remove it, and it is sampled again"
+        ) from None
+
+
+def _rollout(record: dict[str, Any]) -> Rollout:
+    trajectory = Trajectory(**record["trajectory"])
+    completion = Completion(tuple(record["prompt"]), tuple(trajectory.tokens), record["scored"])
+    parts = {name: math.nan if value is None else value for name, value in record["reward"].items()}
+    total = math.nan if record["total"] is None else record["total"]
+    return Rollout(record["place"], completion, trajectory, Reward(total, parts, record["status"]))
 
 
 def forget_rollouts(folder: Path, but: int | None) -> None:

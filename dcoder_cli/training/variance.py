@@ -28,7 +28,7 @@ from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
 from dcoder_cli.training.grpo_record import flat_groups
 from dcoder_cli.training.rewards import Rewarder, check_prompts
-from dcoder_cli.training.rollouts import Rollout, encode_prompts, roll_out
+from dcoder_cli.training.rollouts import Rollout, check_sampling, encode_prompts, roll_out
 
 PAIRS = (1, 2, 4)  # lambda at which variances are measured; ours. Gradients are taken at the first, the paper's
 TRUTH = 4  # the truth has this many times the draws of a row; ours
@@ -106,6 +106,7 @@ def measure(
         )
     asked = load_prompts(data, "train")[: config.prompts_per_step]
     check_prompts(asked, config.rewards)
+    check_sampling(config)
     model = load(model_name, device=device, dtype="float32")
     if not config.train_embeddings:
         setup.freeze_embeddings(model)
