@@ -64,13 +64,21 @@ class Desk:
         announce: told each step's name as it begins.
         shared: another desk's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
         quiet: no progress bars, for one of several desks at work.
+        again: what to do after a stop, for its message.
     """
 
     def __init__(
-        self, out: Path, seed: int, effort: float, announce: Announce, shared: Path | None = None, quiet: bool = False
+        self,
+        out: Path,
+        seed: int,
+        effort: float,
+        announce: Announce,
+        shared: Path | None = None,
+        quiet: bool = False,
+        again: str = "start again with --force",
     ) -> None:
         self.out, self.seed, self.effort, self.announce, self.quiet = out, seed, effort, announce, quiet
-        self.source = shared or out
+        self.source, self.again = shared or out, again
         self.preset = presets.load("cpu-tiny")
         self.steps: list[Step] = []
 
@@ -208,7 +216,7 @@ class Desk:
                 on_step=lambda _s, _t, loss: first.append(loss),
             )
             if result.stopped == "asked":
-                raise WorkFailed(f"stopped in stage {number}; start again with --force")
+                raise WorkFailed(f"stopped in stage {number}; {self.again}")
             held = f", held-out {result.heldout['loss']:.2f}" if result.heldout else ""
             done(
                 what,
@@ -246,7 +254,7 @@ class Desk:
                 on_step=lambda _s, _t, metrics: passed.append(metrics["passed"]),
             )
             if result.stopped == "asked":
-                raise WorkFailed("stopped in stage 4; start again with --force")
+                raise WorkFailed(f"stopped in stage 4; {self.again}")
             first, last = (sum(part) / len(part) for part in (passed[:10], passed[-10:]))
             samples = result.steps * config.prompts_per_step * config.group_size
             done(

@@ -72,7 +72,8 @@ def trained(out: Path, seed: int, effort: float, announce: Announce, quiet: bool
     """
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
-    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet)
+    again = "run the same command again to go on"
+    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again)
     start = record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
     ar = record.once("runs/ar", lambda: desk.stage(0, start, "pretrain", ""))
     models = {
