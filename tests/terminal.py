@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -32,6 +33,7 @@ class Display:
         self.modes = {"25": True, "7": True, "2026": False}
         self.plain = True  # no attribute is on
         self.frames: list[str] = []
+        self.cut = False  # Ctrl-C was pressed: the kernel may have dropped the end of what was written
         self._rest = ""
 
     def feed(self, text: str) -> None:
@@ -40,6 +42,9 @@ class Display:
         while text:
             if text[0] == "\x1b":
                 found = _ALLOWED.match(text)
+                if found is None and self.cut and "\x1b" in text[1:]:  # thrown away at Ctrl-C; a terminal starts anew
+                    text = text[text.index("\x1b", 1) :]
+                    continue
                 if found is None:
                     assert len(text) < 12, f"a foreign escape sequence: {text[:20]!r}"
                     self._rest = text
@@ -164,7 +169,7 @@ class Program:
         os.close(slave)
         self.raw = ""
         self.display = Display()
-        self._bytes = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # Ctrl-C may cut a character
 
     def wait_for(self, pattern: str, seconds: float = 90) -> str:
         """Read until a pattern stands in what was written since the last call; that text."""
@@ -174,6 +179,7 @@ class Program:
         return self.raw[start:]
 
     def send(self, text: str) -> None:
+        self.display.cut |= "\x03" in text
         os.write(self.master, text.encode())
 
     def interrupt(self, pattern: str, seconds: float = 90) -> None:
@@ -205,11 +211,7 @@ class Program:
             data = os.read(self.master, 65536)
         except OSError:  # the other end is closed
             return False
-        self._bytes += data
-        try:
-            text, self._bytes = self._bytes.decode(), b""
-        except UnicodeDecodeError as error:
-            text, self._bytes = self._bytes[: error.start].decode(), self._bytes[error.start :]
+        text = self._decoder.decode(data)
         self.raw += text
         self.display.feed(text)
         return True

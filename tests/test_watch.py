@@ -96,6 +96,32 @@ def test_ctrl_c_leaves_the_terminal_sane(folder: Path) -> None:
     assert re.search(r"tok/s *\n", program.display.text()), "the frame stays, and the shell goes on below it"
 
 
+def test_a_frame_that_ctrl_c_threw_away_costs_no_line_above() -> None:
+    with terminal_file() as (file, written):
+        screen, display = Screen(file), Display()
+        display.feed("$ dcoder generate\r\n")
+        screen.draw(["a", "b", "status 1"])
+        display.feed(written())
+        shown = len(written())
+        screen.draw(["text", *"cdefghijkl", "status 2"])  # the kernel drops it: Ctrl-C flushes what was not read yet
+        lost = len(written())
+        screen.keep()
+        display.feed("^C" + written()[lost:])
+    assert lost > shown and display.sane()
+    assert display.text().split("\n") == ["$ dcoder generate", "a", "b", "status 2", ""]
+
+
+def test_the_widest_frame_leaves_room_for_the_echo_of_ctrl_c() -> None:
+    with terminal_file() as (file, written):
+        screen, display = Screen(file), Display()
+        columns, _ = screen.size()
+        screen.draw(["x" * columns, "s" * columns])
+        display.feed(written() + "^C")
+        screen.keep()
+        display.feed(written().partition("\x1b[?2026l")[2])
+    assert display.text().split("\n") == ["x" * columns, "s" * columns, ""] and display.sane()
+
+
 def test_every_frame_leaves_the_terminal_sane(model: Model) -> None:
     with terminal_file() as (file, written):
         watch = Watch(model, Settings(max_new_tokens=LENGTH), screen=Screen(file))

@@ -33,15 +33,20 @@ class Screen:
         # NO_COLOR (no-color.org) leaves bold, underline and reverse.
         self.colours = None if console.no_color else COLOR_SYSTEMS.get(console.color_system or "")
         self._drawn = 0  # lines of the last frame; the cursor stands on the last
+        self._last = ""  # and that line
         self._size = self.size()
 
     def size(self) -> tuple[int, int]:
-        """Columns to write to and lines. The last column stays free: a character there may wrap the line."""
+        """Columns to write to and lines.
+
+        The last two columns stay free: a character in the last may wrap the line, and a terminal writes ^C where the
+        cursor stands.
+        """
         try:
             size = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
             size = os.terminal_size((80, 24))
-        return max(size.columns - 1, 10), max(size.lines, 4)
+        return max(size.columns - 2, 10), max(size.lines, 4)
 
     def sgr(self, colour: str | None = None, attributes: str = "") -> str:
         """The escape sequence of a `#rrggbb` as far as the terminal has it, and of attributes such as "1;4"."""
@@ -51,7 +56,7 @@ class Screen:
         """Replace the last frame by lines (at most the terminal's, each no wider than it)."""
         size = self.size()
         back = "\x1b[H" if size != self._size and self._drawn else self._back()  # resized: where it stands is unknown
-        self._size, self._drawn = size, len(lines)
+        self._size, self._drawn, self._last = size, len(lines), lines[-1]
         self._write(_BEGIN + back + "\x1b[J" + "\r\n".join(line + RESET for line in lines) + _END)
 
     def erase(self) -> None:
@@ -61,9 +66,13 @@ class Screen:
             self._drawn = 0
 
     def keep(self) -> None:
-        """Leave the last frame where it is and go on below it."""
+        """Leave the last frame where it is and go on below it.
+
+        Only its last line is written again, over the ^C: at Ctrl-C a terminal throws away what it had not shown yet, so
+        how many lines it shows is unknown, and going up could erase what stands above them.
+        """
         if self._drawn:
-            self._write("\r\n")
+            self._write(_BEGIN + "\r\x1b[J" + self._last + RESET + _END + "\r\n")
             self._drawn = 0
 
     def _back(self) -> str:

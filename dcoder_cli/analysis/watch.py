@@ -62,10 +62,9 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or self.row is None:
+        if kind is None or (self.row is None and kind is not KeyboardInterrupt):
             self.screen.erase()
         else:  # stopped midway: what there is stays to be seen
-            self._draw()
             self.screen.keep()
 
     def _open(self) -> None:
