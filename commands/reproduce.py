@@ -37,7 +37,7 @@ def reproduce(
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Families trained at desk size [3].")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Families trained at a time [one for each core, up to the seeds].")
+        int | None, typer.Option("--jobs", help="Processes that train and measure at a time [one for each core].")
     ] = None,
     effort: Annotated[float | None, typer.Option("--effort", help="Factor on their training steps [1].")] = None,
     unsafe_exec: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from dcoder_cli.benchmarks import claims, desk
-from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check, choose
-from dcoder_cli.benchmarks.family import ROLES, given
+from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check, choose, roles_of
+from dcoder_cli.benchmarks.desk import Desk
+from dcoder_cli.benchmarks.family import ROLES, STARTS, given, parts, trained
 from dcoder_cli.benchmarks.measures import Settings, at_desk_size
 from dcoder_cli.benchmarks.reproduce import reproduce
 
@@ -77,7 +79,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     out = tmp_path / "r"
 
     def run(announce: Any) -> Any:
-        return reproduce(out, CLAIMS, settings, 1, 0.002, {}, None, None, announce)
+        return reproduce(out, CLAIMS, settings, 1, 0.002, {}, None, None, announce, jobs=1)
 
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
@@ -101,16 +103,58 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
 
 
 @pytest.mark.slow
-def test_families_at_a_time_are_those_one_after_another(tmp_path: Path) -> None:
-    """Two seeds in two processes and in one: the same models, but for rounding in another number of threads."""
+def test_parts_at_a_time_are_those_one_after_another_and_end_with_their_caller(tmp_path: Path) -> None:
+    """Two seeds in two processes, killed once, and in one: the same models, but for rounding in another number of threads."""
+
+    def command(jobs: int) -> list[str]:
+        return [
+            sys.executable, "-m", "dcoder_cli", "reproduce", "--seeds", "2", "--jobs", str(jobs), "--effort", "0.003",
+            "--claim", "adaptation", "--claim", "grpo-order", "--limit", "7", "--out", str(tmp_path / str(jobs)),
+        ]  # fmt: skip
+
+    with subprocess.Popen(command(2), stderr=subprocess.PIPE, text=True) as caller:
+        assert caller.stderr is not None
+        heard = iter(caller.stderr.readline, "")
+        assert any("seed 0: stage 1" in line for line in heard)
+        workers = Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text().split()
+        caller.kill()
+    assert len(workers) >= 2
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until, "a process outlives its caller"
+        time.sleep(0.1)
     effects = []
-    for jobs in ("1", "2"):
-        command = [sys.executable, "-m", "dcoder_cli", "reproduce", "--seeds", "2", "--jobs", jobs, "--effort", "0.003"]
-        command += ["--claim", "adaptation", "--out", str(tmp_path / jobs), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
+    for jobs in (1, 2):
+        done = subprocess.run([*command(jobs), "--json"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        effects.append(json.loads(done.stdout)["claims"][0]["by_seed"])
-    assert effects[0] == pytest.approx(effects[1], abs=1e-3) and effects[0][0] != effects[0][1]
+        effects.append([claim["by_seed"] for claim in json.loads(done.stdout)["claims"]])
+    assert effects[0][0] == pytest.approx(effects[1][0], abs=1e-3) and effects[0][0][0] != effects[0][0][1]
+    assert effects[0][1] == pytest.approx(effects[1][1], abs=5), "points: one of 7 answers may flip on a tie"
+
+
+def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(desk: Desk, name: str, start: Path) -> Path:
+        assert start.name == "tokenizer" or f"{start.parent.name}/{start.name}" in made, f"{name} before {start}"
+        made.append(name)
+        return desk.out / name
+
+    monkeypatch.setattr(Desk, "new_model", lambda desk, tokenizer: make(desk, "models/random", tokenizer))
+    monkeypatch.setattr(Desk, "convert", lambda desk, start, name: make(desk, f"models/{name}", start))
+    monkeypatch.setattr(Desk, "stage", lambda desk, _n, start, _d, _w, name: make(desk, f"runs/{name}", start))
+    monkeypatch.setattr(Desk, "grpo", lambda desk, start, estimator: make(desk, f"runs/by-{estimator}", start))
+    quiet: Any = lambda _: None  # noqa: E731
+    assert parts(roles_of(choose(["adaptation"]))) == ["random", "adapted", "scratch"]
+    family = trained(tmp_path, 0, 1.0, quiet, roles=roles_of(choose(["adaptation"])))
+    assert set(family.models) == {"adapted", "scratch"} and not any("sft" in name for name in made)
+    family = trained(tmp_path, 0, 1.0, quiet)
+    assert len(made) == len(set(made)) == 13, "what was made stays"
+    assert {role: str(Path(path).relative_to(tmp_path / "seed-0")) for role, path in family.models.items()} == {
+        "adapted": "runs/adapted-2", "scratch": "runs/scratch-2", "sft": "runs/sft", "scratch-sft": "runs/scratch-sft",
+        "grpo": "runs/by-coupled", "grpo-full-mask": "runs/by-full-mask", "grpo-decoupled": "runs/by-decoupled",
+    }  # fmt: skip
+    assert parts(ROLES) == list(STARTS)
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

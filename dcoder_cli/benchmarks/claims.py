@@ -153,6 +153,11 @@ def choose(names: Sequence[str]) -> tuple[Claim, ...]:
     return tuple(known[name] for name in names) or CLAIMS
 
 
+def roles_of(claims: Sequence[Claim]) -> tuple[str, ...]:
+    """The checkpoints that claims need, each once."""
+    return tuple(dict.fromkeys(role for claim in claims for role in claim.roles))
+
+
 def check(claim: Claim, families: Sequence[Measures]) -> Finding:
     """Measure a claim on every family. A claim whose checkpoints or data are missing is "not measured"."""
     for role in claim.roles:

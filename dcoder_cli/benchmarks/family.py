@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dcoder_cli.base.errors import UserError
@@ -22,6 +22,18 @@ ROLES = {
     "grpo": "`sft` after coupled-GRPO",
     "grpo-full-mask": "`sft` after GRPO with the full-mask estimator, at the same steps",
     "grpo-decoupled": "`sft` after GRPO with the decoupled estimator, at the same steps",
+}
+RANDOM = "random"  # the weights that a family's AR model and its `scratch` start from
+# The parts that a family is trained in, one a role, and what each starts from.
+STARTS: dict[str, str | None] = {
+    RANDOM: None,
+    "adapted": RANDOM,
+    "scratch": RANDOM,
+    "sft": "adapted",
+    "scratch-sft": "scratch",
+    "grpo": "sft",
+    "grpo-full-mask": "sft",
+    "grpo-decoupled": "sft",
 }
 
 
@@ -65,35 +77,54 @@ def prepare(out: Path, effort: float, announce: Announce) -> None:
     record.once("data/rl", lambda: desk.tokenize_prompts(converted))
 
 
-def trained(out: Path, seed: int, effort: float, announce: Announce, quiet: bool = False) -> Family:
-    """Train a family at desk size into `out`/seed-N, on what `prepare` made.
+def parts(roles: Iterable[str]) -> list[str]:
+    """The parts that make these roles, each after what it starts from."""
+    needed = set()
+    for role in roles:
+        part: str | None = role
+        while part is not None:
+            needed.add(part)
+            part = STARTS[part]
+    return [part for part in STARTS if part in needed]
+
+
+def trained(
+    out: Path, seed: int, effort: float, announce: Announce, quiet: bool = False, roles: Iterable[str] = ROLES
+) -> Family:
+    """Train a family's `roles` at desk size into `out`/seed-N, on what `prepare` made.
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
+    models = {part: str(train_part(out, seed, part, effort, announce, quiet)) for part in parts(roles)}
+    models.pop(RANDOM, None)
+    data = _shared(out) / "data"
+    return Family(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
+
+
+def train_part(out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False) -> Path:
+    """One of `parts` of a family, once what it starts from is there. Several may run at the same time."""
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
     again = "run the same command again to go on"
     desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again)
-    start = record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
-    ar = record.once("runs/ar", lambda: desk.stage(0, start, "pretrain", ""))
-    models = {
-        "adapted": record.once("models/from-ar", lambda: desk.convert(ar, "from-ar")),
-        "scratch": record.once("models/from-random", lambda: desk.convert(start, "from-random")),
-    }
 
     def stage(number: int, model: Path, data: str, name: str) -> Path:
         return record.once(f"runs/{name}", lambda: desk.stage(number, model, data, "", name))
 
-    for arm, tuned in (("adapted", "sft"), ("scratch", "scratch-sft")):
-        models[arm] = stage(2, stage(1, models[arm], "pretrain", f"{arm}-1"), "pretrain", f"{arm}-2")
-        models[tuned] = stage(3, models[arm], "sft", tuned)
-    for estimator in ("coupled", "full-mask", "decoupled"):
-        role = "grpo" if estimator == "coupled" else f"grpo-{estimator}"
-        models[role] = record.once(f"runs/{role}", partial(desk.grpo, models["sft"], estimator))
-    data = shared / "data"
-    return Family(
-        seed, {role: str(path) for role, path in models.items()}, str(data / "pretrain"), str(data / "rl"), folder
-    )
+    if part == RANDOM:
+        return record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
+    start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet)
+    if part in ("adapted", "scratch"):
+        source = "from-ar" if part == "adapted" else "from-random"
+        if part == "adapted":
+            start = stage(0, start, "pretrain", "ar")
+        begin = start
+        start = record.once(f"models/{source}", lambda: desk.convert(begin, source))
+        return stage(2, stage(1, start, "pretrain", f"{part}-1"), "pretrain", f"{part}-2")
+    if part in ("sft", "scratch-sft"):
+        return stage(3, start, "sft", part)
+    estimator = "coupled" if part == "grpo" else part.removeprefix("grpo-")
+    return record.once(f"runs/{part}", lambda: desk.grpo(start, estimator))
 
 
 def _shared(out: Path) -> Path:
@@ -101,19 +132,30 @@ def _shared(out: Path) -> Path:
 
 
 class _Record:
-    """Name -> path of what is finished below a folder; what a stopped attempt left is removed before the next."""
+    """Name -> path of what is finished below a folder; what a stopped attempt left is removed before the next.
+
+    Several processes may each make a thing of another name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "family.json"
-        self.made: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+
+    def made(self) -> dict[str, str]:
+        """What is finished."""
+        known: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return known
 
     def once(self, name: str, make: Callable[[], Path | None]) -> Path:
         """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""
-        if name not in self.made:
-            place = self.folder / name
-            if place.is_dir():
-                shutil.rmtree(place)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.made[name] = str(make() or place)
-            write_json(self.path, self.made)
-        return Path(self.made[name])
+        known = self.made()
+        if name in known:
+            return Path(known[name])
+        place = self.folder / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = make() or place
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_json(self.path, {**self.made(), name: str(path)})
+        return path

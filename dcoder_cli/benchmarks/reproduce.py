@@ -16,7 +16,7 @@ from dcoder_cli.base.files import write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks import family as families
 from dcoder_cli.benchmarks import parallel
-from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check
+from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check, roles_of
 from dcoder_cli.benchmarks.measures import Measures, Settings
 
 
@@ -73,8 +73,8 @@ def reproduce(
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
-        jobs: families trained at a time, each in a process of its own (see parallel.py); None = one for each core, up to
-            the seeds. What is trained does not depend on it.
+        jobs: parts of families trained at a time, each in a process of its own (see parallel.py); None = one for each
+            core. What is trained does not depend on it.
 
     Raises:
         UserError: wrong input.
@@ -91,12 +91,10 @@ def reproduce(
     _same_call(out, asked)
     if not models:
         families.prepare(out, effort, announce)
-        count = min(cores() if jobs is None else jobs, seeds)
+        count = min(cores() if jobs is None else jobs, parallel.MOST * seeds)
         if count > 1:
-            parallel.train_and_measure(
-                out, seeds, effort, [claim.name for claim in claims], settings, unsafe, count, announce
-            )
-        made = [families.trained(out, seed, effort, announce) for seed in range(seeds)]
+            parallel.train_and_measure(out, seeds, effort, claims, settings, unsafe, count, announce)
+        made = [families.trained(out, seed, effort, announce, roles=roles_of(claims)) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     findings = [check(claim, measures) for claim in claims]
     outcome = Outcome(
