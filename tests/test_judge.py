@@ -298,8 +298,17 @@ def test_killed_workers_cost_no_result() -> None:
         futures = [running.submit(problem, "import time\ndef f(x): time.sleep(0.5); return x + 1") for _ in range(12)]
         for victim in (0, 3):  # one worker's candidates, the other's testers
             time.sleep(0.8)
-            os.killpg(running.pids[victim], signal.SIGKILL)
+            os.killpg(_all_running(running, 4)[victim], signal.SIGKILL)
         assert [future.result(60).status for future in futures] == ["passed"] * 12
+
+
+def _all_running(judge: Judge, count: int) -> list[int]:
+    """The pids once all sandboxes are up."""
+    until = time.monotonic() + 60
+    while len(pids := judge.pids) < count:
+        assert time.monotonic() < until, pids
+        time.sleep(0.01)
+    return pids
 
 
 def test_trouble_that_persists_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,8 +335,8 @@ def test_closing_kills_what_runs_and_cancels_what_waits() -> None:
         running.submit(Problem("t", "f", tests=("f()",), seconds=300), "def f():\n    while True: pass")
         for _ in range(3)
     ]
-    time.sleep(1.0)
-    pids = running.pids
+    pids = _all_running(running, 2)
+    time.sleep(0.5)
     start = time.monotonic()
     running.close()
     assert time.monotonic() - start < 10 and futures[2].cancelled()
@@ -340,7 +349,8 @@ def test_nothing_survives_the_judge_process(tmp_path: Path) -> None:
         "import time\nfrom dcoder_cli.execution.judge import *\n"
         "j = Judge(2)\nP = Problem('t', 'f', tests=('f()',), seconds=300)\n"
         "fs = [j.submit(P, 'def f():\\n    while True: pass') for _ in range(2)]\n"
-        "time.sleep(1.5)\nprint(*j.pids, flush=True)\ntime.sleep(300)\n"
+        "while len(j.pids) < 4: time.sleep(0.01)\n"
+        "time.sleep(0.5)\nprint(*j.pids, flush=True)\ntime.sleep(300)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
