@@ -23,7 +23,10 @@ def grpo(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
     preset: Annotated[
-        str, typer.Option("--preset", help="A preset's name (see `dcoder presets`) or a YAML file.")
+        str,
+        typer.Option(
+            "--preset", help="A preset's name (see `dcoder presets`) or a YAML file; a resumed run keeps its own."
+        ),
     ] = "cpu-tiny",
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file with keys of stage 4; wins over the preset.")
@@ -45,8 +48,12 @@ def grpo(
         ),
     ] = False,
     draws: Annotated[
-        int, typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks.")
-    ] = 32,
+        int | None,
+        typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks [32]."),
+    ] = None,
+    unsafe_exec: Annotated[
+        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
+    ] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
     track: Annotated[
         str | None, typer.Option("--track", help="An Accelerate tracker, for example tensorboard.")
@@ -65,6 +72,11 @@ def grpo(
     """
     from dcoder_cli.training.grpo_config import GrpoConfig
 
+    if draws is not None and not variance:
+        raise UserError(f"--draws {draws} is of --measure-variance; leave it out")
+    for name, value in (("--resume", resume), ("--estimator", estimator), ("--track", track)):
+        if variance and value:
+            raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
     recorded = _recorded(out) if resume else {}
     layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.load(preset).get("grpo", {})]
     layers += [configs.read_yaml(config)] if config else []
@@ -77,7 +89,7 @@ def grpo(
     if model is None or data is None:
         raise UserError(f"stage 4 needs {'--model' if model is None else '--data'}; see `dcoder grpo --help`")
     if variance:
-        return _measure(model, data, out, resolved, draws, device, json)
+        return _measure(model, data, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness
     from dcoder_cli.training.coupled_grpo import train
 
@@ -85,7 +97,9 @@ def grpo(
         numbers = arness(trajectories, local_k=1, global_k=1)
         return {"local_arness@1": numbers["local"]["mean"][0], "global_arness@1": numbers["global"]["mean"][0]}
 
-    result = train(model, data, str(out), resolved, resume, device, track, quiet=json, monitor=order)
+    result = train(
+        model, data, str(out), resolved, resume, device, track, quiet=json, monitor=order, unsafe=unsafe_exec
+    )
     if result.stopped == "asked":
         raise WorkFailed(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
     if json:
@@ -93,14 +107,18 @@ def grpo(
         return
     held = ""
     if result.before and result.after:
-        held = f", held-out pass@1 {result.before['pass@1']:.1%} -> {result.after['pass@1']:.1%} ({result.after['prompts']} prompts)"
+        name, form = ("pass@1", ".1%") if "pass@1" in result.after else ("reward", ".3f")
+        before, after = (format(value[name], form) for value in (result.before, result.after))
+        held = f", held-out {name} {before} -> {after} ({result.after['prompts']} prompts)"
     console.stdout().print(
         f"stage 4 (grpo) done: {result.steps} steps, reward {result.reward:.3f}{held}, {result.seconds:.0f} s\n{result.checkpoint}",
         markup=False,
     )
 
 
-def _measure(model: str, data: str, out: Path, config: Any, draws: int, device: str | None, json: bool) -> None:
+def _measure(
+    model: str, data: str, out: Path, config: Any, draws: int, device: str | None, unsafe: bool, json: bool
+) -> None:
     from dataclasses import asdict
 
     from dcoder_cli.analysis.plots import save
@@ -110,7 +128,8 @@ def _measure(model: str, data: str, out: Path, config: Any, draws: int, device: 
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
-    lab = measure(model, data, config, draws, device=device, announce=(lambda _: None) if json else console.note)
+    announce = (lambda _: None) if json else console.note
+    lab = measure(model, data, config, draws, device=device, announce=announce, unsafe=unsafe)
     out.mkdir(parents=True, exist_ok=True)
     record = {"model": model, "data": data, "config": configs.to_dict(config), **asdict(lab)}
     write_json(out / "variance.json", record)
@@ -159,8 +178,8 @@ def _recorded(out: Path) -> dict[str, Any]:
             f"run folder {str(out)!r} has no config.yaml, so there is nothing to resume; start without --resume"
         )
     recorded = configs.read_yaml(out / "config.yaml")
-    if recorded["stage"] != 4:
+    if recorded.get("stage") != 4:
         raise UserError(
-            f"run folder {str(out)!r} holds stage {recorded['stage']}, not 4; resume it with `dcoder train-stage`"
+            f"run folder {str(out)!r} holds stage {recorded.get('stage')}, not 4; resume it with `dcoder train-stage`"
         )
     return recorded

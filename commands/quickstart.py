@@ -10,6 +10,8 @@ import typer
 
 from dcoder_cli.base import console
 
+LITTLE = 0.05  # pass@1 below which stage 4 samples next to nothing that passes; ours
+
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
@@ -20,7 +22,10 @@ def quickstart(
     effort: Annotated[
         float, typer.Option("--effort", help="Factor on all training steps: 0.02 is a smoke test, 3 a better model.")
     ] = 1.0,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it is of an earlier quickstart.")] = False,
+    unsafe_exec: Annotated[
+        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress.")] = False,
 ) -> None:
     """The whole method at desk size on a CPU, from source code to a report.
@@ -36,7 +41,7 @@ def quickstart(
 
     from dcoder_cli.benchmarks.quickstart import quickstart as run
 
-    result = run(out, seed, effort, announce, force)
+    result = run(out, seed, effort, announce, force, unsafe_exec)
     if json:
         console.emit_json(result.to_json())
     else:
@@ -60,6 +65,12 @@ def _show(result: Any, out: Path) -> None:
     screen.print(table, markup=False)
     for sample in result.samples:
         screen.print(f"\n{sample.question}\n{sample.text}\n[{sample.status}]", markup=False)
+    first = result.scores["stage 3 pass@1"]
+    if first < LITTLE:
+        screen.print(
+            f"\nStage 3 had learned next to nothing (pass@1 {first:.0%}), so stage 4 had nothing to go on. Give more --effort, or another --seed.",
+            markup=False,
+        )
     screen.print(
         f"\n{result.seconds:.0f} s in all. The report: {out / 'report.html'}. Everything lies in {out}/ (quickstart.json lists it). Next:\n",
         markup=False,

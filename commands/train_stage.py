@@ -23,7 +23,10 @@ def train_stage(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
     preset: Annotated[
-        str, typer.Option("--preset", help="A preset's name (see `dcoder presets`) or a YAML file.")
+        str,
+        typer.Option(
+            "--preset", help="A preset's name (see `dcoder presets`) or a YAML file; a resumed run keeps its own."
+        ),
     ] = "cpu-tiny",
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file with keys of this stage; wins over the preset.")
@@ -48,9 +51,9 @@ def train_stage(
 
     number = stage_number(stage)
     recorded = _recorded(out) if resume else {}
-    if recorded and recorded["stage"] != number:
+    if recorded and recorded.get("stage") != number:
         raise UserError(
-            f"run folder {str(out)!r} holds stage {recorded['stage']}, not {number}; resume it with that stage"
+            f"run folder {str(out)!r} holds stage {recorded.get('stage')}, not {number}; resume it with that stage"
         )
     layers: list[dict[str, Any]] = (
         [recorded["config"]] if recorded else [presets.load(preset).get(f"stage{number}", {})]

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import unit_work
+from helpers import make_model, make_tokenizer
 
+from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.benchmarks import claims, desk
 from dcoder_cli.benchmarks.claims import CLAIMS, Claim, check, choose, roles_of
 from dcoder_cli.benchmarks.desk import Desk
-from dcoder_cli.benchmarks.family import ROLES, STARTS, given, parts, trained
+from dcoder_cli.benchmarks.family import ROLES, STARTS, given, parts, train_part, trained
 from dcoder_cli.benchmarks.measures import Settings, at_desk_size
-from dcoder_cli.benchmarks.reproduce import reproduce
+from dcoder_cli.benchmarks.parallel import run_units
+from dcoder_cli.benchmarks.reproduce import _identity, reproduce
 
 
 def _families(*values: dict[str, float]) -> list[Any]:
@@ -102,6 +110,13 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         reproduce(out, CLAIMS, settings, 1, 0.5, {}, None, None, again.append)
 
 
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"  # nobody may reap it here
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 def test_parts_at_a_time_are_those_one_after_another_and_end_with_their_caller(tmp_path: Path) -> None:
     """Two seeds in two processes, killed once, and in one: the same models, but for rounding in another number of threads."""
@@ -120,7 +135,7 @@ def test_parts_at_a_time_are_those_one_after_another_and_end_with_their_caller(t
         caller.kill()
     assert len(workers) >= 2
     until = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+    while any(_runs(worker) for worker in workers):
         assert time.monotonic() < until, "a process outlives its caller"
         time.sleep(0.1)
     effects = []
@@ -157,6 +172,39 @@ def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, mo
     assert parts(ROLES) == list(STARTS)
 
 
+def test_a_failure_ends_all_processes_at_once() -> None:
+    """One is training, which takes SIGTERM for a wish; one waits for work."""
+    told: list[str] = []
+    units: dict[str, set[str]] = {"fails": set(), "trains": set(), "after": {"fails"}}
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(UserError, match="no sandbox"):
+            run_units(units, partial(unit_work.work, folder), 2, told.append)
+        assert told == ["trains", "fails"], "and what needed it did not run"
+        Path(folder, "trains").unlink()
+        with pytest.raises(WorkFailed, match="a family's process was killed"):
+            run_units(
+                {"killed": set(), "trains": set(), "idle": set()}, partial(unit_work.work, folder), 3, told.append
+            )
+    assert not multiprocessing.active_children()
+
+
+def test_a_folder_that_was_moved_is_gone_on_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Desk, "new_model", lambda desk, _: desk.out / "models" / "random")
+    monkeypatch.chdir(tmp_path)
+    assert train_part(Path("out"), 0, "random", 1.0, print) == Path("out/seed-0/models/random")
+    Path("out").rename("other")
+    assert train_part(tmp_path / "other", 0, "random", 1.0, print) == tmp_path / "other/seed-0/models/random"
+
+
+def test_a_checkpoint_that_moved_on_is_not_the_one_that_was_measured(tmp_path: Path) -> None:
+    make_model(tmp_path / "model", tokenizer=make_tokenizer())
+    before = _identity(str(tmp_path / "model"))
+    assert _identity(str(tmp_path / "model")) == before
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    os.utime(weights, ns=(1, 1))
+    assert _identity(str(tmp_path / "model")) != before
+
+
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     def dcoder(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "dcoder_cli", *arguments], capture_output=True, text=True)
@@ -170,6 +218,12 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--task", "humaneval"], "asks for real checkpoints"),
         (["reproduce", "--model", "sft=y", "--seeds", "2"], "leave them out with --model"),
         (["reproduce", "--jobs", "0", "--out", str(tmp_path / "o")], "--jobs 0 must be at least 1"),
+        (["reproduce", "--limit", "0", "--out", str(tmp_path / "o")], "--limit 0 must be at least 1"),
+        (["reproduce", "--max-new-tokens", "1", "--out", str(tmp_path / "o")], "--max-new-tokens 1 must be at least 2"),
+        (["reproduce", "--max-new-tokens", "400", "--out", str(tmp_path / "o")], "leaves no room for the questions"),
+        (["reproduce", "--data", "x.jsonl", "--out", str(tmp_path / "o")], "leave --data out"),
+        (["reproduce", "--effort", "nan", "--out", str(tmp_path / "o")], "--effort nan a number above 0"),
+        (["reproduce", "--model", "sft=./y", "--out", str(tmp_path / "o")], "is no folder here"),
         (["reproduce", "--foo"], "No such option: --foo"),
         (["reproduc"], "No such command 'reproduc'"),
         (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),

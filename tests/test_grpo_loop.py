@@ -75,6 +75,10 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     ):  # fmt: skip
         assert words in refused(*base, *model, *data, "--set", setting)
     assert "nothing to resume" in refused(*base, "--resume")
+    lab = [*base, *model, *data, "--measure-variance"]
+    assert "--draws 4 is of --measure-variance" in refused(*base, *model, *data, "--draws", "4")
+    assert "--estimator does not go with --measure-variance" in refused(*lab, "--estimator", "coupled")
+    assert "--resume does not go with --measure-variance" in refused(*lab, "--resume")
     assert not (tmp_path / "run").exists()
 
 
@@ -178,6 +182,28 @@ def test_the_first_step_of_a_run_has_ratio_1_and_kl_0(place: Path, tmp_path: Pat
     first, second = [line for line in lines if "reward" in line]
     assert first["ratio"] == 1.0 and first["kl"] == 0.0 and first["grad_norm"] > 0
     assert second["ratio"] == 1.0 and second["kl"] > 0.0
+
+
+def test_the_reference_is_the_policy_again_after_every_sync(place: Path, tmp_path: Path) -> None:
+    kl = {}
+    for sync in (0, 1, 2):
+        run = tmp_path / str(sync)
+        changes = ["--set=steps=4", "--set=inner_iterations=1", f"--set=reference_sync={sync}"]
+        dcoder(*common(place, run), *changes, cwd=place)
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        kl[sync] = [line["kl"] > 0.0 for line in lines if "kl" in line]
+    assert kl == {0: [False, True, True, True], 1: [False] * 4, 2: [False, True, False, True]}
+
+
+def test_nothing_passes_where_no_reward_knows_right_from_wrong(place: Path, tmp_path: Path) -> None:
+    """The share that passed and pass@1 would be 0, which says something untrue."""
+    done = dcoder(*common(place, tmp_path / "run"), "--set=steps=1", cwd=place)
+    assert "held-out reward 0." in done.stdout and "pass@1" not in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and not any("passed" in line or "pass@1" in line.get("heldout", {}) for line in lines)
+    from dcoder_cli.analysis.training_plot import rewards
+
+    assert rewards([line for line in lines if "reward" in line])
 
 
 def test_one_completion_stays_where_all_teach_nothing() -> None:

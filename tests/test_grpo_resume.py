@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from grpo_runs import common, make_place
-from helpers import dcoder
+from helpers import dcoder, refused
 
 from dcoder_cli import load
 
@@ -127,9 +127,45 @@ def test_a_kept_rollout_is_used_again_only_by_the_policy_that_made_it(place: Pat
     assert first["reward"] == pytest.approx(3 * json.loads(whole.splitlines()[1])["reward"])
 
 
+def test_a_reward_that_was_mended_scores_anew(place: Path, tmp_path: Path) -> None:
+    here, run = tmp_path / "here", tmp_path / "run"
+    here.mkdir()
+    (here / "reward.py").write_text(DEADLY)
+    killed([*common(place, run), "--set=samples_every=1"], here, "torch.optim AdamW step 1")
+    assert (run / "rollouts" / "step-0-1-of-1.jsonl").is_file()
+    (here / "reward.py").write_text(DEADLY.replace("/ 8", "/ 4"))
+    dcoder("grpo", "--out", run, "--resume", "--device=cpu", "--set=steps=1", cwd=here)
+    samples = [json.loads(line) for line in (run / "samples" / "step-1.jsonl").read_text().splitlines()]
+    assert all(one["rewards"]["reward:vowels"] == sum(c in "aeiou" for c in one["text"]) / 4 for one in samples)
+
+
+def test_what_a_resumed_run_cannot_change_is_refused(
+    place: Path, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    resume = ["grpo", "--out", place / "whole", "--resume", "--device=cpu", "--set=steps=8"]
+    told = refused(*resume, "--set=train_embeddings=false")
+    assert "train_embeddings = False cannot change on resuming: the run began with True" in told
+    reference = place / "whole" / "checkpoints" / "last" / "training" / "reference.pt"
+    data = reference.read_bytes()
+    try:
+        reference.write_bytes(data[:100])
+        assert "cannot be read" in refused(*resume)
+    finally:
+        reference.write_bytes(data)
+    without = tmp_path / "without"
+    dcoder(*common(place, without), "--set=kl_coef=0", "--set=steps=2", cwd=place)
+    told = refused("grpo", "--out", without, "--resume", "--device=cpu", "--set=steps=3", "--set=kl_coef=0.1")
+    assert "kl_coef = 0.1 cannot be switched on when resuming" in told
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("steps: 3\n")
+    assert "holds stage None, not 4" in refused("grpo", "--out", tmp_path / "other", "--resume")
+    assert (place / "whole" / "metrics.jsonl").read_text() == whole
+
+
 def test_two_processes_take_the_step_of_one(place: Path, tmp_path: Path) -> None:
     """Two updates on one rollout: metrics and every weight. Later rollouts may part where rounding decides a draw."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29571", "-m"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     for name, before in (("one", [sys.executable, "-m"]), ("two", launch)):
         command = [*before, "dcoder_cli", *map(str, common(place, tmp_path / name)), "--set=steps=1"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)

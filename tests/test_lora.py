@@ -339,7 +339,7 @@ def test_two_processes_give_the_numbers_of_one(place: Path, run: dict[str, Any],
     settings = [
         f"--set={key}={json.dumps(value)}" for key, value in {**GRPO, "inner_iterations": 2, "steps": 3}.items()
     ]
-    launch = ["torch.distributed.run", "--master_port", "29541", "--nproc_per_node", "2", "-m", "dcoder_cli", "grpo"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dcoder_cli", "grpo"]
     paths = ["--model", place / "model", "--data", place / "data", "--out", tmp_path / "two", "--device=cpu"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, *map(str, paths), *settings, "--reward=reward:vowels=1"],

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from dcoder_cli.commands.quickstart import _show
+from helpers import refused
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import desk, quickstart
+from dcoder_cli.execution import judge
 
 
 def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +35,27 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
     assert page.count("<img") == 5 and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
     with pytest.raises(UserError, match="exists already"):
         quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
+    with pytest.raises(UserError, match="--effort nan must be a number above 0"):
+        quickstart.quickstart(out, seed=0, effort=float("nan"), announce=heard.append, force=True)
+    monkeypatch.setattr(judge.sandbox, "best_tier", lambda: "C")
+    with pytest.raises(UserError, match="give --unsafe-exec"):
+        quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append, force=True)
+    assert (out / "report.html").is_file(), "what is refused removes nothing"
+
+
+@pytest.mark.parametrize(("score", "told"), [(0.0, True), (0.44, False)])
+def test_a_seed_that_learned_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], score: float, told: bool
+) -> None:
+    outcome = quickstart.Outcome([], [], {"stage 3 pass@1": score}, 1.0, tmp_path / "model")
+    _show(outcome, tmp_path)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("Give more --effort, or another --seed." in shown) == told and "dcoder generate" in shown
+
+
+def test_force_replaces_nothing_but_a_quickstart(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("x")
+    told = refused("quickstart", "--out", tmp_path / "precious", "--force", "--effort", "0.003")
+    assert "is not empty and not of a quickstart" in told and (tmp_path / "precious" / "thesis.tex").is_file()
+    assert "is a file" in refused("quickstart", "--out", tmp_path / "precious" / "thesis.tex", "--force")

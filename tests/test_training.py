@@ -151,7 +151,7 @@ def test_two_processes_give_the_losses_of_one(place: Path, tmp_path: Path, launc
         "--set=anneal_steps=10",
     ]
     dcoder(*common, "--device", "cpu", "--out", tmp_path / "one")
-    launch = ["torch.distributed.run", "--master_port", "29533", "--nproc_per_node", "2"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     if launcher == "accelerate":  # without --multi_gpu it starts CPU processes through MPI only
         launch = [
             "accelerate.commands.launch",

@@ -44,7 +44,8 @@ def rewards(rows: Sequence[Mapping[str, Any]]) -> Any:
     for index, (name, label) in enumerate(
         (("passed", "samples that pass"), ("flat_groups", "groups without variance"))
     ):
-        _curve(second, steps, [row[name] for row in rows], index + 1, label)
+        if all(name in row for row in rows):  # nothing passes or fails where no reward says so
+            _curve(second, steps, [row[name] for row in rows], index + 1, label)
     second.set(xlabel="step", ylabel="share", ylim=(-0.03, 1.03))
     second.legend()
     _curve(third, steps, [row["entropy"] for row in rows], 3, "entropy")

@@ -65,6 +65,7 @@ class Desk:
         shared: another desk's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
         quiet: no progress bars, for one of several desks at work.
         again: what to do after a stop, for its message.
+        unsafe: agree to run model-written code without a sandbox where none holds.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Desk:
         shared: Path | None = None,
         quiet: bool = False,
         again: str = "start again with --force",
+        unsafe: bool = False,
     ) -> None:
         self.out, self.seed, self.effort, self.announce, self.quiet = out, seed, effort, announce, quiet
-        self.source, self.again = shared or out, again
+        self.source, self.again, self.unsafe = shared or out, again, unsafe
         self.preset = presets.load("cpu-tiny")
         self.steps: list[Step] = []
 
@@ -252,6 +254,7 @@ class Desk:
                 config,
                 quiet=self.quiet,
                 on_step=lambda _s, _t, metrics: passed.append(metrics["passed"]),
+                unsafe=self.unsafe,
             )
             if result.stopped == "asked":
                 raise WorkFailed(f"stopped in stage 4; {self.again}")

@@ -12,17 +12,19 @@ from pathlib import Path
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks.desk import Announce, Desk
+from dcoder_cli.model.sizes import SIZES
 
 # What each role is; the names are also the options of `dcoder reproduce`.
 ROLES = {
     "adapted": "diffusion model adapted from an AR model, before instruction tuning",
-    "scratch": "diffusion model from random weights, at the same tokens as `adapted`",
+    "scratch": "diffusion model from random weights, at the same diffusion training as `adapted`",
     "sft": "`adapted`, instruction-tuned (stage 3)",
     "scratch-sft": "`scratch`, instruction-tuned",
     "grpo": "`sft` after coupled-GRPO",
     "grpo-full-mask": "`sft` after GRPO with the full-mask estimator, at the same steps",
     "grpo-decoupled": "`sft` after GRPO with the decoupled estimator, at the same steps",
 }
+CONTEXT = SIZES["tiny"].context  # of the models that are trained here
 RANDOM = "random"  # the weights that a family's AR model and its `scratch` start from
 # The parts that a family is trained in, one a role, and what each starts from.
 STARTS: dict[str, str | None] = {
@@ -89,31 +91,39 @@ def parts(roles: Iterable[str]) -> list[str]:
 
 
 def trained(
-    out: Path, seed: int, effort: float, announce: Announce, quiet: bool = False, roles: Iterable[str] = ROLES
+    out: Path,
+    seed: int,
+    effort: float,
+    announce: Announce,
+    quiet: bool = False,
+    roles: Iterable[str] = ROLES,
+    unsafe: bool = False,
 ) -> Family:
     """Train a family's `roles` at desk size into `out`/seed-N, on what `prepare` made.
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
-    models = {part: str(train_part(out, seed, part, effort, announce, quiet)) for part in parts(roles)}
+    models = {part: str(train_part(out, seed, part, effort, announce, quiet, unsafe)) for part in parts(roles)}
     models.pop(RANDOM, None)
     data = _shared(out) / "data"
     return Family(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
 
 
-def train_part(out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False) -> Path:
+def train_part(
+    out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False, unsafe: bool = False
+) -> Path:
     """One of `parts` of a family, once what it starts from is there. Several may run at the same time."""
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
     again = "run the same command again to go on"
-    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again)
+    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe)
 
     def stage(number: int, model: Path, data: str, name: str) -> Path:
         return record.once(f"runs/{name}", lambda: desk.stage(number, model, data, "", name))
 
     if part == RANDOM:
         return record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
-    start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet)
+    start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet, unsafe)
     if part in ("adapted", "scratch"):
         source = "from-ar" if part == "adapted" else "from-random"
         if part == "adapted":
@@ -141,7 +151,7 @@ class _Record:
         self.folder, self.path = folder, folder / "family.json"
 
     def made(self) -> dict[str, str]:
-        """What is finished."""
+        """What is finished, by paths within the folder, which may be moved."""
         known: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         return known
 
@@ -149,7 +159,7 @@ class _Record:
         """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""
         known = self.made()
         if name in known:
-            return Path(known[name])
+            return self.folder / known[name]
         place = self.folder / name
         if place.is_dir():
             shutil.rmtree(place)
@@ -157,5 +167,5 @@ class _Record:
         path = make() or place
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            write_json(self.path, {**self.made(), name: str(path)})
+            write_json(self.path, {**self.made(), name: str(path.relative_to(self.folder))})
         return path

@@ -188,7 +188,15 @@ class Measures:
             GrpoConfig,
             {"seed": self.family.seed, "rollout": {**rollout, "mode": "fast", "batch_size": settings.batch_size}},
         )
-        lab = measure(self.family.models[role], self.family.rl, config, draws=LAB_DRAWS, pairs=(1,), gradients=False)
+        lab = measure(
+            self.family.models[role],
+            self.family.rl,
+            config,
+            draws=LAB_DRAWS,
+            pairs=(1,),
+            gradients=False,
+            unsafe=self.unsafe,
+        )
         return {row.estimator: row.bias**2 + row.variance for row in lab.rows}
 
     def _sink(self, role: str) -> Values:
@@ -207,8 +215,30 @@ class Measures:
         return result
 
 
+def check_settings(settings: Settings, context: int | None) -> None:
+    """Refuse now what the measurements would refuse after the training.
+
+    Args:
+        context: of the models that will be trained; None where they are given.
+
+    Raises:
+        UserError: no such benchmark or data, or settings that the sampler or a measurement refuses.
+    """
+    from dcoder_cli.benchmarks import suites
+    from dcoder_cli.diffusion.requests import Settings as Sampling
+
+    suites.load(settings.task, None, settings.data, settings.limit)
+    length, steps = settings.max_new_tokens, settings.steps
+    if length < 2:
+        raise UserError(f"--max-new-tokens {length} must be at least 2: the claims halve the steps of an answer")
+    if context is not None and length > context // 2:
+        raise UserError(f"--max-new-tokens {length} leaves no room for the questions; use {context // 2} or fewer")
+    Sampling(max_new_tokens=length, steps=steps, rule=settings.rule, temperature=settings.cold, top_p=settings.top_p)
+    Sampling(max_new_tokens=length, steps=(steps or length) // 2, rule=settings.rule, temperature=settings.hot)
+
+
 def at_desk_size(settings: Settings) -> Settings:
     """The settings at desk size: 105 micro tasks, 40 tokens, temperature 1 where the samples should differ; ours."""
     if settings.task != "micro":
         raise UserError(f"--task {settings.task} asks for real checkpoints; name them with --model ROLE=PATH")
-    return replace(settings, limit=settings.limit or 105, max_new_tokens=40, hot=1.0)
+    return replace(settings, limit=105 if settings.limit is None else settings.limit, max_new_tokens=40, hot=1.0)

@@ -33,11 +33,17 @@ class MicroScore:
 
 
 def score(
-    model: Model, tasks: Sequence[MicroTask], settings: Mapping[str, Any], seed: int, n: int = 1, batch_size: int = 64
+    model: Model,
+    tasks: Sequence[MicroTask],
+    settings: Mapping[str, Any],
+    seed: int,
+    n: int = 1,
+    batch_size: int = 64,
+    unsafe: bool = False,
 ) -> MicroScore:
     """`n` samples a task; judging runs while the next batch is decoded. `settings` are the sampler's."""
     by_id = {f"{task.task_id} {sample}": task for task in tasks for sample in range(n)}
-    with Judge() as judge:
+    with Judge(unsafe=unsafe) as judge:
         pending: dict[str, Any] = {}
 
         def submit(trajectory: Trajectory) -> None:

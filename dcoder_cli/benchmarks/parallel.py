@@ -7,13 +7,15 @@ Each process leaves its checkpoints and measurements in its family's folder, whe
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.machine import cores
@@ -23,6 +25,7 @@ from dcoder_cli.benchmarks.measures import Measures, Settings
 
 MOST = 3  # parts of a family that can run at a time: stage 4 with three estimators
 _MEASURE = "measure"
+_Unit = TypeVar("_Unit", bound=Hashable)
 
 
 def train_and_measure(
@@ -37,48 +40,71 @@ def train_and_measure(
 ) -> None:
     """Fill the folders of families 0 .. seeds - 1: checkpoints, and what the claims need measured.
 
-    Spawns processes, so a program that calls this needs the usual `if __name__ == "__main__"` guard.
-
     Raises:
         UserError, WorkFailed: what a family raised.
         WorkFailed: a process was killed.
+    """
+    roles = roles_of(claims)
+    needs = {part: {start} if (start := STARTS[part]) else set() for part in parts(roles)}
+    needs[_MEASURE] = set(needs)
+    units = {(seed, unit): {(seed, other) for other in needs[unit]} for seed in range(seeds) for unit in needs}
+    work = partial(_family_unit, out, effort, tuple(claim.name for claim in claims), settings, unsafe)
+    run_units(units, work, jobs, announce)
+
+
+def run_units(
+    units: Mapping[_Unit, Set[_Unit]],
+    work: Callable[[_Unit, Callable[[str], None]], None],
+    jobs: int,
+    announce: Callable[[str], None],
+) -> None:
+    """Call `work(unit, tell)` for every unit, each after those it needs, in up to `jobs` processes.
+
+    Spawns processes, so a program that calls this needs the usual `if __name__ == "__main__"` guard. The first failure
+    ends all of them at once.
+
+    Args:
+        units: unit -> the units it needs; the first that can run is run first.
+        work: a function that can be pickled; what it tells is announced here.
+
+    Raises:
+        WorkFailed: a process was killed. Else what a unit raised.
     """
     context = get_context("spawn")
     lines = context.SimpleQueue()
     executor = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_begin, initargs=(max(1, cores() // jobs), lines)
     )
+    processes = executor._processes
+    waiting, finished = list(units), set[_Unit]()
+    running: dict[Future[None], _Unit] = {}
     try:
-        roles = roles_of(claims)
-        needs = {part: {start} if (start := STARTS[part]) else set() for part in parts(roles)}
-        needs[_MEASURE] = set(needs)
-        names = [claim.name for claim in claims]
-        waiting = [(seed, unit) for seed in range(seeds) for unit in needs]
-        finished: set[tuple[int, str]] = set()
-        running: dict[Future[None], tuple[int, str]] = {}
         while waiting or running:
-            ready = [(seed, unit) for seed, unit in waiting if finished >= {(seed, need) for need in needs[unit]}]
-            for seed, unit in ready[: jobs - len(running)]:
-                waiting.remove((seed, unit))
-                future = executor.submit(_one, out, seed, unit, effort, names, settings, unsafe)
-                running[future] = (seed, unit)
+            ready = [unit for unit in waiting if units[unit] <= finished]
+            for unit in ready[: jobs - len(running)]:
+                waiting.remove(unit)
+                running[executor.submit(_call, work, unit)] = unit
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             while not lines.empty():
                 announce(lines.get())
             for future in done:
                 future.result()
                 finished.add(running.pop(future))
-    except BrokenProcessPool:
-        raise WorkFailed(
-            "a family's process was killed, most likely for memory; run the same command again to go on, with fewer --jobs"
-        ) from None
-    except BaseException:
-        # The others would go on for many minutes; what they have finished is written down.
-        for process in list(executor._processes.values()):
-            process.terminate()
+    except BaseException as error:
+        # What they have finished is written down. Not SIGTERM: training only takes note of it, and a process that it
+        # ends while it waits for work leaves the queue locked for the others.
+        for process in list(processes.values()):
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkFailed(
+                "a family's process was killed, most likely for memory; run the same command again to go on, with fewer --jobs"
+            ) from None
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+_lines: Any = None
 
 
 def _begin(threads: int, lines: Any) -> None:
@@ -88,6 +114,7 @@ def _begin(threads: int, lines: Any) -> None:
     global _lines
     _lines = lines
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to act on
 
     def follow() -> None:
         caller = parent_process()
@@ -98,15 +125,25 @@ def _begin(threads: int, lines: Any) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-_lines: Any = None
+def _call(work: Callable[[_Unit, Callable[[str], None]], None], unit: _Unit) -> None:
+    work(unit, _lines.put)
 
 
-def _one(out: Path, seed: int, unit: str, effort: float, claims: list[str], settings: Settings, unsafe: bool) -> None:
-    if unit != _MEASURE:
-        train_part(out, seed, unit, effort, _lines.put, quiet=True)
+def _family_unit(
+    out: Path,
+    effort: float,
+    claims: Sequence[str],
+    settings: Settings,
+    unsafe: bool,
+    unit: tuple[int, str],
+    tell: Callable[[str], None],
+) -> None:
+    seed, part = unit
+    if part != _MEASURE:
+        train_part(out, seed, part, effort, tell, quiet=True, unsafe=unsafe)
         return
     chosen = choose(claims)
-    family = trained(out, seed, effort, _lines.put, quiet=True, roles=roles_of(chosen))
-    measures = Measures(family, settings, _lines.put, unsafe)
+    family = trained(out, seed, effort, tell, quiet=True, roles=roles_of(chosen))
+    measures = Measures(family, settings, tell, unsafe)
     for claim in chosen:
         claim.effect(measures)

@@ -16,10 +16,12 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import require_space, write_json, write_jsonl
 from dcoder_cli.benchmarks.desk import Announce, Desk, Step
 from dcoder_cli.data import micro
+from dcoder_cli.execution.judge import resolve_tier
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.measure import Series
 
+_RECORD = "quickstart.json"
 SCORED_TASKS = 105  # of the micro benchmark's 210, families in turn
 # pass@10 is sampled at stage 4's temperature (DiffuCoder fig. 6), pass@1 at the preset's 0.2. A thousand samples: fast mode.
 MANY, MANY_AT = 10, 1.0
@@ -55,7 +57,9 @@ class Outcome:
         }
 
 
-def quickstart(out: Path, seed: int, effort: float, announce: Announce, force: bool = False) -> Outcome:
+def quickstart(
+    out: Path, seed: int, effort: float, announce: Announce, force: bool = False, unsafe: bool = False
+) -> Outcome:
     """Run everything into `out`.
 
     Args:
@@ -63,24 +67,26 @@ def quickstart(out: Path, seed: int, effort: float, announce: Announce, force: b
         seed: of weights, order, noise and tasks.
         effort: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
-        force: replace `out` if it exists.
+        force: replace `out` if it is of an earlier quickstart.
+        unsafe: agree to run model-written code without a sandbox where none holds.
 
     Raises:
-        UserError: `out` exists, or there is no space.
+        UserError: `out` exists, there is no space, or no sandbox holds here.
     """
     from dcoder_cli.analysis.measure import Series
     from dcoder_cli.benchmarks.quickstart_report import write_report
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not force:
-            raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
-        shutil.rmtree(out)
-    if effort <= 0:
-        raise UserError(f"--effort {effort} must be above 0")
+    if not 0 < effort < float("inf"):
+        raise UserError(f"--effort {effort} must be a number above 0")
+    resolve_tier(unsafe=unsafe)
+    _check_out(out, force)
     require_space(out, 500 * 2**20, "quickstart")
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    write_json(out / _RECORD, {"seed": seed, "effort": effort})  # the mark that --force looks for
     began = time.perf_counter()
-    desk, scores, series = Desk(out, seed, effort, announce), dict[str, float](), list[Series]()
+    desk, scores, series = Desk(out, seed, effort, announce, unsafe=unsafe), dict[str, float](), list[Series]()
     desk.tasks()
     tokenizer = desk.tokenizer()
     desk.tokenize_code(tokenizer)
@@ -95,9 +101,20 @@ def quickstart(out: Path, seed: int, effort: float, announce: Announce, force: b
     trained = desk.grpo(tuned)
     samples = _score(desk, trained, "stage 4", scores, series)
     outcome = Outcome(desk.steps, samples, scores, time.perf_counter() - began, trained)
-    write_json(out / "quickstart.json", outcome.to_json())
+    write_json(out / _RECORD, outcome.to_json())
     write_report(out, desk.steps, scores, series)
     return outcome
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out.is_file():
+        raise UserError(f"--out {str(out)!r} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / _RECORD).is_file():
+        raise UserError(f"--out {str(out)!r} is not empty and not of a quickstart; choose another folder")
+    if not force:
+        raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
 
 
 def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]) -> list[Sample]:
@@ -111,9 +128,10 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
     with desk.step(f"score, {label}") as done:
         model = load(model_folder)
         tasks = micro.benchmark()[:SCORED_TASKS]
-        result = score(model, tasks, desk.preset["generate"], desk.seed)
+        result = score(model, tasks, desk.preset["generate"], desk.seed, unsafe=desk.unsafe)
         hot = {"max_new_tokens": desk.preset["generate"]["max_new_tokens"], "rule": desk.preset["generate"]["rule"]}
-        many = score(model, tasks, {**hot, "temperature": MANY_AT, "mode": "fast"}, desk.seed, MANY, batch_size=128)
+        hot |= {"temperature": MANY_AT, "mode": "fast"}
+        many = score(model, tasks, hot, desk.seed, MANY, batch_size=128, unsafe=desk.unsafe)
         one, ones, tens = result.pass_at(1), many.pass_at(1), many.pass_at(MANY)
         scores |= {
             f"{label} pass@1": one.mean,

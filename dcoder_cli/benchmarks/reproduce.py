@@ -17,7 +17,9 @@ from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks import family as families
 from dcoder_cli.benchmarks import parallel
 from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check, roles_of
-from dcoder_cli.benchmarks.measures import Measures, Settings
+from dcoder_cli.benchmarks.measures import Measures, Settings, check_settings
+from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.execution.judge import resolve_tier
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,34 @@ def reproduce(
         announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
         jobs: parts of families trained at a time, each in a process of its own (see parallel.py); None = one for each
-            core. What is trained does not depend on it.
+            core. What is trained does not depend on it, but for rounding in another number of threads.
 
     Raises:
         UserError: wrong input.
     """
     began = time.perf_counter()
-    if seeds < 1 or effort <= 0:
-        raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} above 0")
+    if seeds < 1 or not 0 < effort < float("inf"):
+        raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
-    asked = {
-        "settings": vars(settings), "models": models, "effort": effort, "pretrain": pretrain, "rl": rl,
-    }  # fmt: skip
     made = [families.given(models, pretrain, rl, out)] if models else []
+    check_settings(settings, context=None if models else families.CONTEXT)
+    for folder in filter(None, (pretrain, rl)):
+        read_manifest(folder)
+    if any(claim.judged for claim in claims):
+        resolve_tier(unsafe=unsafe)
+    asked = {
+        "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
+        "effort": effort, "pretrain": pretrain, "rl": rl,
+    }  # fmt: skip
     _same_call(out, asked)
     if not models:
         families.prepare(out, effort, announce)
         count = min(cores() if jobs is None else jobs, parallel.MOST * seeds)
         if count > 1:
             parallel.train_and_measure(out, seeds, effort, claims, settings, unsafe, count, announce)
-        made = [families.trained(out, seed, effort, announce, roles=roles_of(claims)) for seed in range(seeds)]
+        roles = roles_of(claims)
+        made = [families.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     findings = [check(claim, measures) for claim in claims]
     outcome = Outcome(
@@ -103,6 +112,19 @@ def reproduce(
     write_json(out / "reproduce.json", outcome.to_json())
     _report(out, outcome, made)
     return outcome
+
+
+def _identity(name: str) -> str:
+    """A checkpoint's folder and its weights as they are now: `last` moves on, and its old scores are not the new ones.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    from dcoder_cli.model.checkpoint import find, weight_files
+
+    folder = find(name).resolve()
+    written = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weight_files(folder)]
+    return f"{folder}: {', '.join(written)}"
 
 
 def _same_call(out: Path, asked: dict[str, Any]) -> None:

@@ -77,6 +77,7 @@ def train(
     quiet: bool = False,
     monitor: Monitor | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+    unsafe: bool = False,
 ) -> Result:
     """Run stage 4 in a run folder.
 
@@ -87,6 +88,7 @@ def train(
         config: see GrpoConfig.
         monitor: more numbers to log about the rollouts' trajectories (their AR-ness, say).
         on_step: called with (step, total, metrics) on the first process.
+        unsafe: agree to run model-written code without a sandbox where none holds.
 
     Raises:
         UserError: anything wrong with the input, before the first rollout.
@@ -98,7 +100,7 @@ def train(
     check_sampling(config)
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
-    with Judge() if "code" in config.rewards else nullcontext() as judge:
+    with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
         rewarder = Rewarder(config.rewards, judge)
         probe(rewarder, prompts[0])
         accelerator = setup.make_accelerator(config.precision, device, track, run.path)
@@ -164,9 +166,11 @@ def _loop(
     if start:
         state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
         if reference is not None and copied:
-            reference.load_state_dict(
-                torch.load(run.checkpoint(start) / "training" / "reference.pt", weights_only=True)
-            )
+            _load_reference(reference, run.checkpoint(start) / "training" / "reference.pt", config.kl_coef)
+    record = {
+        "stage": 4, "model": model.name, "data": str(data), "config": to_dict(config),
+        "reward_sources": this.rewarder.sources(),
+    }  # fmt: skip
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.make()
@@ -174,8 +178,8 @@ def _loop(
             (run.path / name).mkdir(exist_ok=True)
         if resume:
             run.cut_after(start)
-            forget_rollouts(run.path / "rollouts", start if _same_rollouts(run, config) else None)
-        run.write_config({"stage": 4, "model": model.name, "data": str(data), "config": to_dict(config)})
+            forget_rollouts(run.path / "rollouts", start if _same_rollouts(run, record) else None)
+        run.write_config(record)
     accelerator.wait_for_everyone()
     if track is not None:
         accelerator.init_trackers("dcoder", config={"stage": 4})
@@ -287,7 +291,8 @@ def _loop(
                     )
             if track is not None:
                 accelerator.log(metrics, step=step)
-            bar.advance(1, f"reward {metrics['reward']:.3f}  passed {metrics['passed']:.0%}  kl {metrics['kl']:.4f}")
+            passed = f"  passed {metrics['passed']:.0%}" if "passed" in metrics else ""
+            bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}")
             if on_step is not None and accelerator.is_main_process:
                 on_step(step, total_steps, metrics)
             # 5. Evaluate, stop, checkpoint.
@@ -318,10 +323,16 @@ def _has_heldout(data: str) -> bool:
     return any(entry["split"] == "heldout" for entry in read_manifest(data)["files"])
 
 
-def _same_rollouts(run: RunFolder, config: GrpoConfig) -> bool:
-    """Whether the run samples and scores as it did before: a resumed run may have been given other settings."""
-    before, now = run.config().get("config", {}), to_dict(config)
-    return all(before.get(name) == now[name] for name in _OF_ROLLOUTS)
+def _same_rollouts(run: RunFolder, record: dict[str, Any]) -> bool:
+    """Whether the run samples and scores as it did before: a resumed run may have been given other settings or data.
+
+    `record` is what the run folder will note of it. A user's own reward may have been mended under the same name.
+    """
+    before = run.config()
+    parts = ("model", "data", "reward_sources")
+    return all(before.get(name) == record[name] for name in parts) and all(
+        before.get("config", {}).get(name) == record["config"][name] for name in _OF_ROLLOUTS
+    )
 
 
 def _reference(model: Model, config: GrpoConfig) -> EntryLogProbs | None:
@@ -331,6 +342,20 @@ def _reference(model: Model, config: GrpoConfig) -> EntryLogProbs | None:
     if config.lora is not None:
         return EntryLogProbs(model)
     return EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval()
+
+
+def _load_reference(reference: EntryLogProbs, file: Path, kl_coef: float) -> None:
+    if not file.is_file():
+        raise UserError(
+            f"kl_coef = {kl_coef} cannot be switched on when resuming: this run began without a reference, and its checkpoints "
+            "hold none; keep kl_coef = 0 or start a new run"
+        )
+    try:
+        reference.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise UserError(
+            f"reference {str(file)!r} cannot be read ({type(error).__name__}); remove {str(file.parent.parent)!r} to resume from the checkpoint before"
+        ) from None
 
 
 def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:

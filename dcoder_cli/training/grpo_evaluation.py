@@ -10,7 +10,7 @@ import torch
 from dcoder_cli.diffusion.sampler import generate
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.rewards import Rewarder
+from dcoder_cli.training.rewards import Rewarder, says_passed
 
 TEMPERATURE, TOP_P = 0.2, 0.95  # DiffuCoder B.2
 _SEED = 1234  # the same samples' draws in every evaluation, so that they compare
@@ -24,7 +24,7 @@ def evaluate(
     config: GrpoConfig,
     rewarder: Rewarder,
 ) -> dict[str, float]:
-    """pass@1, mean reward and their count over the first `evaluate_prompts` held-out prompts."""
+    """Mean reward, their count, and pass@1 where a reward says so, over the first `evaluate_prompts` held-out prompts."""
     count = min(config.evaluate_prompts, len(prompts))
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     model.eval()
@@ -56,4 +56,5 @@ def evaluate(
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").double().cpu()
     total = max(1.0, float(sums[2]))
-    return {"pass@1": float(sums[0]) / total, "reward": float(sums[1]) / total, "prompts": int(sums[2])}
+    passed = {"pass@1": float(sums[0]) / total} if says_passed(config.rewards) else {}
+    return {**passed, "reward": float(sums[1]) / total, "prompts": int(sums[2])}

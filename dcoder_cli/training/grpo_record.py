@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcoder_cli.diffusion.trajectory import Trajectory
 from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.rewards import says_passed
 from dcoder_cli.training.rollouts import Rollout
 
 Monitor = Callable[[Sequence[Trajectory]], dict[str, float]]
@@ -31,7 +32,7 @@ def step_metrics(
     """
     updates = completions * config.inner_iterations
     moments = _moments(rollouts)
-    shares = _shares(rollouts, config.group_size)
+    shares = _shares(rollouts, config)
     if monitor is not None:
         shares.update(monitor([item.trajectory for item in rollouts]))
     moments_K3 = torch.tensor(list(moments.values()), dtype=torch.float64)
@@ -72,17 +73,18 @@ def _moments(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, float, int]]
     return result
 
 
-def _shares(rollouts: Sequence[Rollout], group: int) -> dict[str, float]:
+def _shares(rollouts: Sequence[Rollout], config: GrpoConfig) -> dict[str, float]:
     """Means over completions: what the judge said, length, unfinished share, entropy; and the share of flat groups."""
     count = len(rollouts)
     scored = [value for item in rollouts for value in item.trajectory.entropy[: item.completion.scored]]
+    passed = sum(item.reward.status == "passed" for item in rollouts) / count
     return {
-        "passed": sum(item.reward.status == "passed" for item in rollouts) / count,
+        **({"passed": passed} if says_passed(config.rewards) else {}),
         "judge_trouble": sum(math.isnan(item.reward.total) for item in rollouts) / count,
         "length": sum(item.completion.scored for item in rollouts) / count,
         "unfinished": sum(not item.trajectory.settings["finished"] for item in rollouts) / count,
         "entropy": sum(scored) / max(1, len(scored)),
-        "flat_groups": flat_groups(rollouts, group),
+        "flat_groups": flat_groups(rollouts, config.group_size),
     }
 
 

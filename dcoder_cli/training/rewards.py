@@ -5,6 +5,7 @@ A reward is a number for the text up to the first end of turn, the same text the
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import math
@@ -72,6 +73,16 @@ class Rewarder:
             if not math.isfinite(weight):
                 raise UserError(f"reward {name!r} has the weight {weight}; give a finite number")
 
+    def sources(self) -> dict[str, str | None]:
+        """For each function of the user's own, the SHA-256 of the file that holds it; None where it is in none."""
+        files = {
+            name: getattr(inspect.getmodule(function), "__file__", None) for name, function in self.functions.items()
+        }
+        return {
+            name: hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
+            for name, file in files.items()
+        }
+
     def submit(self, prompt: Mapping[str, Any], text: str) -> Pending:
         """Start scoring a completion of a prompt record (`entry_point`, `tests`, `answer`, as the reward needs).
 
@@ -108,6 +119,11 @@ class Rewarder:
             status = verdict.status
             parts["code"] = math.nan if status == "infrastructure" else verdict.share
         return Reward(sum(self.weights[name] * value for name, value in parts.items()), parts, status)
+
+
+def says_passed(weights: Mapping[str, float]) -> bool:
+    """Whether one of the rewards knows right from wrong; without, no completion has passed and none has failed."""
+    return "code" in weights or "math" in weights
 
 
 def problem_of(prompt: Mapping[str, Any]) -> Problem:

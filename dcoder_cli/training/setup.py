@@ -70,9 +70,12 @@ def load_model(
         UserError: the model or its adapter cannot be read, or the stage cannot train it with LoRA.
     """
     if resume:
-        began, now = run.config()["config"].get("lora"), to_dict(config)["lora"]
-        if began != now:
-            raise UserError(f"lora = {now} cannot change on resuming: the run began with {began}; leave it out")
+        before, now = run.config()["config"], to_dict(config)
+        for key in ("lora", "train_embeddings"):  # they decide which weights the optimiser knows
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{key} = {now.get(key)} cannot change on resuming: the run began with {before.get(key)}; leave it out"
+                )
     last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
         model = load(last or name, device="cpu", dtype="float32")

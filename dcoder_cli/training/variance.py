@@ -83,6 +83,7 @@ def measure(
     gradients: bool = True,
     device: str | None = None,
     announce: Callable[[str], None] = lambda _: None,
+    unsafe: bool = False,
 ) -> Lab:
     """Roll out, then estimate with every estimator.
 
@@ -93,6 +94,7 @@ def measure(
         prompts: groups measured.
         pairs: lambdas.
         gradients: measure the loss' gradients too, at the first lambda, on groups whose rewards differ.
+        unsafe: agree to run model-written code without a sandbox where none holds.
 
     Raises:
         UserError: wrong input, or every group has equal rewards.
@@ -114,7 +116,7 @@ def measure(
         raise UserError(f"stage 4 needs a diffusion model but {model_name!r} is an AR checkpoint; convert it first")
     ids = encode_prompts(model, asked, config.rollout.max_new_tokens)
     announce(f"{len(asked)} x {config.group_size} rollouts")
-    judge = Judge() if "code" in config.rewards else None
+    judge = Judge(unsafe=unsafe) if "code" in config.rewards else None
     try:
         rollouts = roll_out(model, asked, ids, 0, 0, config, Rewarder(config.rewards, judge))
     finally:
