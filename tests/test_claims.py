@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -172,8 +173,14 @@ def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, mo
     assert parts(ROLES) == list(STARTS)
 
 
+def _too_long(*_: object) -> None:
+    raise AssertionError("the processes do not end")
+
+
 def test_a_failure_ends_all_processes_at_once() -> None:
     """One is training, which takes SIGTERM for a wish; one waits for work."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(60)  # what went wrong here once was a wait without end
     told: list[str] = []
     units: dict[str, set[str]] = {"fails": set(), "trains": set(), "after": {"fails"}}
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +192,7 @@ def test_a_failure_ends_all_processes_at_once() -> None:
             run_units(
                 {"killed": set(), "trains": set(), "idle": set()}, partial(unit_work.work, folder), 3, told.append
             )
+    signal.alarm(0)
     assert not multiprocessing.active_children()
 
 
