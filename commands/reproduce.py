@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import UserError, WorkFailed
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -72,10 +72,13 @@ def reproduce(
         settings = replace(settings, hot=1.0)
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
-    result = run(
-        out, choose(claim or []), settings, 3 if seeds is None else seeds, 1.0 if effort is None else effort, models, pretrain, rl,
-        (lambda _: None) if json else console.note, unsafe_exec, jobs,
-    )  # fmt: skip
+    try:
+        result = run(
+            out, choose(claim or []), settings, 3 if seeds is None else seeds, 1.0 if effort is None else effort, models, pretrain, rl,
+            (lambda _: None) if json else console.note, unsafe_exec, jobs,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise WorkFailed("stopped; run the same command again to go on") from None
     if json:
         console.emit_json(result.to_json())
         return

@@ -241,6 +241,22 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dcoder_cli.main import main
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dcoder_cli.benchmarks.reproduce.reproduce", stopped)
+    monkeypatch.setattr(sys, "argv", ["dcoder", "reproduce", "--out", str(tmp_path / "r")])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "error: stopped; run the same command again to go on\n"
+
+
 def test_names_choose_claims_and_roles(tmp_path: Path) -> None:
     assert choose([]) == CLAIMS and [claim.name for claim in choose(["grpo"])] == ["grpo"]
     assert given({"sft": "m"}, None, None, tmp_path).models == {"sft": "m"}
