@@ -232,6 +232,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--data", "x.jsonl", "--out", str(tmp_path / "o")], "leave --data out"),
         (["reproduce", "--effort", "nan", "--out", str(tmp_path / "o")], "--effort nan a number above 0"),
         (["reproduce", "--model", "sft=./y", "--out", str(tmp_path / "o")], "is no folder here"),
+        (["reproduce", "--seeds", "10000000", "--out", str(tmp_path / "o")], "no space left for 10000000 families"),
         (["reproduce", "--foo"], "No such option: --foo"),
         (["reproduc"], "No such command 'reproduc'"),
         (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),

@@ -33,7 +33,7 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(f"<h2>{name}</h2>" in page for name in ("What was done", "Training", "Scores", "AR-ness", "Replay"))
     assert page.count("<img") == 5 and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already holds a quickstart"):
         quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
     with pytest.raises(UserError, match="--effort nan must be a number above 0"):
         quickstart.quickstart(out, seed=0, effort=float("nan"), announce=heard.append, force=True)
@@ -57,5 +57,5 @@ def test_force_replaces_nothing_but_a_quickstart(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
     told = refused("quickstart", "--out", tmp_path / "precious", "--force", "--effort", "0.003")
-    assert "is not empty and not of a quickstart" in told and (tmp_path / "precious" / "thesis.tex").is_file()
+    assert "is not empty and does not hold a quickstart" in told and (tmp_path / "precious" / "thesis.tex").is_file()
     assert "is a file" in refused("quickstart", "--out", tmp_path / "precious" / "thesis.tex", "--force")

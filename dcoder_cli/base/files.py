@@ -64,6 +64,25 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
+    """Raises UserError where a command would destroy something of the user's in `out`.
+
+    Args:
+        out: the folder that will be made.
+        force: replace it if it is of the same command.
+        mark: the file by which that is known.
+        what: what such a folder holds, for the messages.
+    """
+    if out.is_file():
+        raise UserError(f"--out {str(out)!r} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / mark).is_file():
+        raise UserError(f"--out {str(out)!r} is not empty and does not hold {what}; choose another --out")
+    if not force:
+        raise UserError(f"--out {str(out)!r} already holds {what}; choose another --out or give --force")
+
+
 def require_space(folder: str | Path, needed_bytes: int, what: str) -> None:
     """Raises UserError if the file system of `folder` has less than `needed_bytes` free."""
     place = Path(folder).absolute()

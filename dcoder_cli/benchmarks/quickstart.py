@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import require_space, write_json, write_jsonl
+from dcoder_cli.base.files import check_replaceable, require_space, write_json, write_jsonl
 from dcoder_cli.benchmarks.desk import Announce, Desk, Step
 from dcoder_cli.data import micro
 from dcoder_cli.execution.judge import resolve_tier
@@ -79,7 +79,7 @@ def quickstart(
     if not 0 < effort < float("inf"):
         raise UserError(f"--effort {effort} must be a number above 0")
     resolve_tier(unsafe=unsafe)
-    _check_out(out, force)
+    check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, 500 * 2**20, "quickstart")
     if out.exists():
         shutil.rmtree(out)
@@ -104,17 +104,6 @@ def quickstart(
     write_json(out / _RECORD, outcome.to_json())
     write_report(out, desk.steps, scores, series)
     return outcome
-
-
-def _check_out(out: Path, force: bool) -> None:
-    if out.is_file():
-        raise UserError(f"--out {str(out)!r} is a file; name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / _RECORD).is_file():
-        raise UserError(f"--out {str(out)!r} is not empty and not of a quickstart; choose another folder")
-    if not force:
-        raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
 
 
 def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]) -> list[Sample]:

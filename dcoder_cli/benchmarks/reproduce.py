@@ -12,7 +12,7 @@ from typing import Any
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.statistics import t_quantile
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import write_json
+from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.benchmarks import family as families
 from dcoder_cli.benchmarks import parallel
@@ -20,6 +20,8 @@ from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check, roles_of
 from dcoder_cli.benchmarks.measures import Measures, Settings, check_settings
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
+
+_SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at desk size: what all families share, and each
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def reproduce(
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
         "effort": effort, "pretrain": pretrain, "rl": rl,
     }  # fmt: skip
+    if not models and not out.exists():
+        require_space(out, (_SHARED_MIB + _FAMILY_MIB * seeds) * 2**20, f"{seeds} families")
     _same_call(out, asked)
     if not models:
         families.prepare(out, effort, announce)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import is_out_of_space, write_json
+from dcoder_cli.base.files import check_replaceable, is_out_of_space, write_json
 from dcoder_cli.data.shards import MANIFEST
 
 
@@ -68,18 +68,6 @@ class Workspace:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raises UserError where OUT holds something that a run would have to destroy."""
-    if out.is_file():
-        raise UserError(f"--out {str(out)!r} is a file; name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"--out {str(out)!r} is not empty and holds no finished data; choose another --out")
-    if not overwrite:
-        raise UserError(f"--out {str(out)!r} already holds finished data; choose another --out or give --force")
-
-
 @contextmanager
 def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
     """The workspace of OUT, locked. On a full disk the finished units stay, and the error says so.
@@ -87,7 +75,7 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
     Raises:
         UserError: OUT is in the way, another process works on it, it cannot be written, or the disk is full.
     """
-    check_out(out, overwrite)
+    check_replaceable(out, overwrite, MANIFEST, "finished data")
     workspace = Workspace(out)
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
