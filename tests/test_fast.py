@@ -238,7 +238,7 @@ def test_commit_rules_against_their_definitions(
 
     ranked = sorted(confidence, reverse=True)
     counts = [n for n in range(1, len(ranked) + 1) if (n + 1) * (1 - ranked[n - 1]) < factor]
-    chosen = commits.by_factor(order_n, confidence_n, factor).tolist()
+    chosen = commits.by_factor(order_n, order_n, confidence_n, factor).tolist()
     assert sorted((confidence[i] for i in chosen), reverse=True) == ranked[: max(counts, default=1)]
 
     for order in (order_n, torch.arange(len(confidence))):  # also an order that is not by entropy

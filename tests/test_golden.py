@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dcoder_cli import generate, load
 
@@ -61,3 +62,43 @@ def test_generations_equal_the_public_samplers(system: str, run: dict) -> None:
     sequences_BL = expected[f"{run['key']}.sequences"]
     assert [t.tokens for t in trajectories] == sequences_BL[:, -length:].tolist()
     assert [t.reveal_step for t in trajectories] == expected[f"{run['key']}.reveal_step"].tolist()
+
+
+def _tied_runs() -> list[dict]:
+    return json.loads((GOLDEN / "dream_ties_runs.json").read_text())
+
+
+def _sharp_dream(folder: Path, scale: float) -> str:
+    """The golden Dream checkpoint with its head scaled, so that top-p leaves most places one token."""
+    shutil.copytree(GOLDEN / "dream", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] * scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_generations_with_ties_equal_the_public_sampler(tmp_path: Path) -> None:
+    """Nearly every step is tied (temperature 0, top-p 0.95): equal only where ties fall as torch.topk lets them fall."""
+    expected = load_file(GOLDEN / "dream_ties_expected.safetensors")
+    prompts = load_file(GOLDEN / "dream_expected.safetensors")
+    runs = _tied_runs()
+    assert len({run["head_scale"] for run in runs}) == 1
+    model = load(_sharp_dream(tmp_path / "sharp", runs[0]["head_scale"]), device="cpu")
+    tied, steps, left = 0, 0, 0
+    for run in runs:
+        prompt_BL = prompts[f"prompt.{run['prompt']}.input_ids"]
+        mask_BL = prompts.get(f"prompt.{run['prompt']}.attention_mask", torch.ones_like(prompt_BL))
+        rows = [row[mask.bool()].tolist() for row, mask in zip(prompt_BL, mask_BL, strict=True)]
+        options = {"max_new_tokens": run["max_new_tokens"], "steps": run["steps"], "rule": run["alg"]}
+        options |= {"top_p": run["top_p"], "batch_size": len(rows)}
+        found = generate(model, rows, compat="dream", **options)
+        sequences_BL = expected[f"{run['key']}.sequences"][:, -run["max_new_tokens"] :]
+        assert [t.tokens for t in found] == sequences_BL.tolist(), run["key"]
+        assert [t.reveal_step for t in found] == expected[f"{run['key']}.reveal_step"].tolist(), run["key"]
+        others = generate(model, rows, tie_break="left", **{**options, "top_k": 50})
+        left += sum(a.reveal_step == b.reveal_step for a, b in zip(found, others, strict=True))
+        if run["prompt"] == "one":
+            tied += sum(len({s for s, by in zip(t.reveal_step, t.tied, strict=True) if by}) for t in found)
+            steps += sum(len(set(t.reveal_step)) for t in found)
+    assert left == 0  # the runs do tell tie breaks apart
+    assert (tied, steps) == (273, 285)  # as counted on the public code

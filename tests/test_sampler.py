@@ -61,14 +61,16 @@ def ar_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def reference(model: Model, prefix: list[int], suffix: list[int], asked: dict[str, Any], row: int = 0) -> list[Any]:
     """(tokens, reveal steps) of one row, computed the slow way from the documented rules."""
     want = {"steps": None, "rule": "entropy", "temperature": 0.0, "top_p": None, "top_k": None, "block_length": None,
-            "cfg_scale": 0.0, "stop_penalty": 0.0, "min_new_tokens": 0, "alg_temperature": 0.0, "seed": 0, **asked}  # fmt: skip
+            "cfg_scale": 0.0, "stop_penalty": 0.0, "min_new_tokens": 0, "alg_temperature": 0.0, "seed": 0, "tie_break": "model", **asked}  # fmt: skip
     length = want["max_new_tokens"]
     steps, block = want["steps"] or length, want["block_length"] or length
     per_block = steps // (length // block)
     tokens = [*prefix, *[model.ids.mask] * length, *suffix]
     reveal = [-1] * length
     source = generator(want["seed"], "sample", row)
+    tie_source = generator(want["seed"], "ties", row)
     for step in range(steps):
+        straws = torch.rand(length, generator=tie_source).tolist() if want["tie_break"] == "random" else []
         numbers = torch.rand(length, generator=source).tolist() if want["temperature"] > 0 else []
         ordering = want["rule"] == "random" or want["alg_temperature"] > 0
         lots = torch.rand(length, generator=source).tolist() if ordering else []
@@ -95,22 +97,37 @@ def reference(model: Model, prefix: list[int], suffix: list[int], asked: dict[st
                 while reached <= target and token < len(shares) - 1:
                     token += 1
                     reached += shares[token]
-            best = torch.sort(probabilities, descending=True).values
-            shares = probabilities.tolist()
-            if want["rule"] == "entropy":
-                score = sum(share * math.log(share + 1e-10) for share in shares)
-            elif want["rule"] == "confidence":
-                score = shares[token]
-            elif want["rule"] == "margin":
-                score = float(best[0] - best[1])
-            else:
-                score = lots[place] if want["rule"] == "random" else -float(place)
+            lot = lots[place] if lots else 0.0
+            score = sureness(want["rule"], probabilities, token, place, lot)
             if want["alg_temperature"] > 0:
                 score = score / want["alg_temperature"] - math.log(-math.log(lots[place]))
-            found.append((score, place, token))
-        for _, place, token in sorted(found, key=lambda item: (-item[0], item[1]))[:count]:
+            own = sureness(want["rule"], torch.softmax(logits.double(), dim=-1), token, place, lot)
+            straw = straws[place] if straws else 0.0
+            key = {"model": own, "left": 0.0, "right": place, "random": straw, "topk": 0.0}[want["tie_break"]]
+            found.append((score, key, place, token))
+        taken = sorted(found, key=lambda item: (-item[0], -item[1], item[2]))[:count]
+        if want["tie_break"] == "topk":
+            row_L = torch.full((len(tokens),), -math.inf)
+            for score, _, place, _ in found:
+                row_L[len(prefix) + place] = score
+            columns = torch.topk(row_L, count).indices.tolist()
+            taken = [item for column in columns for item in found if len(prefix) + item[2] == column]
+        for _, _, place, token in taken:
             tokens[len(prefix) + place], reveal[place] = token, step
     return [tokens[len(prefix) : len(prefix) + length], reveal]
+
+
+def sureness(rule: str, probabilities: torch.Tensor, token: int, place: int, lot: float) -> float:
+    """The rule's score of one candidate."""
+    shares = probabilities.tolist()
+    if rule == "entropy":
+        return sum(share * math.log(share + 1e-10) for share in shares)
+    if rule == "confidence":
+        return shares[token]
+    if rule == "margin":
+        best = sorted(shares)
+        return best[-1] - best[-2]
+    return lot if rule == "random" else -float(place)
 
 
 @torch.no_grad()

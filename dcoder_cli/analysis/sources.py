@@ -17,7 +17,7 @@ def read_trajectories(path: str | Path) -> list[Trajectory]:
 
     dcoder's form gives each new token its `reveal_step`. The short form gives the positions in decoding order:
     `{"order": [3, 0, 1, 2]}`, or a list of positions for each step, `{"order": [[0, 2], [1, 3]]}`; `id`, `prompt`,
-    `text`, `tokens`, `model` and `settings` may stand beside it. A file holds one of the two forms.
+    `text`, `tokens`, `tied`, `model` and `settings` may stand beside it. A file holds one of the two forms.
 
     Raises:
         UserError: a broken file or line; in the short form also a position that is missing, repeated or no position.
@@ -82,6 +82,7 @@ def _from_order(line: str, where: str) -> Trajectory:
         prompt_length=0,
         model=str(record.get("model", "")),
         settings=settings if isinstance(settings, dict) else {},
+        **trajectory.read_ties(record, [steps[position] for position in range(length)], where),
     )
 
 

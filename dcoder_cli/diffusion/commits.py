@@ -32,16 +32,17 @@ def above_threshold(order_n: Tensor, confidence_n: Tensor, threshold: float) -> 
     return chosen if len(chosen) else order_n[:1]
 
 
-def by_factor(order_n: Tensor, confidence_n: Tensor, factor: float) -> Tensor:
+def by_factor(order_n: Tensor, ranked_n: Tensor, confidence_n: Tensor, factor: float) -> Tensor:
     """The n most confident candidates, n the largest with (n + 1)(1 - c_n) < factor; else the first in order.
 
     c_n is the n-th largest confidence (Fast-dLLM, arXiv 2505.22618: parallel greedy decoding then agrees
-    with decoding from the joint distribution for factor = 1). Arguments as for `above_threshold`.
+    with decoding from the joint distribution for factor = 1). Arguments as for `above_threshold`, and `ranked_n`:
+    candidates by confidence, the largest first.
     """
-    ranked = torch.sort(confidence_n, descending=True, stable=True)
     numbers_n = torch.arange(1, len(confidence_n) + 1, device=confidence_n.device)
-    count = int(((numbers_n + 1) * (1 - ranked.values.double()) < factor).sum())  # the left side never falls with n
-    return ranked.indices[:count] if count else order_n[:1]
+    doubt_n = 1 - confidence_n[ranked_n].double()
+    count = int(((numbers_n + 1) * doubt_n < factor).sum())  # the left side never falls with n
+    return ranked_n[:count] if count else order_n[:1]
 
 
 def within_entropy_bound(order_n: Tensor, entropy_n: Tensor, entropy_bound: float) -> Tensor:

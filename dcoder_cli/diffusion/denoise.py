@@ -33,7 +33,9 @@ class Rows:
         attention_BL: 1 on tokens, 0 on pads; None where no row is padded.
         places: for each row the positions of its new tokens, ascending.
         masked: for each row which of its new tokens are still masks.
-        reveal, confidence, entropy: for each row and new token, as in Trajectory.
+        reveal, confidence, entropy, tied, tied_from: for each row and new token, as in Trajectory.
+        tied_since: for each row and new token the first of the latest steps through all of which it stood in a tie for
+            the row's commit; -1 where it did not stand in one at the row's last step.
         forwards: for each row the network evaluations it took part in (a guided step counts two).
         kept: for each row how many of its new tokens are its answer; fewer than all after an early stop.
     """
@@ -45,8 +47,40 @@ class Rows:
     reveal: list[list[int]]
     confidence: list[list[float]]
     entropy: list[list[float]]
+    tied: list[list[bool]]
+    tied_from: list[list[int]]
+    tied_since: list[Tensor]
     forwards: list[int]
     kept: list[int]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A row's random numbers for one step, one for each new token: of tokens, of their order, of ties; empty where not needed."""
+
+    tokens: Tensor
+    order: Tensor
+    ties: Tensor
+
+
+class RowRandom:
+    """A row's random numbers: its own generators, so that neither its neighbours nor the tie break move its other draws."""
+
+    def __init__(self, request: Request, settings: Settings, rule: str) -> None:
+        self.settings, self.rule, self.size = settings, rule, request.new_tokens
+        self.source = generator(settings.seed, "sample", request.seed)
+        self.tie_source = generator(settings.seed, "ties", request.seed)
+
+    def draw(self) -> Draws:
+        """The next step's numbers."""
+        return Draws(
+            self._numbers(self.settings.temperature > 0, self.source),
+            self._numbers(_needs_order(self.rule, self.settings), self.source),
+            self._numbers(self.settings.tie_break == "random", self.tie_source),
+        )
+
+    def _numbers(self, wanted: bool, source: torch.Generator) -> Tensor:
+        return torch.rand(self.size, generator=source) if wanted else torch.empty(0)
 
 
 @dataclass
@@ -57,13 +91,33 @@ class Proposal:
         raw_NV: the model's logits.
         tokens_N: the token chosen for each.
         scores_N: how sure each is under the rule; the largest are committed first.
+        columns_N: each candidate's column in its row of the batch; `width` columns a row.
         uniform_N: the random numbers that decide the order, where the settings need any.
+        keys_N: what orders equal scores, the largest first; None where the leftmost comes first, or topk decides.
+        by_topk: equal scores in the order of torch.topk over the whole row.
     """
 
     raw_NV: Tensor
     tokens_N: Tensor
     scores_N: Tensor
+    columns_N: Tensor
+    width: int
     uniform_N: Tensor | None
+    keys_N: Tensor | None
+    by_topk: bool
+
+    def ranked(self, scores_n: Tensor, here: slice, count: int) -> Tensor:
+        """Indices of a row's `count` candidates with the largest scores, ties broken as the settings say."""
+        if self.by_topk:
+            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], self.width)
+        return unmasking.pick(scores_n, count, 0.0, None, self.keys_N[here] if self.keys_N is not None else None)
+
+    def picked(self, here: slice, count: int, alg_temperature: float) -> Tensor:
+        """Indices of the candidates of a row to commit under the rule, `here` the row's part of N."""
+        if alg_temperature > 0:
+            assert self.uniform_N is not None
+            return unmasking.pick(self.scores_N[here], count, alg_temperature, self.uniform_N[here])
+        return self.ranked(self.scores_N[here], here, count)
 
 
 def start(model: Model, requests: Sequence[Request]) -> Rows:
@@ -90,6 +144,9 @@ def start(model: Model, requests: Sequence[Request]) -> Rows:
         [[-1] * size for size in sizes],
         [[0.0] * size for size in sizes],
         [[0.0] * size for size in sizes],
+        [[False] * size for size in sizes],
+        [[-1] * size for size in sizes],
+        [torch.full((size,), -1) for size in sizes],
         [0] * len(sizes),
         list(sizes),
     )
@@ -107,10 +164,10 @@ def denoise(
     rows = start(model, requests)
     rule = unmasking.canonical(settings.rule)
     plans = [schedules.plan(r.new_tokens, settings.steps, settings.block_length, settings.compat) for r in requests]
-    generators = [generator(settings.seed, "sample", request.seed) for request in requests]
+    sources = [RowRandom(request, settings, rule) for request in requests]
     for step in range(max(len(plan) for plan in plans)):
         # 1. The rows that commit something at this step, their candidates and counts.
-        draws = [draw(generators[row], len(rows.masked[row]), rule, settings) for row in range(len(requests))]
+        draws = [source.draw() for source in sources]
         candidates: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
         for row, plan in enumerate(plans):
@@ -127,7 +184,7 @@ def denoise(
             continue
         # 2. Logits where a token may be committed; a token and a score for each.
         raw_NV = _logits(model, rows, candidates, settings)
-        proposal = propose(model, settings, rule, raw_NV, candidates, draws)
+        proposal = propose(model, rows, settings, rule, raw_NV, candidates, draws)
         # 3. The surest candidates of each row are committed.
         offset = 0
         for row in candidates:
@@ -135,10 +192,11 @@ def denoise(
             offset = here.stop
             if observer is not None:
                 observe(observer, step, requests[row].index, candidates[row], raw_NV[here])
-            uniform = proposal.uniform_N[here] if proposal.uniform_N is not None else None
-            chosen = unmasking.pick(proposal.scores_N[here], counts[row], settings.alg_temperature, uniform)
+            chosen = proposal.picked(here, counts[row], settings.alg_temperature)
+            scores_n = proposal.scores_N[here] if settings.alg_temperature == 0 else None
+            tied_n = note_ties(rows, row, step, candidates[row], scores_n, chosen)
             places, tokens = candidates[row][chosen.cpu()], proposal.tokens_N[here][chosen]
-            commit(model, rows, row, step, places, tokens, raw_NV[here][chosen])
+            commit(model, rows, row, step, places, tokens, raw_NV[here][chosen], tied_n[chosen.cpu()])
             if on_commit is not None:
                 on_commit(step, requests[row].index, places.tolist(), tokens.tolist())
     return rows
@@ -146,41 +204,65 @@ def denoise(
 
 def propose(
     model: Model,
+    rows: Rows,
     settings: Settings,
     rule: str,
     raw_NV: Tensor,
     candidates: dict[int, Tensor],
-    draws: Sequence[tuple[Tensor, Tensor]],
+    draws: Sequence[Draws],
 ) -> Proposal:
     """A token and a score for each candidate of the rows in `candidates`.
 
     Args:
         raw_NV: the model's logits at the candidates, rows in the order of `candidates`.
         candidates: row -> indices among its new tokens.
-        draws: for each row of the batch what `draw` gave at this step.
+        draws: for each row of the batch its random numbers for this step.
     """
-    logits_NV = unmasking.filter_logits(
-        _bias(model, raw_NV, candidates, settings), settings.temperature, settings.top_p, settings.top_k
-    )
+    own_NV = _bias(model, raw_NV, candidates, settings)
+    logits_NV = unmasking.filter_logits(own_NV, settings.temperature, settings.top_p, settings.top_k)
     probabilities_NV = torch.softmax(logits_NV, dim=-1)
     pairs = candidates.items()
-    uniform_N = torch.cat([draws[row][0][places] for row, places in pairs]) if settings.temperature > 0 else None
-    order_N = torch.cat([draws[row][1][places] for row, places in pairs]) if _needs_draw(rule, settings) else None
+    uniform_N = torch.cat([draws[row].tokens[places] for row, places in pairs]) if settings.temperature > 0 else None
+    order_N = torch.cat([draws[row].order[places] for row, places in pairs]) if _needs_order(rule, settings) else None
     tokens_N = unmasking.choose(probabilities_NV, settings.temperature, uniform_N)
     # LLaDA takes its confidence before temperature and filters, Dream after them.
     scored_NV = torch.softmax(raw_NV, dim=-1) if settings.compat == "llada" else probabilities_NV
     places_N = torch.cat(list(candidates.values())).to(raw_NV.device)
-    return Proposal(raw_NV, tokens_N, unmasking.score(rule, scored_NV, tokens_N, places_N, order_N), order_N)
+    scores_N = unmasking.score(rule, scored_NV, tokens_N, places_N, order_N)
+    keys_N: Tensor | None = None
+    if settings.tie_break == "right":
+        keys_N = places_N
+    elif settings.tie_break == "random":
+        keys_N = torch.cat([draws[row].ties[places] for row, places in pairs]).to(raw_NV.device)
+    elif settings.tie_break == "model" and logits_NV is not own_NV and len(scores_N.unique()) < len(scores_N):
+        # The same rule on the model's own distribution, neither heated nor filtered.
+        keys_N = unmasking.score(rule, torch.softmax(own_NV, dim=-1), tokens_N, places_N, order_N)
+    columns_N = torch.cat([rows.places[row][places] for row, places in pairs]).to(raw_NV.device)
+    by_topk = settings.tie_break == "topk"
+    return Proposal(raw_NV, tokens_N, scores_N, columns_N, rows.ids_BL.shape[1], order_N, keys_N, by_topk)
 
 
-def draw(source: torch.Generator, size: int, rule: str, settings: Settings) -> tuple[Tensor, Tensor]:
-    """A row's random numbers for one step: for its tokens, and for their order; empty where not needed."""
-    tokens = torch.rand(size, generator=source) if settings.temperature > 0 else torch.empty(0)
-    order = torch.rand(size, generator=source) if _needs_draw(rule, settings) else torch.empty(0)
-    return tokens, order
+def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Tensor | None, chosen: Tensor) -> Tensor:
+    """Note which candidates stand in a tie for this commit; bool [n] on the CPU.
+
+    Args:
+        scores_n: what the candidates were ranked by, largest first; None where no ranking decided.
+        chosen: indices of those that are committed.
+    """
+    tied_n = torch.zeros(len(candidates), dtype=torch.bool)
+    if scores_n is not None:
+        tied_n = unmasking.tie_set(scores_n, chosen).cpu()
+    since_n = rows.tied_since[row][candidates]
+    since_n = torch.where((since_n < 0) & tied_n, step, since_n)
+    taken = chosen.cpu()
+    for place, first in zip(candidates[taken].tolist(), since_n[taken].tolist(), strict=True):
+        rows.tied_from[row][place] = first if first >= 0 else step
+    rows.tied_since[row].fill_(-1)
+    rows.tied_since[row][candidates] = torch.where(tied_n, since_n, -1)
+    return tied_n
 
 
-def _needs_draw(rule: str, settings: Settings) -> bool:
+def _needs_order(rule: str, settings: Settings) -> bool:
     return rule == "random" or settings.alg_temperature > 0
 
 
@@ -240,16 +322,20 @@ def observe(observer: Observer, step: int, index: int, candidates: Tensor, raw_n
     observer(step, index, candidates.tolist(), logs_nV.max(dim=-1).values.exp().tolist(), entropy_n.tolist())
 
 
-def commit(model: Model, rows: Rows, row: int, step: int, chosen: Tensor, tokens: Tensor, raw: Tensor) -> None:
-    """Write tokens into a row and record when and how surely."""
+def commit(
+    model: Model, rows: Rows, row: int, step: int, chosen: Tensor, tokens: Tensor, raw: Tensor, tied: Tensor
+) -> None:
+    """Write tokens into a row and record when, how surely, and whether by a tie."""
     rows.ids_BL[row, rows.places[row][chosen].to(model.device)] = tokens
     logs = torch.log_softmax(raw, dim=-1)
     confidence = logs.gather(-1, tokens[:, None])[:, 0].exp().tolist()
     entropy = (-(logs.exp() * logs).sum(dim=-1)).tolist()
-    for place, token, sure, spread in zip(chosen.tolist(), tokens.tolist(), confidence, entropy, strict=True):
+    columns = (chosen.tolist(), tokens.tolist(), confidence, entropy, tied.tolist())
+    for place, token, sure, spread, by_tie in zip(*columns, strict=True):
         if token == model.ids.mask:
             continue  # the public samplers may draw the mask itself: the place simply stays masked
         rows.masked[row][place] = False
         rows.reveal[row][place] = step
         rows.confidence[row][place] = sure
         rows.entropy[row][place] = spread
+        rows.tied[row][place] = by_tie

@@ -21,18 +21,19 @@ from torch import Tensor
 from dcoder_cli.diffusion import commits, schedules, unmasking
 from dcoder_cli.diffusion.caches import BlockEvaluator
 from dcoder_cli.diffusion.denoise import (
+    Draws,
     Observer,
     OnCommit,
     Proposal,
+    RowRandom,
     Rows,
     commit,
-    draw,
     inside_block,
+    note_ties,
     observe,
     propose,
     start,
 )
-from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.diffusion.requests import Request, Settings
 from dcoder_cli.model.backbone import Model
 
@@ -48,7 +49,7 @@ def denoise(
     """Decode a batch in the fast mode. Observers are told as in the exact mode, with each row's own step."""
     rows = start(model, requests)
     rule = unmasking.canonical(settings.rule)
-    generators = [generator(settings.seed, "sample", request.seed) for request in requests]
+    sources = [RowRandom(request, settings, rule) for request in requests]
     widths = [settings.block_for(request.new_tokens) for request in requests]
     plans = [
         schedules.plan(request.new_tokens, settings.steps, width, None)
@@ -70,12 +71,9 @@ def denoise(
             if not candidates:
                 break
             # 2. Logits there; a token and a score for each.
-            draws = [
-                draw(generators[row], len(masked), rule, settings) if row in candidates else _NOTHING
-                for row, masked in enumerate(rows.masked)
-            ]
+            draws = [source.draw() if row in candidates else _NOTHING for row, source in enumerate(sources)]
             raw_NV = model.head(evaluator.hidden(candidates))
-            proposal = propose(model, settings, rule, raw_NV, candidates, draws)
+            proposal = propose(model, rows, settings, rule, raw_NV, candidates, draws)
             # 3. As many of each row as the commit rule allows.
             offset = 0
             for row, waiting in candidates.items():
@@ -84,9 +82,10 @@ def denoise(
                 if observer is not None:
                     observe(observer, steps[row], requests[row].index, waiting, raw_NV[here])
                 scheduled = plans[row][steps[row]][1] if settings.commit == "schedule" else 0
-                chosen = _chosen(settings, proposal, here, scheduled)
+                chosen, ranked_by_n = _chosen(settings, proposal, here, scheduled)
+                tied_n = note_ties(rows, row, steps[row], waiting, ranked_by_n, chosen)
                 places, tokens = waiting[chosen.cpu()], proposal.tokens_N[here][chosen]
-                commit(model, rows, row, steps[row], places, tokens, raw_NV[here][chosen])
+                commit(model, rows, row, steps[row], places, tokens, raw_NV[here][chosen], tied_n[chosen.cpu()])
                 if on_commit is not None:
                     on_commit(steps[row], requests[row].index, places.tolist(), tokens.tolist())
                 steps[row] += 1
@@ -96,7 +95,7 @@ def denoise(
     return rows
 
 
-_NOTHING = (torch.empty(0), torch.empty(0))
+_NOTHING = Draws(torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 def _spans(rows: Rows, inside: dict[int, Tensor]) -> dict[int, tuple[int, int]]:
@@ -108,23 +107,29 @@ def _spans(rows: Rows, inside: dict[int, Tensor]) -> dict[int, tuple[int, int]]:
     return spans
 
 
-def _chosen(settings: Settings, proposal: Proposal, here: slice, scheduled: int) -> Tensor:
-    """Which of a row's candidates are committed, the surest first."""
+def _chosen(settings: Settings, proposal: Proposal, here: slice, scheduled: int) -> tuple[Tensor, Tensor | None]:
+    """Which of a row's candidates are committed, and what they were ranked by; None where no ranking decided."""
     scores_n = proposal.scores_N[here]
-    uniform_n = proposal.uniform_N[here] if proposal.uniform_N is not None else None
+    ranked_by_n = scores_n if settings.alg_temperature == 0 else None
     if settings.commit == "schedule":
-        return unmasking.pick(scores_n, scheduled, settings.alg_temperature, uniform_n)
-    order_n = unmasking.pick(scores_n, len(scores_n), settings.alg_temperature, uniform_n)
+        return proposal.picked(here, scheduled, settings.alg_temperature), ranked_by_n
+    order_n = proposal.picked(here, len(scores_n), settings.alg_temperature)
     logs_nV = torch.log_softmax(proposal.raw_NV[here], dim=-1)
     if settings.commit == "entropy-bound":
         assert settings.entropy_bound is not None
-        return commits.within_entropy_bound(order_n, -(logs_nV.exp() * logs_nV).sum(dim=-1), settings.entropy_bound)
+        entropy_n = -(logs_nV.exp() * logs_nV).sum(dim=-1)
+        return commits.within_entropy_bound(order_n, entropy_n, settings.entropy_bound), ranked_by_n
     confidence_n = logs_nV.gather(-1, proposal.tokens_N[here][:, None])[:, 0].exp()
     if settings.commit == "factor":
         assert settings.factor is not None
-        return commits.by_factor(order_n, confidence_n, settings.factor)
+        ranked_n = proposal.ranked(confidence_n, here, len(scores_n))
+        chosen_n = commits.by_factor(order_n, ranked_n, confidence_n, settings.factor)
+        by_confidence = 2 * (1 - float(confidence_n.max())) < settings.factor
+        return chosen_n, confidence_n if by_confidence else ranked_by_n
     assert settings.threshold is not None
-    return commits.above_threshold(order_n, confidence_n, settings.threshold)
+    chosen_n = commits.above_threshold(order_n, confidence_n, settings.threshold)
+    surest = bool((confidence_n[chosen_n] > settings.threshold).all())
+    return chosen_n, None if surest else ranked_by_n
 
 
 def _stop(model: Model, rows: Rows, row: int) -> bool:

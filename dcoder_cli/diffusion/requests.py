@@ -40,6 +40,10 @@ class Settings:
         cfg_scale: LLaDA's classifier-free guidance, un + (c + 1)(cond - un); 0 = off.
         stop_penalty: subtracted from the logits of end and pad tokens, against empty answers.
         min_new_tokens: no end or pad token among the first so many new tokens.
+        tie_break: which of equal scores is committed first. "model": the same rule on the model's own distribution,
+            neither heated nor filtered, then the leftmost; "left", "right"; "random": by the row's own random numbers;
+            "topk": as torch.topk over the whole row orders them, which is unspecified, and what the public samplers
+            do. Default: model, and topk with compat. A trajectory tells which commits a tie decided.
         seed: base seed; row i of the call draws from (seed, i), so its neighbours do not matter.
         mode: "exact" (the plain sampler's tokens) or "fast" (approximate). What follows applies to "fast" only, where
             None takes the default that is named.
@@ -65,6 +69,7 @@ class Settings:
     cfg_scale: float = 0.0
     stop_penalty: float = 0.0
     min_new_tokens: int = 0
+    tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
     seed: int = 0
     mode: Literal["exact", "fast"] = "exact"
     cache: Literal["none", "prefix", "dual"] | None = None
@@ -81,6 +86,8 @@ class Settings:
         if self.mode == "fast":
             for name, value in _fast_defaults(self).items():
                 object.__setattr__(self, name, value)
+        if self.tie_break is None:
+            object.__setattr__(self, "tie_break", "model" if self.compat is None else "topk")
         _check_mode(self)
         unmasking.canonical(self.rule)
         schedules.plan(self.max_new_tokens, self.steps, self.block_for(self.max_new_tokens), self.compat)
@@ -89,6 +96,14 @@ class Settings:
             (self.top_p is None or 0 < self.top_p <= 1, f"top_p = {self.top_p} must lie in (0, 1]"),
             (self.top_k is None or self.top_k >= 1, f"top_k = {self.top_k} must be at least 1"),
             (self.alg_temperature >= 0, f"alg_temperature = {self.alg_temperature} must be 0 or more"),
+            (
+                self.tie_break in unmasking.TIE_BREAKS,
+                f"tie_break {self.tie_break!r} is unknown; use {', '.join(unmasking.TIE_BREAKS)}",
+            ),
+            (
+                self.compat is None or self.tie_break == "topk",
+                f"tie_break {self.tie_break} with compat {self.compat}: the public samplers break ties by topk; leave one of them out",
+            ),
             (self.cfg_scale >= 0, f"cfg_scale = {self.cfg_scale} must be 0 (off) or more"),
             (
                 0 <= self.min_new_tokens <= self.max_new_tokens,

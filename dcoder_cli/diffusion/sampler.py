@@ -37,6 +37,7 @@ def generate(
     cfg_scale: float = 0.0,
     stop_penalty: float = 0.0,
     min_new_tokens: int = 0,
+    tie_break: Literal["model", "left", "right", "random", "topk"] | None = None,
     cache: Literal["none", "prefix", "dual"] | None = None,
     commit: Literal["threshold", "factor", "entropy-bound", "schedule"] | None = None,
     threshold: float | None = None,
@@ -60,7 +61,7 @@ def generate(
         prompts: strings, chats (lists of role/content messages; a last assistant message is continued), lists of ids,
             or `Infill(prefix, suffix)`.
         max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale,
-        stop_penalty, min_new_tokens, seed: see `Settings`.
+        stop_penalty, min_new_tokens, tie_break, seed: see `Settings`.
         mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see fast.py.
         cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop: of the fast mode, see `Settings`.
         infill_lengths: for prompts that are infills, the span lengths to choose from; see infilling.py. Replaces
@@ -87,7 +88,7 @@ def generate(
         top_k = _dream_top_k(model)
     settings = Settings(
         max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale, stop_penalty,
-        min_new_tokens, seed, mode, cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop,
+        min_new_tokens, tie_break, seed, mode, cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop,
     )  # fmt: skip
     if mode == "fast" and not model.is_diffusion:
         raise UserError(f"mode fast is for diffusion models and {model.name!r} is an AR model; use mode exact")
@@ -138,21 +139,32 @@ def _decode(
     model: Model, batch: list[Request], settings: Settings, observer: Observer | None, on_commit: OnCommit | None
 ) -> list[Trajectory]:
     began = _now(model)
-    results: list[tuple[list[int], list[int], list[float], list[float], int]] = []
+    results: list[tuple[dict[str, list[Any]], int]] = []
     if model.is_diffusion:
         decode = fast.denoise if settings.mode == "fast" else denoise
         rows = decode(model, batch, settings, observer, on_commit)
         for row, kept in enumerate(rows.kept):
             tokens = rows.ids_BL[row, rows.places[row].to(rows.ids_BL.device)].tolist()
-            columns = (tokens[:kept], rows.reveal[row][:kept], rows.confidence[row][:kept], rows.entropy[row][:kept])
-            results.append((*columns, rows.forwards[row]))
+            columns = {
+                "tokens": tokens,
+                "reveal_step": rows.reveal[row],
+                "confidence": rows.confidence[row],
+                "entropy": rows.entropy[row],
+                "tied": rows.tied[row],
+                "tied_from": rows.tied_from[row],
+            }
+            results.append(({name: values[:kept] for name, values in columns.items()}, rows.forwards[row]))
     else:
         for tokens, confidence, entropy in autoregressive.decode(model, batch, settings, on_commit):
-            results.append((tokens, list(range(len(tokens))), confidence, entropy, len(tokens)))
+            steps = list(range(len(tokens)))
+            columns = {"tokens": tokens, "reveal_step": steps, "confidence": confidence, "entropy": entropy}
+            columns |= {"tied": [False] * len(tokens), "tied_from": steps}  # an AR model's order is no choice
+            results.append((columns, len(tokens)))
     seconds = _now(model) - began
-    produced = sum(len(result[0]) for result in results)
+    produced = sum(len(columns["tokens"]) for columns, _ in results)
     trajectories = []
-    for request, (tokens, reveal, confidence, entropy, forwards) in zip(batch, results, strict=True):
+    for request, (columns, forwards) in zip(batch, results, strict=True):
+        tokens = columns["tokens"]
         text, finished = _text(model, tokens)
         counts = {
             "forwards": forwards,
@@ -165,16 +177,13 @@ def _decode(
         }
         trajectories.append(
             Trajectory(
-                request.id,
-                request.prompt,
-                tokens,
-                text,
-                reveal,
-                confidence,
-                entropy,
-                len(request.prefix) + len(request.suffix),
-                model.name,
-                {**_record(settings, request), **counts},
+                id=request.id,
+                prompt=request.prompt,
+                text=text,
+                prompt_length=len(request.prefix) + len(request.suffix),
+                model=model.name,
+                settings={**_record(settings, request), **counts},
+                **columns,
             )
         )
     return trajectories

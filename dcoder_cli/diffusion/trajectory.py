@@ -32,6 +32,10 @@ class Trajectory:
         prompt_length: number of prompt tokens.
         model: name or path of the model.
         settings: the sampler's settings and counts (steps, rule, temperature, forwards, seconds ...).
+        tied: for each new token whether its commit was decided by a tie: the rule scored another candidate that was
+            not committed exactly as high. `settings["tie_break"]` says how such ties were broken. None: unknown.
+        tied_from: for each new token the first of the unbroken run of steps, up to its commit, at which it could have
+            been committed had ties fallen otherwise; `reveal_step` where it stood in no tie. None: unknown.
     """
 
     id: str
@@ -44,6 +48,8 @@ class Trajectory:
     prompt_length: int
     model: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    tied: list[bool] | None = None
+    tied_from: list[int] | None = None
 
     def order(self) -> list[list[int]]:
         """Positions committed at each step that committed any, in step order; ascending within a step."""
@@ -53,13 +59,15 @@ class Trajectory:
         return [steps[step] for step in sorted(steps)]
 
     def to_json(self) -> dict[str, Any]:
-        """The record of DESIGN.md section 4; floats rounded to 5 significant digits."""
+        """The record of DESIGN.md section 4, ties where they are known; floats rounded to 5 significant digits."""
+        ties = {"tied": self.tied, "tied_from": self.tied_from}
         return {
             "id": self.id,
             "prompt": self.prompt,
             "tokens": self.tokens,
             "text": self.text,
             "reveal_step": self.reveal_step,
+            **{name: values for name, values in ties.items() if values is not None},
             "confidence": [_short(value) for value in self.confidence],
             "entropy": [_short(value) for value in self.entropy],
             "prompt_length": self.prompt_length,
@@ -126,7 +134,32 @@ def _parse(line: str, where: str) -> Trajectory:
         prompt_length=int(record.get("prompt_length", 0)),
         model=str(record.get("model", "")),
         settings=dict(record.get("settings") or {}),
+        **read_ties(record, steps, where),
     )
+
+
+def read_ties(record: dict[str, Any], steps: list[int], where: str) -> dict[str, Any]:
+    """`tied` and `tied_from` of a record whose `reveal_step` is `steps`, where it has them.
+
+    Raises:
+        UserError: they do not fit the steps; the message begins with `where`.
+    """
+    ties: dict[str, Any] = {}
+    for name, kind, fits in (
+        ("tied", "true or false", lambda value, _: isinstance(value, bool)),
+        ("tied_from", "a step from 0 to its commit", lambda value, step: type(value) is int and 0 <= value <= step),
+    ):
+        values = record.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != len(steps):
+            size = len(values) if isinstance(values, list) else "no list"
+            raise UserError(f"{where}: {name} has {size} entries but reveal_step has {len(steps)}; they must match")
+        for position, (value, step) in enumerate(zip(values, steps, strict=True)):
+            if not fits(value, step):
+                raise UserError(f"{where}: {name}[{position}] is {value!r}; it must be {kind}")
+        ties[name] = values
+    return ties
 
 
 def _column(record: dict[str, Any], name: str, length: int, where: str, default: float) -> Sequence[Any]:

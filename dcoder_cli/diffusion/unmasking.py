@@ -13,6 +13,10 @@ from dcoder_cli.base.errors import UserError
 # Dream's and LLaDA's names for the same rules.
 ALIASES = {"maskgit_plus": "confidence", "low_confidence": "confidence", "topk_margin": "margin", "origin": "random"}
 RULES = ("entropy", "confidence", "margin", "random", "left-to-right")
+# Which of equal scores is committed first. The first is the default: top-p leaves most distributions one token, whose
+# scores are all equal, and the leftmost of them would make the order left to right (docs: 99% of steps at temperature
+# 0.2, top-p 0.95 on a desk-size model). "topk" is what the public samplers do; see `pick_by_topk`.
+TIE_BREAKS = ("model", "left", "right", "random", "topk")
 
 _TOP = 256  # ours: nearly all of a language model's nucleus; where it is not enough, the whole row is sorted
 
@@ -95,18 +99,53 @@ def score(rule: str, probabilities_NV: Tensor, tokens_N: Tensor, places_N: Tenso
     return -places_N.to(probabilities_NV)
 
 
-def pick(scores: Tensor, count: int, alg_temperature: float, uniform: Tensor | None) -> Tensor:
-    """Indices of the `count` candidates of one row to commit.
+def pick(
+    scores_n: Tensor, count: int, alg_temperature: float, uniform_n: Tensor | None, keys_n: Tensor | None = None
+) -> Tensor:
+    """Indices of the `count` candidates of one row to commit, the surest first.
 
     Args:
-        scores: float [n], of one row's candidates in position order.
+        scores_n: float [n], of one row's candidates in position order.
         count: how many.
-        alg_temperature: 0 takes the largest (ties to the left); above 0 draws without replacement from
-            softmax(score / alg_temperature).
-        uniform: float [n] random numbers for the draw.
+        alg_temperature: 0 takes the largest; above 0 draws without replacement from softmax(score / alg_temperature).
+        uniform_n: float [n] random numbers for the draw.
+        keys_n: float [n], the larger first among equal scores; what is still equal, and all without keys, goes
+            leftmost first.
     """
     if alg_temperature > 0:
-        assert uniform is not None
-        gumbel = -torch.log(-torch.log(uniform.to(scores.device, torch.float64).clamp(1e-12, 1 - 1e-12)))
-        scores = scores.double() / alg_temperature + gumbel  # the Gumbel top-k trick: a draw without replacement
-    return torch.sort(scores, descending=True, stable=True).indices[:count]
+        assert uniform_n is not None
+        gumbel_n = -torch.log(-torch.log(uniform_n.to(scores_n.device, torch.float64).clamp(1e-12, 1 - 1e-12)))
+        scores_n = scores_n.double() / alg_temperature + gumbel_n  # Gumbel top-k: a draw without replacement
+    if keys_n is None:
+        return torch.sort(scores_n, descending=True, stable=True).indices[:count]
+    first_n = torch.sort(keys_n, descending=True, stable=True).indices
+    return first_n[torch.sort(scores_n[first_n], descending=True, stable=True).indices[:count]]
+
+
+def pick_by_topk(scores_n: Tensor, count: int, columns_n: Tensor, width: int) -> Tensor:
+    """As `pick`, with equal scores in the order of torch.topk over the whole row, as Dream's and LLaDA's code has it.
+
+    That order is unspecified: it changes with the device, with `width` (prompt and pads included) and with `count`.
+
+    Args:
+        columns_n: int [n], each candidate's column in its row of the batch.
+        width: columns of the row.
+    """
+    row_L = torch.full((width,), -torch.inf, dtype=scores_n.dtype, device=scores_n.device)
+    row_L[columns_n] = scores_n
+    taken_k = torch.topk(row_L, count).indices
+    return torch.searchsorted(columns_n, taken_k)
+
+
+def tie_set(scores_n: Tensor, chosen_k: Tensor) -> Tensor:
+    """bool [n]: the candidates whose equal scores left it open which of them are chosen; none where all are.
+
+    `chosen_k` are the candidates with the k largest scores, so there is a tie where the least of the chosen equals the
+    best of the others. A chosen candidate above that score was chosen without a tie.
+    """
+    others_n = torch.ones_like(scores_n, dtype=torch.bool)
+    others_n[chosen_k] = False
+    if not len(chosen_k) or not bool(others_n.any()):
+        return torch.zeros_like(others_n)
+    least = scores_n[chosen_k].min()
+    return (scores_n == least) & (scores_n[others_n].max() == least)

@@ -1,0 +1,151 @@
+"""Ties: which of equal scores is committed, that a row in a batch gives what it gives alone, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_sampler import GOLDEN, RAGGED, reference, sharpened
+
+from dcoder_cli import generate, load
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.diffusion import denoise, trajectory, unmasking
+from dcoder_cli.diffusion.requests import Settings
+from dcoder_cli.model.backbone import Model
+
+ONE_TOKEN = 1e-6  # a top-p that leaves every place one token: entropy 0, confidence 1, margin 1 everywhere
+RULES = ("entropy", "confidence", "margin")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return sharpened(load(GOLDEN / "dream", device="cpu"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_candidates_with_equal_filtered_scores(rule: str) -> None:
+    """Three masks at columns 4, 5, 6 of 8. The first is unsure. The other two keep one token each at top-p 0.6, so they
+    are equal (entropy 0, confidence 1, margin 1); unfiltered the right one is surer, 0.88 against 0.67."""
+    raw_NV = torch.tensor([[1.0, 1.0, 1.0, -9.0], [1.5, 0.0, 0.0, -9.0], [0.0, 2.7, 0.0, -9.0]])
+    fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=3, stops=frozenset()))
+    rows: Any = SimpleNamespace(places=[torch.tensor([4, 5, 6])], ids_BL=torch.zeros(1, 8))
+    numbers = torch.tensor([0.1, 0.9, 0.4])
+    expected = {"model": 2, "left": 1, "right": 2, "random": 1, "topk": None}
+    for tie_break, wanted in expected.items():
+        settings = Settings(max_new_tokens=3, rule=rule, top_p=0.6, tie_break=tie_break)  # type: ignore[arg-type]
+        draws = denoise.Draws(torch.empty(0), torch.empty(0), numbers)
+        proposal = denoise.propose(fake, rows, settings, rule, raw_NV, {0: torch.arange(3)}, [draws])
+        assert proposal.scores_N[1] == proposal.scores_N[2] > proposal.scores_N[0]
+        if wanted is None:
+            row_L = torch.full((8,), -torch.inf)
+            row_L[4:7] = proposal.scores_N
+            wanted = int(torch.topk(row_L, 1).indices) - 4
+        chosen = proposal.picked(slice(0, 3), 1, 0.0)
+        assert chosen.tolist() == [wanted], tie_break
+        assert unmasking.tie_set(proposal.scores_N, chosen).tolist() == [False, True, True]
+        assert not unmasking.tie_set(proposal.scores_N, proposal.picked(slice(0, 3), 2, 0.0)).any()  # both are taken
+
+
+def test_the_default_is_the_models_order_and_topk_in_compat() -> None:
+    assert Settings().tie_break == "model"
+    assert Settings(compat="dream").tie_break == Settings(compat="llada").tie_break == "topk"
+    with pytest.raises(UserError, match="tie_break 'middle' is unknown; use model, left, right, random, topk"):
+        Settings(tie_break="middle")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="tie_break left with compat dream"):
+        Settings(compat="dream", tie_break="left")
+
+
+@pytest.mark.parametrize("tie_break", unmasking.TIE_BREAKS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [{}, {"steps": 4}, {"block_length": 6}, {"temperature": 0.8}])
+def test_every_tie_break_equals_a_plain_sampler(model: Model, tie_break: str, rule: str, options: dict) -> None:
+    options = {"max_new_tokens": 12, "rule": rule, "top_p": ONE_TOKEN, "tie_break": tie_break, "seed": 2, **options}
+    ours = generate(model, [[5, 6, 7]], **options)[0]
+    assert [ours.tokens, ours.reveal_step] == reference(model, [5, 6, 7], [], options)
+    fast = {"mode": "fast", "cache": "none", "commit": "schedule", "early_stop": False}
+    same = generate(model, [[5, 6, 7]], **options, **fast)[0]  # the fast mode without anything approximate
+    assert (same.tokens, same.reveal_step, same.tied) == (ours.tokens, ours.reveal_step, ours.tied)
+
+
+@pytest.mark.parametrize("tie_break", unmasking.TIE_BREAKS)
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_batch_gives_what_its_rows_give_alone(model: Model, tie_break: str, mode: str) -> None:
+    """Under topk only rows of one length: its order belongs to the padded row, as in the public code."""
+    prompts = RAGGED if tie_break != "topk" else [[3, 4, 5], [7, 8, 9], [250, 3, 17]]
+    options: dict[str, Any] = {"max_new_tokens": 16, "top_p": 0.3, "temperature": 0.4, "tie_break": tie_break}
+    options |= {"mode": mode, "seed": 5}
+    seeds = [11 + row for row in range(len(prompts))]
+    together = generate(model, prompts, seeds=seeds, **options)
+    assert any(any(one.tied) for one in together)
+    for row, one in enumerate(together):
+        alone = generate(model, [prompts[row]], seeds=[seeds[row]], **options)[0]
+        assert (one.tokens, one.reveal_step, one.tied, one.tied_from) == (
+            alone.tokens, alone.reveal_step, alone.tied, alone.tied_from,
+        )  # fmt: skip
+
+
+def test_the_orders_of_tied_decodings(model: Model) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "top_p": ONE_TOKEN}
+    orders = {kind: generate(model, [[5, 6]], tie_break=kind, **options)[0] for kind in ("left", "right", "random")}
+    assert orders["left"].reveal_step == list(range(8))
+    assert orders["right"].reveal_step == list(range(7, -1, -1))
+    assert orders["random"].reveal_step not in (list(range(8)), list(range(7, -1, -1)))
+    again = generate(model, [[1], [5, 6]], tie_break="random", **options)[1]  # a row's own numbers, by its seed
+    other = generate(model, [[5, 6]], seeds=[1], tie_break="random", **options)[0]
+    assert again.reveal_step == other.reveal_step != orders["random"].reveal_step
+    for one in orders.values():  # the last commit had no choice left
+        assert [by for by, step in zip(one.tied, one.reveal_step, strict=True) if step < 7] == [True] * 7
+        assert one.tied[one.reveal_step.index(7)] is False
+        assert one.tied_from == [0] * 8  # each could have come first
+        assert one.settings["tie_break"] in orders
+
+
+def test_without_filters_nothing_is_tied(model: Model) -> None:
+    for options in ({}, {"rule": "random", "top_p": ONE_TOKEN}, {"rule": "left-to-right", "top_p": ONE_TOKEN},
+                    {"alg_temperature": 0.3, "top_p": ONE_TOKEN}):  # fmt: skip
+        one = generate(model, [[5, 6]], max_new_tokens=8, **options)[0]
+        assert one.tied == [False] * 8 and one.tied_from == one.reveal_step
+
+
+def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
+    """Scores of four candidates; the rule's order decides only where nothing is above the threshold."""
+    from dcoder_cli.diffusion.fast import _chosen
+
+    logits_NV = torch.tensor([[4.0, 0.0, -9.0], [4.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.5, -9.0]])
+    for settings, chosen, tied in (
+        ({"threshold": 0.9}, [0, 1], []),  # both are above: no order was asked
+        ({"threshold": 0.99}, [0], [0, 1]),  # none is: the first of two equals
+        ({"factor": 0.04}, [0], [0, 1]),  # 2 (1 - 0.982) = 0.036 allows one, 3 (1 - 0.982) = 0.054 not both
+        ({"entropy_bound": 0.0}, [0], [0, 1]),
+        ({"entropy_bound": 0.1}, [0, 1], []),  # 0.09 nats beside the largest
+    ):
+        asked = Settings(max_new_tokens=4, mode="fast", tie_break="left", **settings)  # type: ignore[arg-type]
+        rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4))
+        fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=2, stops=frozenset()))
+        nothing = denoise.Draws(torch.empty(0), torch.empty(0), torch.empty(0))
+        proposal = denoise.propose(fake, rows, asked, "entropy", logits_NV, {0: torch.arange(4)}, [nothing])
+        taken, ranked_by = _chosen(asked, proposal, slice(0, 4), 0)
+        assert sorted(taken.tolist()) == chosen, settings
+        found = [] if ranked_by is None else unmasking.tie_set(ranked_by, taken).nonzero()[:, 0].tolist()
+        assert found == tied, settings
+
+
+def test_trajectory_files_keep_ties(model: Model, tmp_path: Path) -> None:
+    made = generate(model, [[5, 6]], max_new_tokens=6, top_p=ONE_TOKEN)
+    trajectory.write(tmp_path / "t.jsonl", made)
+    back = trajectory.read(tmp_path / "t.jsonl")[0]
+    assert (back.tied, back.tied_from) == (made[0].tied, made[0].tied_from) and any(made[0].tied)
+    (tmp_path / "foreign.jsonl").write_text('{"reveal_step": [0, 1]}\n')
+    assert trajectory.read(tmp_path / "foreign.jsonl")[0].tied is None
+    for record, message in (
+        ({"tied": [True]}, r"tied has 1 entries but reveal_step has 2"),
+        ({"tied": [True, 1]}, r"tied\[1\] is 1; it must be true or false"),
+        ({"tied_from": [0, 2]}, r"tied_from\[1\] is 2; it must be a step from 0 to its commit"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(json.dumps({"reveal_step": [0, 1], **record}) + "\n")
+        with pytest.raises(UserError, match=message):
+            trajectory.read(tmp_path / "bad.jsonl")
