@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_sampler import GOLDEN, RAGGED, reference, sharpened
 
 from dcoder_cli import generate, load
+from dcoder_cli.analysis.arness import arness, global_curve, local_curve
+from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.diffusion import denoise, trajectory, unmasking
 from dcoder_cli.diffusion.requests import Settings
+from dcoder_cli.diffusion.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 
 ONE_TOKEN = 1e-6  # a top-p that leaves every place one token: entropy 0, confidence 1, margin 1 everywhere
@@ -149,3 +156,67 @@ def test_trajectory_files_keep_ties(model: Model, tmp_path: Path) -> None:
         (tmp_path / "bad.jsonl").write_text(json.dumps({"reveal_step": [0, 1], **record}) + "\n")
         with pytest.raises(UserError, match=message):
             trajectory.read(tmp_path / "bad.jsonl")
+
+
+# What ties decided, in numbers.
+
+
+def _sample(steps: list[int], **ties: Any) -> Trajectory:
+    nothing = [0.0] * len(steps)
+    return Trajectory("s", "", [0] * len(steps), "", steps, nothing, nothing, 0, **ties)
+
+
+def _allowed(tied_from: list[int]) -> list[list[int]]:
+    """Every order, one token a step, in which no token comes before it could: steps by token."""
+    return [
+        list(steps)
+        for steps in itertools.permutations(range(len(tied_from)))
+        if all(step >= first for step, first in zip(steps, tied_from, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_lowest_and_highest_arness_lie_within_what_every_allowed_order_gives(seed: int) -> None:
+    source = random.Random(seed)
+    steps = source.sample(range(6), 6)
+    tied_from = [source.randint(0, step) for step in steps]
+    orders = _allowed(tied_from)
+    for order in open_orders(steps, tied_from).values():
+        assert order in orders
+    found = arness([_sample(steps, tied=[False] * 6, tied_from=tied_from)], local_k=2, global_k=2)
+    for kind, curve in (("local", local_curve), ("global", global_curve)):
+        for k in (1, 2):
+            every = [curve(np.asarray(order), 2)[k - 1] for order in orders]
+            low, high = (found[kind][name][k - 1] for name in ("tie_low", "tie_high"))
+            assert min(every) - 1e-9 <= low <= found[kind]["mean"][k - 1] <= high <= max(every) + 1e-9
+
+
+def test_where_all_was_tied_the_ends_are_those_of_every_order() -> None:
+    steps = [3, 0, 4, 1, 2]
+    found = arness([_sample(steps, tied=[True, True, False, True, True], tied_from=[0] * 5)], local_k=2, global_k=3)
+    orders = [np.asarray(order) for order in itertools.permutations(range(5))]
+    for kind, curve, longest in (("local", local_curve, 2), ("global", global_curve, 3)):
+        every = np.stack([curve(order, longest) for order in orders])
+        assert found[kind]["tie_low"] == pytest.approx(every.min(axis=0))
+        assert found[kind]["tie_high"] == pytest.approx(every.max(axis=0))
+
+
+def test_the_share_of_tied_steps() -> None:
+    """Four steps, the first of two tokens; a tie decided steps 0 and 2: one half. Up to the end of turn two of three."""
+    one = _sample([0, 0, 1, 2, 3], tied=[True, False, False, True, False])
+    assert tied_share(one) == 0.5
+    untold = _sample([0, 1])
+    found = arness([one, untold], local_k=1, global_k=1)
+    assert (found["tied_share"], found["ties_known"]) == (0.5, 1)
+    assert found["global"]["tie_low"] == [None]  # not of these two alone: the second does not tell
+    assert arness([untold])["tied_share"] is None
+    ended = _sample([0, 0, 1, 2, 3], tied=[True, False, False, True, False], settings={"end_ids": [7]})
+    ended = dataclasses.replace(ended, tokens=[1, 1, 1, 7, 7])
+    assert arness([ended], until="end")["tied_share"] == pytest.approx(2 / 3)
+
+
+def test_nothing_tied_leaves_one_value() -> None:
+    found = arness([_sample([2, 0, 1, 3], tied=[False] * 4, tied_from=[2, 0, 1, 3])], local_k=1, global_k=1)
+    for kind in ("local", "global"):
+        assert found[kind]["tie_low"] == found[kind]["mean"] == found[kind]["tie_high"]
+    assert found["tied_share"] == 0.0

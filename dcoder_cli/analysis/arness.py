@@ -26,6 +26,10 @@ between them is what simultaneous commits leave open. Compare systems at equal c
 of turn included, because the paper measures all 512 tokens of 512 steps, because where and when the sampler commits
 pads is part of the order, and because it needs nothing but `reveal_step`, whoever wrote the file. `until="end"` keeps
 the tokens up to and including the first end-of-turn token, and drops the others from the order and from the masked set.
+
+**Ties.** Where a rule scores several candidates exactly alike, the order is that of the sampler's `tie_break`, not the
+model's. So every number comes with `tied_share`, and with the lowest and the highest value that other tie breaks could
+have given (ties.py) where the trajectories tell.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcoder_cli.analysis.statistics import LEVEL, summary
+from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.diffusion.trajectory import Trajectory
 
@@ -71,9 +76,12 @@ def arness(
         end_ids: ids that end the answer, for until="end"; default: the trajectory's settings["end_ids"].
 
     Returns:
-        a dictionary fit for JSON: `samples`, the settings, `tokens` and `commits_per_step` (means), `local` and
-        `global` (lists by k = 1..: `mean`, `variance`, `low`, `high` (95% interval over samples, samples of one
-        prompt counted as one cluster), `n`), and `per_sample` (`id`, `tokens`, `steps`, `local`, `global`).
+        a dictionary fit for JSON: `samples`, the settings, `tokens` and `commits_per_step` (means), `tied_share` (mean
+        share of steps decided by a tie; None where no trajectory tells), `ties_known` (samples that tell), `tie_break`
+        (names of how they were broken), `local` and `global` (lists by k = 1..: `mean`, `variance`, `low`, `high` (95%
+        interval over samples, samples of one prompt counted as one cluster), `n`, and `tie_low`, `tie_high`: means of
+        the lowest and highest value that other tie breaks could have given, None where a sample does not tell), and
+        `per_sample` (`id`, `tokens`, `steps`, `tied_share`, `local`, `global`).
 
     Raises:
         UserError: no trajectory, a k below 1, or until="end" without known end ids.
@@ -82,20 +90,33 @@ def arness(
     rows: list[dict[str, Any]] = []
     local_NK = np.full((len(trajectories), local_k), np.nan)
     global_NK = np.full((len(trajectories), global_k), np.nan)
+    ends = {"local": np.full((2, *local_NK.shape), np.nan), "global": np.full((2, *global_NK.shape), np.nan)}
     for index, trajectory in enumerate(trajectories):
         length = len(trajectory.reveal_step) if until == "all" else answer_length(trajectory, end_ids)
         steps_T = np.asarray(trajectory.reveal_step[:length], dtype=np.int64)
         local_NK[index] = local_curve(steps_T, local_k, convention, ties)
         global_NK[index] = global_curve(steps_T, global_k, ties)
+        if trajectory.tied_from is not None:
+            orders = open_orders(steps_T.tolist(), trajectory.tied_from[:length]).values()
+            others = [np.asarray(order, dtype=np.int64) for order in orders if order != steps_T.tolist()]
+            for kind, own, of in (
+                ("local", local_NK[index], lambda order: local_curve(order, local_k, convention, ties)),
+                ("global", global_NK[index], lambda order: global_curve(order, global_k, ties)),
+            ):
+                found = np.stack([own, *map(of, others)])
+                ends[kind][:, index] = found.min(axis=0), found.max(axis=0)
         rows.append(
             {
                 "id": trajectory.id,
                 "tokens": length,
                 "steps": len(np.unique(steps_T)),
+                "tied_share": tied_share(trajectory, length),
                 "local": [None if np.isnan(value) else float(value) for value in local_NK[index]],
                 "global": [float(value) for value in global_NK[index]],
             }
         )
+    shares = [row["tied_share"] for row in rows if row["tied_share"] is not None]
+    known = all(trajectory.tied_from is not None for trajectory in trajectories)
     prompts = [trajectory.prompt or f"sample {index}" for index, trajectory in enumerate(trajectories)]
     return {
         "samples": len(trajectories),
@@ -105,10 +126,22 @@ def arness(
         "interval": LEVEL,
         "tokens": float(np.mean([row["tokens"] for row in rows])),
         "commits_per_step": float(np.mean([row["tokens"] / row["steps"] for row in rows])),
-        "local": {"k": list(range(1, local_k + 1)), **summary(local_NK, prompts)},
-        "global": {"k": list(range(1, global_k + 1)), **summary(global_NK, prompts)},
+        "tied_share": float(np.mean(shares)) if shares else None,
+        "ties_known": len(shares),
+        "tie_break": sorted({str(item.settings["tie_break"]) for item in trajectories if item.settings.get("tie_break")}),
+        "local": {"k": list(range(1, local_k + 1)), **summary(local_NK, prompts), **_ends(ends["local"], known)},
+        "global": {"k": list(range(1, global_k + 1)), **summary(global_NK, prompts), **_ends(ends["global"], known)},
         "per_sample": rows,
     }
+
+
+def _ends(values_2NK: NDArray[np.float64], known: bool) -> dict[str, list[float | None]]:
+    """`tie_low` and `tie_high` by k, means over the samples for which the value is defined."""
+    columns: dict[str, list[float | None]] = {}
+    for name, values_NK in zip(("tie_low", "tie_high"), values_2NK, strict=True):
+        defined = [column[~np.isnan(column)] for column in values_NK.T]
+        columns[name] = [float(column.mean()) if known and len(column) else None for column in defined]
+    return columns
 
 
 def local_curve(steps_T: Steps, max_k: int, convention: Convention = "defined", ties: Ties = "random") -> Curve:

@@ -234,7 +234,7 @@ def propose(
         keys_N = places_N
     elif settings.tie_break == "random":
         keys_N = torch.cat([draws[row].ties[places] for row, places in pairs]).to(raw_NV.device)
-    elif settings.tie_break == "model" and logits_NV is not own_NV and len(scores_N.unique()) < len(scores_N):
+    elif settings.tie_break == "model" and logits_NV is not own_NV and _any_equal(scores_N):
         # The same rule on the model's own distribution, neither heated nor filtered.
         keys_N = unmasking.score(rule, torch.softmax(own_NV, dim=-1), tokens_N, places_N, order_N)
     columns_N = torch.cat([rows.places[row][places] for row, places in pairs]).to(raw_NV.device)
@@ -260,6 +260,11 @@ def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Ten
     rows.tied_since[row].fill_(-1)
     rows.tied_since[row][candidates] = torch.where(tied_n, since_n, -1)
     return tied_n
+
+
+def _any_equal(scores_N: Tensor) -> bool:
+    sorted_N = torch.sort(scores_N).values
+    return bool((sorted_N[1:] == sorted_N[:-1]).any())
 
 
 def _needs_order(rule: str, settings: Settings) -> bool:
