@@ -14,6 +14,7 @@ from dcoder_cli.base.errors import UserError
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.measure import Findings, Measure, Series
+    from dcoder_cli.analysis.sensitivity import Sensitivity
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -42,6 +43,15 @@ def arness(
     rule: str = typer.Option("confidence", help="Unmasking rule."),  # DiffuCoder A.2: low-confidence remasking
     top_p: float = typer.Option(0.95, help="Nucleus; 1 = off."),  # DiffuCoder B.2
     block_length: int | None = typer.Option(None, min=1, help="Semi-autoregressive blocks; default: one block."),
+    tie_break: Literal["model", "left", "right", "random", "topk"] | None = typer.Option(
+        None,
+        help="Which of equal scores comes first: the model's own order (default), left, right, random, or torch.topk's.",
+    ),
+    sensitivity: bool = typer.Option(
+        False,
+        "--sensitivity",
+        help="Decode under ties left, random and model, with and without top-p: what is the model's?",
+    ),
     n: int = typer.Option(1, "--n", min=1, help="Samples of each prompt; up to pass@n with --task."),
     seed: int = typer.Option(0, help="Base seed of the sampler."),
     batch_size: int = typer.Option(8, min=1, help="Rows decoded together."),
@@ -71,6 +81,8 @@ def arness(
       dcoder arness --model runs/sft --prompts prompts.jsonl --temperatures 0.2,0.7,1.0,1.2 --out order/
 
       dcoder arness --model apple/DiffuCoder-7B-Instruct --task humaneval --task gsm8k --temperatures 0.2,1.2 --n 10
+
+      dcoder arness --model runs/sft --task micro --max-new-tokens 40 --sensitivity --out order/
     """
     sources = [*trajectories, *model]
     if not sources and not (prompts or task):
@@ -85,6 +97,8 @@ def arness(
     if data is not None and len(task) != 1:
         raise UserError(f"--data is the file of one --task, and {len(task)} are given; set DCODER_BENCHMARKS instead")
     temperature_list = _temperatures(temperatures)
+    if sensitivity:
+        _check_sensitivity(model, rule, tie_break, top_p)
     from dcoder_cli.analysis import measure as measuring
 
     measure = measuring.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
@@ -96,7 +110,7 @@ def arness(
     ]
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "top_p": top_p if top_p < 1 else None,
-        "block_length": block_length, "seed": seed, "batch_size": batch_size,
+        "block_length": block_length, "tie_break": tie_break, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
     findings = measuring.Findings(series)
     if model:
@@ -104,12 +118,13 @@ def arness(
         with ExitStack() as stack:
             kinds = [*_read(prompts), *_suites(task, data, limit, unsafe_exec, stack)]
             places = list(zip(model, names, strict=True))
-            _run_models(findings, measure, places, kinds, temperature_list, n, device, dtype, settings)
+            runs = _Runs(tuple(temperature_list), sensitivity, n, device, dtype, settings)
+            _run_models(findings, measure, places, kinds, runs)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
     if task:
         record |= {"tasks": task, "limit": limit}
     if model:
-        record |= {"temperatures": temperature_list, "n": n, **settings}
+        record |= {"temperatures": temperature_list, "n": n, **settings, "sensitivity": sensitivity}
     record |= {"convention": convention, "ties": ties, "until": until}
     files = measuring.write(findings, out, record) if out is not None else []
     if json:
@@ -152,25 +167,47 @@ def _suites(tasks: list[str], data: Path | None, limit: int | None, unsafe: bool
     return kinds
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """How every model is run on every kind of prompts: at each temperature, `samples` of a prompt."""
+
+    temperatures: tuple[float, ...]
+    sensitivity: bool
+    samples: int
+    device: str | None
+    dtype: str | None
+    settings: dict[str, Any]
+
+    def variants(self) -> list[tuple[str, dict[str, Any]]]:
+        """What a label ends in, and the sampler's settings: one a temperature, or all that --sensitivity compares."""
+        from dcoder_cli.analysis import sensitivity
+
+        if self.sensitivity:
+            return sensitivity.variants(self.temperatures, self.settings)
+        several = len(self.temperatures) > 1
+        return [
+            (f" T={temperature:g}" if several else "", {**self.settings, "temperature": temperature})
+            for temperature in self.temperatures
+        ]
+
+
 def _run_models(
-    findings: Findings,
-    measure: Measure,
-    models: list[tuple[str, str]],
-    kinds: list[_Kind],
-    temperatures: list[float],
-    samples: int,
-    device: str | None,
-    dtype: str | None,
-    settings: dict[str, Any],
+    findings: Findings, measure: Measure, models: list[tuple[str, str]], kinds: list[_Kind], runs: _Runs
 ) -> None:
-    """Every model on every kind of prompts at every temperature, one model in memory at a time."""
+    """Every model on every kind of prompts in every variant, one model in memory at a time."""
     from dcoder_cli.analysis import measure as measuring
+    from dcoder_cli.analysis import sensitivity
     from dcoder_cli.model.backbone import load
 
-    total = len(models) * len(temperatures) * samples * sum(kind.count for kind in kinds)
+    variants = runs.variants()
+    total = len(models) * len(variants) * runs.samples * sum(kind.count for kind in kinds)
     with console.bar("decoding", total) as bar:
         for path, name in models:
-            loaded = load(path, device=device, dtype=dtype)
+            loaded = load(path, device=runs.device, dtype=runs.dtype)
+            if runs.sensitivity and not loaded.is_diffusion:
+                raise UserError(
+                    f"--sensitivity varies how ties are broken, and {name!r} is an AR model, which has none"
+                )
             for kind in kinds:
                 asked = None
                 if kind.suite is not None:
@@ -180,16 +217,39 @@ def _run_models(
                 prompts = kind.prompts if asked is None else asked.prompts
                 place = f"{name}, {kind.name}" if len(kinds) > 1 else name
                 if loaded.is_diffusion:
-                    findings.profiles[place] = measuring.profile_of(loaded, prompts, settings["max_new_tokens"])
-                for temperature in temperatures:
-                    label = f"{place} T={temperature:g}" if len(temperatures) > 1 else place
+                    findings.profiles[place] = measuring.profile_of(loaded, prompts, runs.settings["max_new_tokens"])
+                found: list[Series] = []
+                for ending, settings in variants:
+                    same = sensitivity.equal_run(found, settings) if runs.sensitivity else None
+                    if same is not None:  # nothing was tied there, so no tie break changes anything
+                        found.append(sensitivity.relabelled(same, place + ending, settings))
+                        bar.advance(len(prompts) * runs.samples)
+                        continue
                     series = measuring.of_model(
-                        loaded, prompts, measure, label, samples, lambda _: bar.advance(), temperature=temperature,
-                        **settings,
-                    )  # fmt: skip
+                        loaded, prompts, measure, place + ending, runs.samples, lambda _: bar.advance(), **settings
+                    )
                     if asked is not None:
-                        series = replace(series, passes=asked.passes(series.trajectories, samples, kind.judging))
-                    findings.series.append(series)
+                        series = replace(series, passes=asked.passes(series.trajectories, runs.samples, kind.judging))
+                    found.append(series)
+                findings.series.extend(found)
+                if runs.sensitivity:
+                    findings.sensitivity[place] = sensitivity.compare(found)
+
+
+def _check_sensitivity(models: list[str], rule: str, tie_break: str | None, top_p: float) -> None:
+    """Raises UserError where --sensitivity has nothing to compare, or names what it varies itself."""
+    if not models:
+        raise UserError("--sensitivity decodes anew, so it needs --model MODEL with --prompts FILE or --task")
+    if tie_break is not None:
+        raise UserError(
+            f"--tie-break {tie_break} with --sensitivity, which runs left, random and model; give one of them"
+        )
+    if top_p >= 1:
+        raise UserError(f"--top-p {top_p:g} with --sensitivity, which compares a top-p below 1 with none; leave it out")
+    if rule in ("random", "origin", "left-to-right"):
+        raise UserError(
+            f"--rule {rule} scores no two places alike, so --sensitivity has nothing to compare; use another rule"
+        )
 
 
 def _temperatures(text: str) -> list[float]:
@@ -211,26 +271,10 @@ def _tokenizer(name: str | None) -> Any | None:
 
 
 def _show(findings: Findings) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from dcoder_cli.analysis.measure import interval, share_text
-
-    first: Series = findings.series[0]
-    columns = [(kind, k) for kind in ("local", "global") for k in sorted({1, first.numbers[kind]["k"][-1]})]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("series", overflow="fold", min_width=8)
-    table.add_column("n", justify="right")
-    for kind, k in columns:
-        table.add_column(f"{kind}@{k}", justify="right", no_wrap=True)
-    for one in findings.series:
-        cells = [interval(one.numbers[kind], k - 1) for kind, k in columns]
-        table.add_row(Text(one.label), str(one.numbers["samples"]), *cells)
-    console.stdout().print(table)
-    for one in findings.series:
-        if one.passes:
-            scores = ", ".join(f"{name} {share_text(share)}" for name, share in one.ends().items())
-            console.stdout().print(f"{one.label}: {scores}", markup=False)
+    if findings.sensitivity:
+        _show_sensitivity(findings)
+    else:
+        _show_series(findings.series)
     for label, profile in findings.profiles.items():
         fit = profile["fit"]
         line = (
@@ -240,3 +284,49 @@ def _show(findings: Findings) -> None:
             f"decay length {fit['decay_length']:.3g} tokens"
         )
         console.stdout().print(f"{label}: first-step confidence {line}", markup=False)
+
+
+def _show_series(series: list[Series]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dcoder_cli.analysis.measure import interval, share_text, tie_warnings, tied_text
+
+    first = series[0]
+    columns = [(kind, k) for kind in ("local", "global") for k in sorted({1, first.numbers[kind]["k"][-1]})]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("series", overflow="fold", min_width=8)
+    table.add_column("n", justify="right")
+    table.add_column("tied", justify="right")
+    for kind, k in columns:
+        table.add_column(f"{kind}@{k}", justify="right", no_wrap=True)
+    for one in series:
+        cells = [interval(one.numbers[kind], k - 1) for kind, k in columns]
+        table.add_row(Text(one.label), str(one.numbers["samples"]), tied_text(one.numbers), *cells)
+    console.stdout().print(table)
+    for one in series:
+        if one.passes:
+            scores = ", ".join(f"{name} {share_text(share)}" for name, share in one.ends().items())
+            console.stdout().print(f"{one.label}: {scores}", markup=False)
+    for line in tie_warnings(series):
+        console.warn(line)
+
+
+def _show_sensitivity(findings: Findings) -> None:
+    for label, found in findings.sensitivity.items():
+        console.stdout().print(f"{label}: what the order owes to the model, and what to ties", markup=False)
+        console.stdout().print(_sensitivity_table(found))
+        for sentence in found.sentences():
+            console.stdout().print(sentence, markup=False)
+
+
+def _sensitivity_table(found: Sensitivity) -> Any:
+    from rich.table import Table
+
+    columns, rows = found.table()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

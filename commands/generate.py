@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +55,13 @@ def generate(
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 is argmax [0].")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus [off].")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Most likely tokens only [off].")] = None,
+    tie_break: Annotated[
+        Literal["model", "left", "right", "random", "topk"] | None,
+        typer.Option(
+            "--tie-break",
+            help="Which of equal scores comes first: the model's own order, left, right, random, or torch.topk's [model; compat: topk].",
+        ),
+    ] = None,
     alg_temperature: Annotated[
         float | None, typer.Option("--alg-temperature", help="Randomness in which tokens are committed [0].")
     ] = None,
@@ -147,7 +154,7 @@ def generate(
     given = {
         "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "temperature": temperature, "top_p": top_p,
         "top_k": top_k, "alg_temperature": alg_temperature, "block_length": block_length, "cfg_scale": cfg_scale,
-        "stop_penalty": stop_penalty, "min_new_tokens": min_new_tokens, "compat": compat, "seed": seed,
+        "stop_penalty": stop_penalty, "min_new_tokens": min_new_tokens, "tie_break": tie_break, "compat": compat, "seed": seed,
         "mode": mode, "cache": cache, "commit": commit, "threshold": threshold, "factor": factor,
         "entropy_bound": entropy_bound, "cache_refresh": cache_refresh, "early_stop": early_stop,
     }  # fmt: skip

@@ -122,6 +122,13 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--model", "m", "--task", "mikro"], "unknown task 'mikro'; did you mean 'micro'"),
         (["--model", "m", "--task", "evalplus"], "'evalplus' is made of humaneval+ and mbpp+"),
         (["--model", "m", "--task", "bigcodebench"], "needs an interpreter with its libraries"),
+        (["--trajectories", "a", "--sensitivity"], "--sensitivity decodes anew, so it needs --model"),
+        (
+            ["--model", "m", "--prompts", "p", "--sensitivity", "--tie-break", "left"],
+            "which runs left, random and model",
+        ),
+        (["--model", "m", "--prompts", "p", "--sensitivity", "--top-p", "1"], "compares a top-p below 1 with none"),
+        (["--model", "m", "--prompts", "p", "--sensitivity", "--rule", "random"], "scores no two places alike"),
         (["--model", "m", "--prompts", "p", "--data", "f"], "--data is the file of one --task, and 0 are given"),
     ],
 )
@@ -193,3 +200,45 @@ def test_pass_at_k_joins_samples_with_their_tasks() -> None:
         passes = asked.passes(rows, 2, judging)
     assert passes["pass@1"][0] == pytest.approx(0.5, abs=1e-4)
     assert passes["pass@2"][0] == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_the_share_of_tied_steps_is_told_and_warned_of(tmp_path: Path) -> None:
+    steps = list(range(10))
+    tied = written(tmp_path / "tied.jsonl", {"reveal_step": steps, "tied": [True] * 9 + [False], "tied_from": [0] * 10,
+                                              "settings": {"tie_break": "left"}})  # fmt: skip
+    few = written(tmp_path / "few.jsonl", {"reveal_step": steps, "tied": [True] + [False] * 9, "tied_from": steps})
+    untold = written(tmp_path / "untold.jsonl", {"reveal_step": steps})
+    run = dcoder("arness", "--trajectories", tied, "--trajectories", few, "--trajectories", untold, COLUMNS="100")
+    assert run.returncode == 0, run.stderr
+    rows = [line.split()[:3] for line in run.stdout.splitlines()[1:4]]
+    assert rows == [["tied", "1", "90%"], ["few", "1", "10%"], ["untold", "1", "unknown"]]
+    warned = " ".join(run.stderr.split())
+    assert "tied: 90% of steps were decided by a tie (tie break: left)" in warned and warned.count("of steps") == 1
+    assert "global@1 1.000 (these tokens in other orders that the ties allow: 0.100 to 1.000)" in warned
+    shown = json.loads(dcoder("arness", "--trajectories", untold, "--json").stdout)["series"][0]
+    assert shown["tied_share"] is None and shown["ties_known"] == 0 and shown["global"]["tie_low"] == [None] * 4
+
+
+def test_sensitivity_decodes_every_tie_break_with_and_without_top_p(tmp_path: Path) -> None:
+    """A random model's distributions are flat, so a tiny top-p leaves one token everywhere: all is tied."""
+    from helpers import make_model
+
+    model, out = make_model(tmp_path / "model"), tmp_path / "out"
+    prompts = written(tmp_path / "p.jsonl", {"prompt": "def f(x):"}, {"prompt": "import"})
+    options = ["--model", model, "--prompts", prompts, "--top-p", "1e-6", "--max-new-tokens", 12, "--rule", "entropy"]
+    run = dcoder("arness", *options, "--sensitivity", "--out", out, "--json")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    cells = {(cell["top_p"], cell["tie_break"]): cell for cell in result["sensitivity"]["model"]}
+    assert list(cells) == [(top_p, ties) for top_p in (1e-6, None) for ties in ("left", "random", "model")]
+    left, own = cells[1e-6, "left"], cells[1e-6, "model"]
+    assert left["tied_share"] == pytest.approx(11 / 12) and left["global@1"]["mean"] == left["local@1"]["mean"] == 1.0
+    assert cells[1e-6, "random"]["global@1"]["mean"] < 0.9 and own["tied_share"] > 0.9
+    assert {cell["tied_share"] for (top_p, _), cell in cells.items() if top_p is None} == {0.0}
+    plain = dcoder("arness", *options[:4], "--top-p", 1, *options[6:], "--tie-break", "left", "--json")
+    assert json.loads(plain.stdout)["series"][0]["global"]["mean"][0] == cells[None, "left"]["global@1"]["mean"]
+    assert (out / "sensitivity-model.png").stat().st_size > 10_000
+    shown = dcoder("arness", *options, "--sensitivity").stdout
+    assert "the tie break alone moves local@1 by" in shown and "nothing is tied, so the order is the model's" in shown
+    table = shown.splitlines()[1:6]
+    assert max(map(len, table)) <= 80 and table[-1].split()[2] == "any"

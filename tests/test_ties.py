@@ -39,7 +39,7 @@ def test_two_candidates_with_equal_filtered_scores(rule: str) -> None:
     are equal (entropy 0, confidence 1, margin 1); unfiltered the right one is surer, 0.88 against 0.67."""
     raw_NV = torch.tensor([[1.0, 1.0, 1.0, -9.0], [1.5, 0.0, 0.0, -9.0], [0.0, 2.7, 0.0, -9.0]])
     fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=3, stops=frozenset()))
-    rows: Any = SimpleNamespace(places=[torch.tensor([4, 5, 6])], ids_BL=torch.zeros(1, 8))
+    rows: Any = SimpleNamespace(places=[torch.tensor([4, 5, 6])], ids_BL=torch.zeros(1, 8), pads=[0])
     numbers = torch.tensor([0.1, 0.9, 0.4])
     expected = {"model": 2, "left": 1, "right": 2, "random": 1, "topk": None}
     for tie_break, wanted in expected.items():
@@ -81,8 +81,8 @@ def test_every_tie_break_equals_a_plain_sampler(model: Model, tie_break: str, ru
 @pytest.mark.parametrize("tie_break", unmasking.TIE_BREAKS)
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_a_batch_gives_what_its_rows_give_alone(model: Model, tie_break: str, mode: str) -> None:
-    """Under topk only rows of one length: its order belongs to the padded row, as in the public code."""
-    prompts = RAGGED if tie_break != "topk" else [[3, 4, 5], [7, 8, 9], [250, 3, 17]]
+    """Ragged rows: topk's row, too, is the one that stands alone (in compat it is the public code's, with pads)."""
+    prompts = RAGGED
     options: dict[str, Any] = {"max_new_tokens": 16, "top_p": 0.3, "temperature": 0.4, "tie_break": tie_break}
     options |= {"mode": mode, "seed": 5}
     seeds = [11 + row for row in range(len(prompts))]
@@ -131,7 +131,7 @@ def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
         ({"entropy_bound": 0.1}, [0, 1], []),  # 0.09 nats beside the largest
     ):
         asked = Settings(max_new_tokens=4, mode="fast", tie_break="left", **settings)  # type: ignore[arg-type]
-        rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4))
+        rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4), pads=[0])
         fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=2, stops=frozenset()))
         nothing = denoise.Draws(torch.empty(0), torch.empty(0), torch.empty(0))
         proposal = denoise.propose(fake, rows, asked, "entropy", logits_NV, {0: torch.arange(4)}, [nothing])

@@ -128,7 +128,9 @@ def arness(
         "commits_per_step": float(np.mean([row["tokens"] / row["steps"] for row in rows])),
         "tied_share": float(np.mean(shares)) if shares else None,
         "ties_known": len(shares),
-        "tie_break": sorted({str(item.settings["tie_break"]) for item in trajectories if item.settings.get("tie_break")}),
+        "tie_break": sorted(
+            {str(item.settings["tie_break"]) for item in trajectories if item.settings.get("tie_break")}
+        ),
         "local": {"k": list(range(1, local_k + 1)), **summary(local_NK, prompts), **_ends(ends["local"], known)},
         "global": {"k": list(range(1, global_k + 1)), **summary(global_NK, prompts), **_ends(ends["global"], known)},
         "per_sample": rows,

@@ -12,7 +12,9 @@ from dcoder_cli.analysis import plots, sources
 from dcoder_cli.analysis.arness import GLOBAL_K, LOCAL_K, Convention, Ties, Until, arness, random_order
 from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile
 from dcoder_cli.analysis.report import Report
+from dcoder_cli.analysis.sensitivity import Sensitivity, sensitivity_figure
 from dcoder_cli.analysis.text_picture import ordered_text
+from dcoder_cli.analysis.ties import MUCH
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.diffusion import trajectory
@@ -77,10 +79,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Findings:
-    """All series of a call, and the first-step profiles by label."""
+    """All series of a call, and by label the first-step profiles and what --sensitivity compared."""
 
     series: list[Series]
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sensitivity: dict[str, Sensitivity] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What `dcoder arness --json` prints. `random_order` is what chance measures at the first series' length."""
@@ -90,6 +93,11 @@ class Findings:
         return {
             "series": [series.to_json() for series in self.series],
             "first_step": self.profiles,
+            **(
+                {"sensitivity": {label: one.to_json() for label, one in self.sensitivity.items()}}
+                if self.sensitivity
+                else {}
+            ),
             "random_order": {"tokens": length, **chance},
         }
 
@@ -175,10 +183,20 @@ def write(
         files.extend(paths)
         report.add_figure(paths[1], caption)
 
+    for (label, found), name in zip(findings.sensitivity.items(), _file_names(list(findings.sensitivity)), strict=True):
+        report.add_heading(f"Sensitivity: {label}")
+        for sentence in found.sentences():
+            report.add_text(sentence)
+        show(sensitivity_figure(found), f"sensitivity-{name}",
+             "AR-ness@1 by how ties are broken, with 95% intervals; the grey bar is what the tie break alone moves.")  # fmt: skip
+        report.add_table(*found.table(), "Means ± 95% intervals over prompts; tied: share of steps decided by a tie")
     add_numbers(report, findings)
-    show(plots.arness_curves({series.label: series.numbers for series in findings.series}), "arness",
-         "AR-ness@k with 95% intervals over samples; left-to-right decoding is 1 throughout.")  # fmt: skip
-    sweeps = _sweeps(findings.series)
+    if not findings.sensitivity:
+        shown = "AR-ness@k with 95% intervals over samples; left-to-right decoding is 1 throughout."
+        ties = ", ".join(f"{one.label}: {tied_text(one.numbers)}" for one in findings.series)
+        show(plots.arness_curves({series.label: series.numbers for series in findings.series}), "arness",
+             f"{shown} Steps decided by a tie: {ties}.")  # fmt: skip
+    sweeps = {} if findings.sensitivity else _sweeps(findings.series)
     if sweeps:
         show(plots.by_temperature(sweeps), "temperature",
              "AR-ness@1, and pass@k where there are tests, against temperature, with 95% intervals.")  # fmt: skip
@@ -234,18 +252,30 @@ def add_numbers(report: Report, findings: Findings) -> None:
             if first["ties"] == "random"
             else "Tokens committed in one step are read left to right, an upper bound. "
         )
-        + ("All new tokens count, pads included." if first["until"] == "all" else "Tokens up to the end of turn count.")
+        + (
+            "All new tokens count, pads included. "
+            if first["until"] == "all"
+            else "Tokens up to the end of turn count. "
+        )
+        + "Tied: share of steps at which the rule scored a rival exactly as high, so that the tie break chose."
     )
+    for line in tie_warnings(findings.series):
+        report.add_text(line)
     chance = findings.to_json()["random_order"]
     for kind in ("local", "global"):
         ks = first[kind]["k"]
         rows: list[list[Any]] = [
-            [series.label, series.numbers["samples"], *(interval(series.numbers[kind], k - 1) for k in ks)]
+            [
+                series.label,
+                series.numbers["samples"],
+                tied_text(series.numbers),
+                *(interval(series.numbers[kind], k - 1) for k in ks),
+            ]
             for series in findings.series
         ]
-        rows.append([f"random order of {chance['tokens']} tokens", "", *(f"{value:.3f}" for value in chance[kind])])
+        rows.append([f"random order of {chance['tokens']} tokens", "", "", *(f"{value:.3f}" for value in chance[kind])])
         report.add_table(
-            ["series", "samples", *(f"{kind}@{k}" for k in ks)], rows, f"{kind} AR-ness, mean ± 95% interval"
+            ["series", "samples", "tied", *(f"{kind}@{k}" for k in ks)], rows, f"{kind} AR-ness, mean ± 95% interval"
         )
     rows = [
         [s.label, s.numbers["tokens"], s.numbers["commits_per_step"], s.numbers["local"]["variance"][0],
@@ -285,6 +315,34 @@ def add_replay(report: Report, series: Sequence[Series]) -> None:
         [f"{one.label}, sample {item.id}" for one, item in chosen],
         "Masked tokens are grey. Move the slider with the arrow keys, or press Play.",
     )
+
+
+def tied_text(numbers: Mapping[str, Any]) -> str:
+    """Share of tied steps as `96%`, or "unknown"."""
+    share = numbers["tied_share"]
+    return "unknown" if share is None else f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
+
+
+def tie_warnings(series: Sequence[Series]) -> list[str]:
+    """A line for each series whose order ties decided to a large part, with the range that they left open."""
+    lines = []
+    for one in series:
+        share, broken = one.numbers["tied_share"], " and ".join(one.numbers["tie_break"]) or "unknown"
+        if share is None or share <= MUCH:
+            continue
+        ranges = [
+            f"{kind}@1 {values['mean'][0]:.3f} (these tokens in other orders that the ties allow: "
+            f"{values['tie_low'][0]:.3f} to {values['tie_high'][0]:.3f})"
+            for kind in ("local", "global")
+            for values in [one.numbers[kind]]
+            if values["mean"][0] is not None and values["tie_low"][0] is not None
+        ]
+        told = ": " + ", ".join(ranges) if ranges else ""
+        lines.append(
+            f"{one.label}: {share:.0%} of steps were decided by a tie (tie break: {broken}){told}; "
+            "see --sensitivity for what is the model's"
+        )
+    return lines
 
 
 def interval(values: Mapping[str, Any], index: int) -> str:

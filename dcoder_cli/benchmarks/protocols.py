@@ -73,7 +73,10 @@ class Protocol:
             found = {"max_new_tokens": length, "rule": "entropy", "temperature": 0.1, "top_p": 0.9}
         else:  # DiffuCoder B.2, and Dream's base models
             found = {"max_new_tokens": 512, "rule": "entropy", "temperature": 0.2, "top_p": 0.95}
-        return {**found, "max_new_tokens": _MICRO_TOKENS} if kind == "micro" else found
+        if kind == "micro":  # ours: no published score stands behind it
+            return {**found, "max_new_tokens": _MICRO_TOKENS}
+        # The published scores were made by samplers that leave ties to torch.topk (Dream's and LLaDA's generation code).
+        return found if self.name == "qwen" else {**found, "tie_break": "topk"}
 
     def ask(self, item: Item, suite: Suite) -> Ask:
         """The prompt of an item.

@@ -31,6 +31,7 @@ class Rows:
     Attributes:
         ids_BL: current tokens, prompts left-padded.
         attention_BL: 1 on tokens, 0 on pads; None where no row is padded.
+        pads: for each row how many pads stand left of its tokens.
         places: for each row the positions of its new tokens, ascending.
         masked: for each row which of its new tokens are still masks.
         reveal, confidence, entropy, tied, tied_from: for each row and new token, as in Trajectory.
@@ -42,6 +43,7 @@ class Rows:
 
     ids_BL: Tensor
     attention_BL: Tensor | None
+    pads: list[int]
     places: list[Tensor]
     masked: list[Tensor]
     reveal: list[list[int]]
@@ -91,25 +93,23 @@ class Proposal:
         raw_NV: the model's logits.
         tokens_N: the token chosen for each.
         scores_N: how sure each is under the rule; the largest are committed first.
-        columns_N: each candidate's column in its row of the batch; `width` columns a row.
+        columns_N, widths_N: each candidate's column in its row, and that row's columns; None but for topk.
         uniform_N: the random numbers that decide the order, where the settings need any.
         keys_N: what orders equal scores, the largest first; None where the leftmost comes first, or topk decides.
-        by_topk: equal scores in the order of torch.topk over the whole row.
     """
 
     raw_NV: Tensor
     tokens_N: Tensor
     scores_N: Tensor
-    columns_N: Tensor
-    width: int
     uniform_N: Tensor | None
     keys_N: Tensor | None
-    by_topk: bool
+    columns_N: Tensor | None = None
+    widths_N: Tensor | None = None
 
     def ranked(self, scores_n: Tensor, here: slice, count: int) -> Tensor:
         """Indices of a row's `count` candidates with the largest scores, ties broken as the settings say."""
-        if self.by_topk:
-            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], self.width)
+        if self.columns_N is not None and self.widths_N is not None:
+            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], int(self.widths_N[here.start]))
         return unmasking.pick(scores_n, count, 0.0, None, self.keys_N[here] if self.keys_N is not None else None)
 
     def picked(self, here: slice, count: int, alg_temperature: float) -> Tensor:
@@ -139,6 +139,7 @@ def start(model: Model, requests: Sequence[Request]) -> Rows:
     return Rows(
         ids_BL.to(model.device),
         attention_BL.to(model.device) if padded else None,
+        [longest - request.length for request in requests],
         places,
         [torch.ones(size, dtype=torch.bool) for size in sizes],
         [[-1] * size for size in sizes],
@@ -237,9 +238,14 @@ def propose(
     elif settings.tie_break == "model" and logits_NV is not own_NV and _any_equal(scores_N):
         # The same rule on the model's own distribution, neither heated nor filtered.
         keys_N = unmasking.score(rule, torch.softmax(own_NV, dim=-1), tokens_N, places_N, order_N)
-    columns_N = torch.cat([rows.places[row][places] for row, places in pairs]).to(raw_NV.device)
-    by_topk = settings.tie_break == "topk"
-    return Proposal(raw_NV, tokens_N, scores_N, columns_N, rows.ids_BL.shape[1], order_N, keys_N, by_topk)
+    if settings.tie_break != "topk":
+        return Proposal(raw_NV, tokens_N, scores_N, order_N, keys_N)
+    # The row as the public code has it: in its batches with the pads; elsewhere as the row stands alone.
+    width = rows.ids_BL.shape[1]
+    pads = {row: 0 if settings.compat else rows.pads[row] for row in candidates}
+    columns_N = torch.cat([rows.places[row][places] - pads[row] for row, places in pairs]).to(raw_NV.device)
+    widths_N = torch.cat([torch.full_like(places, width - pads[row]) for row, places in pairs])
+    return Proposal(raw_NV, tokens_N, scores_N, order_N, keys_N, columns_N, widths_N)
 
 
 def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Tensor | None, chosen: Tensor) -> Tensor:

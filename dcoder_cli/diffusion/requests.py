@@ -43,7 +43,7 @@ class Settings:
         tie_break: which of equal scores is committed first. "model": the same rule on the model's own distribution,
             neither heated nor filtered, then the leftmost; "left", "right"; "random": by the row's own random numbers;
             "topk": as torch.topk over the whole row orders them, which is unspecified, and what the public samplers
-            do. Default: model, and topk with compat. A trajectory tells which commits a tie decided.
+            do (with compat on the padded row of the batch, as they do; else on the row alone). Default: model, and topk with compat. A trajectory tells which commits a tie decided.
         seed: base seed; row i of the call draws from (seed, i), so its neighbours do not matter.
         mode: "exact" (the plain sampler's tokens) or "fast" (approximate). What follows applies to "fast" only, where
             None takes the default that is named.
