@@ -118,6 +118,17 @@ def test_without_filters_nothing_is_tied(model: Model) -> None:
         assert one.tied == [False] * 8 and one.tied_from == one.reveal_step
 
 
+def test_a_bfloat16_model_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 some scores of these 40 candidates would coincide; in float32 none does."""
+    model = sharpened(load(GOLDEN / "dream", device="cpu", dtype="bfloat16"), 12.0)
+    seen: list[torch.Tensor] = []
+    score = unmasking.score
+    monkeypatch.setattr(unmasking, "score", lambda *given: seen.append(score(*given)) or seen[-1])
+    generate(model, [[5, 6]], max_new_tokens=40, rule="confidence")
+    assert {scores_N.dtype for scores_N in seen} == {torch.float32}
+    assert len(seen[0].bfloat16().unique()) < len(seen[0].unique()) == 40
+
+
 def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
     """Scores of four candidates; the rule's order decides only where nothing is above the threshold."""
     from dcoder_cli.diffusion.fast import _chosen
