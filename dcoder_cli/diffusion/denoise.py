@@ -36,7 +36,7 @@ class Rows:
         masked: for each row which of its new tokens are still masks.
         reveal, confidence, entropy, tied, tied_from: for each row and new token, as in Trajectory.
         tied_since: for each row and new token the first of the latest steps through all of which it stood in a tie for
-            the row's commit; -1 where it did not stand in one at the row's last step.
+            the row's commit; -1 where it did not stand in one at the row's last step, None where none did.
         forwards: for each row the network evaluations it took part in (a guided step counts two).
         kept: for each row how many of its new tokens are its answer; fewer than all after an early stop.
     """
@@ -51,7 +51,7 @@ class Rows:
     entropy: list[list[float]]
     tied: list[list[bool]]
     tied_from: list[list[int]]
-    tied_since: list[Tensor]
+    tied_since: list[Tensor | None]
     forwards: list[int]
     kept: list[int]
 
@@ -147,7 +147,7 @@ def start(model: Model, requests: Sequence[Request]) -> Rows:
         [[0.0] * size for size in sizes],
         [[False] * size for size in sizes],
         [[-1] * size for size in sizes],
-        [torch.full((size,), -1) for size in sizes],
+        [None] * len(sizes),
         [0] * len(sizes),
         list(sizes),
     )
@@ -255,16 +255,25 @@ def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Ten
         scores_n: what the candidates were ranked by, largest first; None where no ranking decided.
         chosen: indices of those that are committed.
     """
+    since = rows.tied_since[row]
     tied_n = torch.zeros(len(candidates), dtype=torch.bool)
     if scores_n is not None:
         tied_n = unmasking.tie_set(scores_n, chosen).cpu()
-    since_n = rows.tied_since[row][candidates]
+    any_tied = bool(tied_n.any())
+    if not any_tied and since is None:
+        for place in candidates[chosen.cpu()].tolist():
+            rows.tied_from[row][place] = step
+        return tied_n
+    since_n = torch.full_like(candidates, -1) if since is None else since[candidates]
     since_n = torch.where((since_n < 0) & tied_n, step, since_n)
     taken = chosen.cpu()
     for place, first in zip(candidates[taken].tolist(), since_n[taken].tolist(), strict=True):
         rows.tied_from[row][place] = first if first >= 0 else step
-    rows.tied_since[row].fill_(-1)
-    rows.tied_since[row][candidates] = torch.where(tied_n, since_n, -1)
+    rows.tied_since[row] = None
+    if any_tied:
+        now = torch.full((len(rows.masked[row]),), -1)
+        now[candidates] = torch.where(tied_n, since_n, -1)
+        rows.tied_since[row] = now
     return tied_n
 
 

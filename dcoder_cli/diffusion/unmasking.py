@@ -143,9 +143,9 @@ def tie_set(scores_n: Tensor, chosen_k: Tensor) -> Tensor:
     `chosen_k` are the candidates with the k largest scores, so there is a tie where the least of the chosen equals the
     best of the others. A chosen candidate above that score was chosen without a tie.
     """
-    others_n = torch.ones_like(scores_n, dtype=torch.bool)
-    others_n[chosen_k] = False
-    if not len(chosen_k) or not bool(others_n.any()):
-        return torch.zeros_like(others_n)
-    least = scores_n[chosen_k].min()
-    return (scores_n == least) & (scores_n[others_n].max() == least)
+    taken_k = scores_n[chosen_k]
+    least = taken_k.min()
+    equal_n = scores_n == least
+    if int(equal_n.sum()) > int((taken_k == least).sum()):
+        return equal_n
+    return torch.zeros_like(equal_n)
