@@ -9,6 +9,16 @@ class WorkFailed(RuntimeError):
     """The input was right but the work could not be done. One line. Exit code 1."""
 
 
+def valid_text(text: str) -> str:
+    """`text` that every file, terminal and program takes: lone surrogates and control characters become escapes."""
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isprintable() else text.translate(_ESCAPES)
+
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
 def one_line(text: object) -> str:
     """`text` on one line: white space folded."""
     return " ".join(str(text).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import UserError, valid_text
 from dcoder_cli.base.files import write_json, write_jsonl
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.evaluation import Result, summarize
@@ -52,7 +52,7 @@ def judge_file(
                 progress(number, len(rows))
         tier = judging.tier
     result = summarize(suite, {key_of(row): row for row in rows}, judged, tier, [key_of(row) for row in rows])
-    result.record.update(samples_from=str(file), protocol=None)
+    result.record.update(samples_from=valid_text(str(file)), protocol=None)
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "judged.jsonl", result.judged)
     write_json(out / "results.json", result.record)

@@ -172,7 +172,7 @@ def read_elsewhere(file: Path, suite: Suite) -> list[Row]:
         where = f"{file}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
             raise UserError(f"{where}: no text field 'task_id'; a sample has task_id and solution")

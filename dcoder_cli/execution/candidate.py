@@ -20,6 +20,7 @@ from typing import Any
 from dcoder_cli.execution import codec
 
 _MUTABLE = (list, dict, set)
+_MOST_ARGUMENTS = 1 << 16  # bytes of an exception with its arguments; beyond, its message must do
 
 
 def serve(descriptor: int) -> None:
@@ -39,7 +40,7 @@ def serve(descriptor: int) -> None:
         except codec.Unfit as problem:
             answer = codec.dumps([nonce, "unfit", str(problem)[:200]])
         except BaseException as problem:  # SystemExit and KeyboardInterrupt are a failed call like any other
-            answer = codec.dumps([nonce, "raised", *_described(problem)])
+            answer = _raised(nonce, problem)
         frame = memoryview(struct.pack("!I", len(answer)) + answer)
         while frame:
             frame = frame[os.write(descriptor, frame) :]
@@ -118,10 +119,29 @@ def _missing(name: str) -> Any:
     raise NameError(f"name {name!r} is not defined")
 
 
+def _raised(nonce: str, problem: BaseException) -> bytes:
+    """The answer that says what was raised: its name and message, the builtin kind it is, and its arguments if they cross.
+
+    The class may do anything when asked; then the answer says only that something was raised.
+    """
+    try:
+        kinds = type.mro(type(problem))
+        base = next(kind.__name__ for kind in kinds if kind.__module__ == "builtins")
+        described = [nonce, "raised", *_described(problem), base]
+        try:
+            answer = codec.dumps([*described, list(problem.args)])
+        except codec.Unfit:
+            return codec.dumps(described)
+        return answer if len(answer) <= _MOST_ARGUMENTS else codec.dumps(described)
+    except BaseException:
+        return codec.dumps([nonce, "raised", "Exception", ""])
+
+
 def _described(problem: BaseException) -> tuple[str, str]:
     """A name and a message, whatever the candidate's exception class does when asked."""
     try:
-        return type(problem).__name__[:80], str(problem)[:200]
+        name, message = type(problem).__name__, str(problem)
+        return str.__getitem__(name, slice(80)), str.__getitem__(message, slice(2000))
     except BaseException:
         return "Exception", ""
 

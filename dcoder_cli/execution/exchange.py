@@ -5,6 +5,7 @@ This file also runs inside the sandbox, so it imports only the standard library.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 from dcoder_cli.execution import codec
 from dcoder_cli.execution.channel import Channel, Forged, Gone, Late
 from dcoder_cli.execution.codec import Remote, Unfit
+from dcoder_cli.execution.handlers import Ledger
 
 MAX_RESTARTS = 20  # ours: a candidate that dies on each of its tests must not hold a worker for ever
 
@@ -27,21 +29,22 @@ class Stopped(BaseException):
         self.status, self.why = status, why
 
 
-class Raised(Exception):
-    """The candidate raised an exception that is no builtin one (or one that would end a process)."""
+class NoValue(Exception):
+    """The candidate returned what cannot cross to the tests: it has not answered."""
 
 
 class Candidate:
     """A candidate behind a socket. `report` is the way to the host, who makes new ones.
 
-    Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; or the builtin
-    exception of the name the candidate gives, or Raised.
+    Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; NoValue; Unfit for
+    what cannot cross to the candidate; or what the candidate raised. All of these are in `ledger`.
     """
 
     def __init__(self, report: Channel, source: str, seconds: float, run: bool) -> None:
         self._report = report
         self._source, self._seconds, self._run = source, seconds, run
         self._restarts = 0
+        self.ledger = Ledger()
         self.condemned = ""  # why no answer of this candidate counts any more
         self.forged = False  # whether it sent what no honest candidate can send; then none ever counted
         self._begin()
@@ -63,7 +66,7 @@ class Candidate:
         if not watch:
             return result[0]
         if len(result) != 2 or type(result[1]) is not dict:
-            raise self._forgery("an answer without its changes")
+            raise self.ledger.raised(self._forgery("an answer without its changes"), final=True)
         for place, value in result[1].items():
             if type(place) is int and 0 <= place < len(arguments):
                 _refill(arguments[place], value)
@@ -102,8 +105,11 @@ class Candidate:
 
     def _ask(self, operation: str, details: list[Any], seconds: float) -> list[Any]:
         nonce = self._nonce()
-        request = codec.dumps([operation, nonce.decode(), *details], _number_of)
-        return self._checked(self._exchange(request, seconds), nonce, Remote)
+        try:
+            request = codec.dumps([operation, nonce.decode(), *details], _number_of)
+            return self._checked(self._exchange(request, seconds), nonce, Remote)
+        except (Stopped, NoValue, Unfit) as problem:
+            raise self.ledger.raised(problem, final=True) from None
 
     def _exchange(self, request: bytes, seconds: float) -> bytes:
         if self.condemned or not self.alive:
@@ -136,14 +142,15 @@ class Candidate:
         kind, *rest = frame[1:]
         if kind == "value":
             return rest
-        text = [part if type(part) is str else "" for part in (*rest, "")]
+        text = [part if type(part) is str else "" for part in (*rest, "", "", "")]
         if kind == "unfit":
-            raise Raised(f"the candidate returned {text[0]}")
+            raise NoValue(f"the candidate returned {text[0]}")
         if kind == "syntax":
             self.condemned = f"{text[0]}: {text[1]}"
             raise Stopped("syntax" if text[0] != "MemoryError" else "memory", self.condemned)
         if kind == "raised":
-            raise _exception(text[0], text[1])
+            raised = _exception(text[0], text[1], text[2], rest[3] if len(rest) > 3 else None)
+            raise raised if isinstance(raised, Stopped) else self.ledger.raised(raised)
         raise self._forgery("an answer of no known kind")
 
     def _forgery(self, what: str) -> Stopped:
@@ -171,18 +178,25 @@ def _number_of(value: Any) -> int | None:
     return value.number if isinstance(value, Remote) else None
 
 
-def _exception(name: str, message: str) -> BaseException:
-    import builtins
+def _exception(name: str, message: str, base: str, arguments: Any) -> BaseException:
+    """What the candidate raised: the builtin kind `base`, under the name of the candidate's own class.
 
-    kind = getattr(builtins, name, None)
-    if name == "MemoryError":
+    Made of plain values, and by builtin code only, whatever the candidate claims.
+    """
+    kind = getattr(builtins, base, None)
+    if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+        kind = Exception
+    if issubclass(kind, MemoryError):
         return Stopped("memory", "MemoryError")
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    own: Any = type(name, (kind,), {}) if name != kind.__name__ and name.isidentifier() else kind
+    for given in (arguments, [message]):
         try:
-            return kind(message)
-        except TypeError:  # UnicodeDecodeError and the like want more than a message
-            pass
-    return Raised(f"{name}: {message}")
+            if type(given) is list:
+                raised: BaseException = own(*given)
+                return raised
+        except Exception:  # UnicodeDecodeError and the like take only arguments of their own
+            continue
+    return Exception(f"{name}: {message}")
 
 
 def _receive_socket(connection: socket.socket) -> socket.socket:

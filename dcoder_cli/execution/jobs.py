@@ -16,18 +16,22 @@ from dcoder_cli.execution.problem import START_SECONDS
 from dcoder_cli.execution.sandbox import Sandbox, SandboxGone, limits
 
 _TESTER_MIB = 4096  # ours: it holds tests and one answer; a hostile value that grows in a comparison stops here
-_TESTER_JOBS = 200  # ours: a tester is a fork too, and a new one now and then forgets what test code left in it
+_TESTER_JOBS = 200  # ours: the most for one tester; its memory is that of the largest
 _TESTER_SECONDS = 3600.0  # of processor time, over all its jobs
 
 
 @dataclass(frozen=True)
 class Job:
-    """A payload for the tester (problem.Problem.payload or an `outputs` job), a candidate's source, and limits."""
+    """A payload for the tester (problem.Problem.payload or an `outputs` job), a candidate's source, and limits.
+
+    `leaves_nothing`: the tester may be used again. Candidates never are.
+    """
 
     payload: bytes
     source: str
     seconds: float
     memory_mib: int
+    leaves_nothing: bool
 
 
 class Infrastructure(Exception):
@@ -93,7 +97,7 @@ class Worker:
                 self._payload = job.payload
                 tester.send(job.source.encode("utf-8", "surrogatepass"), deadline)
                 while outcome is None:
-                    message = json.loads(tester.receive(deadline))
+                    message = _report(tester.receive(deadline))
                     if "candidate" not in message:
                         outcome = message
                         break
@@ -115,7 +119,7 @@ class Worker:
         self._bury_candidate(bounds)
         self._jobs += 1
         if outcome is not None and outcome["status"] != "memory":
-            if self._jobs >= _TESTER_JOBS:
+            if self._jobs >= _TESTER_JOBS or not job.leaves_nothing:
                 self._end_tester()
             return outcome
         ended = self._end_tester()
@@ -168,3 +172,14 @@ class Worker:
         spent = bounds is not None and ended["cpu"] >= bounds["CPU"] - 1
         if ended["signal"] == signal.SIGKILL and not spent and self.tier != "C":
             raise Infrastructure("a job was killed from outside (out of memory?)")
+
+
+def _report(data: bytes) -> dict[str, Any]:
+    """What a tester says. Test code may have patched what it speaks with."""
+    try:
+        message: dict[str, Any] = json.loads(data)
+        if "candidate" in message or (type(message["status"]) is str and type(message["passed"]) is list):
+            return message
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return {"status": "broken", "why": "the tests disturb the process that runs them", "passed": []}

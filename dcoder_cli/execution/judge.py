@@ -94,7 +94,7 @@ class Judge:
 
         The future raises WorkFailed when several jobs in a row could not be run.
         """
-        job = Job(problem.payload, completion, problem.deadline_seconds, problem.memory_mib)
+        job = Job(problem.payload, completion, problem.deadline_seconds, problem.memory_mib, problem.leaves_nothing)
         return self._submit(job, lambda outcome, seconds: self._verdict(problem, outcome, seconds))
 
     def stream(self, pairs: Iterable[tuple[Problem, str]]) -> Iterator[tuple[int, Verdict]]:
@@ -123,7 +123,7 @@ class Judge:
             "load_seconds": seconds,
             "inputs": [text.decode("utf-8", "surrogatepass") for text in inputs],
         }
-        job = Job(json.dumps(payload).encode(), source, total_seconds or seconds * (len(inputs) + 1), memory_mib)
+        job = Job(json.dumps(payload).encode(), source, total_seconds or seconds * (len(inputs) + 1), memory_mib, True)
 
         def answers(outcome: dict[str, Any], _: float) -> list[tuple[bytes | None, float]]:
             if outcome["status"] == "infrastructure":

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.execution import codec
+from dcoder_cli.base.errors import UserError, one_line, valid_text
+from dcoder_cli.execution import codec, testcode
 from dcoder_cli.execution.compare import ORACLES
 
 STATUSES = ("passed", "failed", "timeout", "syntax", "memory", "infrastructure")
@@ -136,25 +136,39 @@ class Problem:
         elif self.programs:
             job = {"kind": "programs", "programs": self.programs}
         else:
-            names, modules = self._names()
-            setup = "".join(f"import {module}\n" for module in modules) + self.setup
-            job = {"kind": "asserts", "tests": self.tests, "prelude": self.prelude, "setup": setup, "names": names}
+            names, modules = self._names
+            job = {
+                "kind": "asserts", "tests": self.tests, "prelude": self.prelude, "setup": _imports(modules) + self.setup,
+                "names": names, "catches": testcode.catches(self._trees),
+            }  # fmt: skip
         return json.dumps({**common, **job}).encode()
 
+    @cached_property
+    def leaves_nothing(self) -> bool:
+        """Whether the process that runs the tests is afterwards as it was before (see testcode)."""
+        return testcode.leaves_nothing(self._trees) and testcode.leaves_nothing([ast.parse(_imports(self._names[1]))])
+
+    @cached_property
+    def _trees(self) -> tuple[ast.Module, ...]:
+        """The syntax of prelude, setup and tests."""
+        return tuple(ast.parse(code) for code in (self.prelude, self.setup, *self.tests))
+
+    @cached_property
     def _names(self) -> tuple[list[str], list[str]]:
         """The names that the tests take from the candidate, and modules they use without importing them."""
         loaded: set[str] = set()
         bound: set[str] = set(dir(builtins))
         spaces: set[str] = set()
-        for code in (self.setup, *self.tests):
-            for node in ast.walk(ast.parse(code)):
+        prelude, *used = self._trees
+        for tree in used:
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Name):
                     (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
                 elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                     spaces.add(node.value.id)
                 else:
                     bound.update(_bound(node))
-        for node in ast.parse(self.prelude).body:
+        for node in prelude.body:
             bound.update(name for inner in ast.walk(node) for name in _bound(inner))
             bound.update(
                 inner.id
@@ -164,6 +178,10 @@ class Problem:
         free = loaded - bound - {self.entry_point}
         modules = sorted(name for name in free & spaces if name in sys.stdlib_module_names)
         return [self.entry_point, *sorted(free - set(modules))], modules
+
+
+def _imports(modules: Iterable[str]) -> str:
+    return "".join(f"import {module}\n" for module in modules)
 
 
 def _bound(node: ast.AST) -> list[str]:
@@ -205,6 +223,9 @@ class Verdict:
     why: str
     tier: str
     low_trust: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "why", valid_text(self.why))  # the one way of a candidate's words to files and people
 
     @property
     def passed(self) -> bool:

@@ -32,7 +32,8 @@ from dcoder_cli.execution import landlock, seccomp, zygote
 TIERS = ("A", "B", "C")
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What the sandbox has of dcoder. Everything else of the package, the micro tests above all, stays outside.
-_MODULES = ("candidate", "channel", "codec", "compare", "exchange", "landlock", "probe", "seccomp", "tester", "zygote")
+_MODULES = ("candidate", "channel", "codec", "compare", "exchange", "handlers", "landlock", "probe", "seccomp",
+            "tester", "zygote")  # fmt: skip
 _INSIDE = ("__init__.py", "execution/__init__.py", *(f"execution/{name}.py" for name in _MODULES))
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/urandom", "/dev/random", "/dev/zero")

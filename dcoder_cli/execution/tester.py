@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dcoder_cli.execution import codec
+from dcoder_cli.execution import codec, handlers
 from dcoder_cli.execution.channel import Channel, Gone
 from dcoder_cli.execution.codec import Remote, Unfit
 from dcoder_cli.execution.compare import Comparison, same_output
-from dcoder_cli.execution.exchange import Candidate, Raised, Stopped
+from dcoder_cli.execution.exchange import Candidate, NoValue, Stopped
 
 _RANK = ("passed", "failed", "memory", "timeout", "syntax", "broken")  # the worst that happened names the verdict
 
@@ -27,7 +27,8 @@ _RANK = ("passed", "failed", "memory", "timeout", "syntax", "broken")  # the wor
 def serve(report: int) -> None:
     """Run the jobs that come over the socket `report`: a problem (nothing: the one before) and a source each.
 
-    One process does many jobs: what it gets from candidates is data, and only test code, which is trusted, runs here.
+    What it gets from candidates is data, and only test code, which is trusted, runs here. The host uses the process again
+    only after test code that can leave nothing in it (testcode.leaves_nothing).
     """
     host = Channel(socket.socket(fileno=report), limit=1 << 30)
     problem: dict[str, Any] = {}
@@ -83,17 +84,17 @@ class _Job:
         except Stopped as problem:
             status, why = problem.status, problem.why
         except AssertionError as problem:
-            status, why = "failed", str(problem)
+            status, why = "failed", _told(problem)
         except MemoryError:
             status, why = "memory", "MemoryError"
         except _Broken as problem:
             status, why = "broken", str(problem)
         except Unfit as problem:
             status, why = "failed", f"the test passes what cannot cross to the candidate: {problem}"
-        except Raised as problem:
+        except NoValue as problem:
             status, why = "failed", str(problem)
         except BaseException as problem:  # of test code on the candidate's values, or raised by the candidate
-            status, why = "failed", f"{type(problem).__name__}: {problem}"
+            status, why = "failed", f"{type(problem).__name__}: {_told(problem)}"
         if _RANK.index(status) > _RANK.index(self._status):
             self._status, self._why = status, f"{where}: {why}" if where and why else where or why
 
@@ -183,6 +184,9 @@ class _Job:
 
     def _asserts(self) -> None:
         self._passed.append(0)
+        code = (self._problem["prelude"], self._problem["setup"], *self._problem["tests"])
+        if any("unittest" in part for part in code):
+            handlers.watch_unittest(self._candidate.ledger)
         self._prepare()
         for place, test in enumerate(self._problem["tests"]):
             if not self._candidate.alive or self._candidate.condemned:
@@ -191,7 +195,7 @@ class _Job:
                 self._prepare()
             right = False
             with self._noting(f"test {place + 1}"):
-                exec(compile(test, "<test>", "exec", dont_inherit=True), self._names)
+                self._execute(test, "<test>")
                 right = True
             self._passed[-1] += right
             if not right and not self._problem["every"]:
@@ -199,14 +203,39 @@ class _Job:
 
     def _prepare(self) -> None:
         """A fresh namespace: the problem's own code, then the candidate's names, then the set-up of the tests."""
-        self._names = {"__name__": "tests"}
+        self._names = {"__name__": "tests", **self._candidate.ledger.names()}
         try:
-            exec(compile(self._problem["prelude"], "<problem>", "exec", dont_inherit=True), self._names)
+            self._execute(self._problem["prelude"], "<problem>")
         except Exception as problem:
-            raise _Broken(f"the problem's own code fails: {type(problem).__name__}: {problem}") from None
+            raise _Broken(f"the problem's own code fails: {type(problem).__name__}: {_told(problem)}") from None
         seconds = self._problem["seconds"]
         self._names.update({name: _Name(self._candidate, name, seconds) for name in self._problem["names"]})
-        exec(compile(self._problem["setup"], "<setup>", "exec", dont_inherit=True), self._names)
+        self._execute(self._problem["setup"], "<setup>")
+
+    def _execute(self, code: str, name: str) -> None:
+        """Run test code. Raises what it raises, and for what the candidate raised and no handler of the test stopped."""
+        ledger = self._candidate.ledger
+        ledger.clear()
+        try:
+            exec(handlers.compiled(code, name, self._problem["catches"]), self._names)
+        except BaseException:
+            stopped = ledger.left()
+            if isinstance(stopped, Stopped):  # whatever a handler made of it
+                raise stopped from None
+            raise
+        left = ledger.left()
+        if isinstance(left, (Stopped, NoValue, Unfit)):
+            raise left
+        if left is not None:
+            raise AssertionError(f"the candidate raised {type(left).__name__}: {_told(left)}")
+
+
+def _told(problem: BaseException) -> str:
+    """An exception's message; its arguments may be ones that Python refuses to print."""
+    try:
+        return str(problem)
+    except Exception:
+        return ""
 
 
 class _Name:
@@ -233,7 +262,11 @@ class _Object(Remote):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        kind, *rest = self._candidate.use("get", Remote(self.number), name, seconds=self._seconds)
+        try:
+            kind, *rest = self._candidate.use("get", Remote(self.number), name, seconds=self._seconds)
+        except AttributeError as problem:  # that it has no such attribute is an answer: hasattr and getattr ask for it
+            self._candidate.ledger.caught(problem)
+            raise
         if kind == "method":
             return lambda *arguments, **keywords: self._wrapped(
                 self._candidate.use(
@@ -241,6 +274,21 @@ class _Object(Remote):
                 )
             )
         return self._wrapped(rest[0])
+
+    def __eq__(self, other: object) -> bool:
+        raise self._refused("compared")
+
+    def __bool__(self) -> bool:
+        raise self._refused("taken as true or false")
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        raise self._refused("hashed")
+
+    def _refused(self, what: str) -> BaseException:
+        """For code of the candidate's that does not run here; no handler of the test's takes it for an answer."""
+        problem = NoValue(f"an object of the candidate, which cannot be {what}")
+        ledger: handlers.Ledger = self._candidate.ledger
+        return ledger.raised(problem, final=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._candidate.use("set", Remote(self.number), name, value, seconds=self._seconds)

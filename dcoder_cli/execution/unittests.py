@@ -177,7 +177,7 @@ def _judged(answer: bytes, late: bool, code: int, seconds: float) -> tuple[str, 
     try:
         result: dict[str, Any] = json.loads(answer)
         ran, wrong, why = int(result["ran"]), int(result["wrong"]), str(result["why"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "failed", f"the tests' process ended early (exit {code})", 0, 1
     if result.get("syntax"):
         return "syntax", why, ran, wrong
