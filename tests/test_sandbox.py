@@ -71,14 +71,17 @@ def test_without_leaves_out_what_is_hidden(tmp_path: Path) -> None:
     assert found == [str(tmp_path / "a/c"), str(tmp_path / "d")]
 
 
-def test_nothing_inside_the_sandbox_needs_more_than_the_standard_library() -> None:
-    """Each module that runs inside imports with no packages on the path."""
-    root = Path(sandbox.__file__).parent.parent.parent
+def test_nothing_inside_the_sandbox_needs_more_than_the_standard_library(tmp_path: Path) -> None:
+    """Each module that runs inside imports with no packages on the path, and none of dcoder's that stay outside."""
+    root = Path(sandbox.__file__).parent.parent
+    for name in sandbox._INSIDE:
+        (tmp_path / "dcoder_cli" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dcoder_cli" / name).write_bytes((root / name).read_bytes())
     names = [name.removesuffix(".py").replace("/", ".") for name in sandbox._INSIDE if not name.endswith("__init__.py")]
-    script = f"import sys; sys.path.insert(0, {str(root)!r})\n" + "\n".join(
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + "\n".join(
         f"import dcoder_cli.{name}" for name in names
     )
-    subprocess.run([sandbox._interpreter(), "-I", "-S", "-c", script], check=True)
+    subprocess.run([sandbox._interpreter(), "-I", "-S", "-B", "-c", script], check=True)
 
 
 # --- the seccomp filter ----------------------------------------------------------------------------------------------
@@ -133,6 +136,23 @@ def test_the_filter_on_both_processors(machine: str, allowed: tuple[int, ...], r
 
 def test_x32_numbers_kill() -> None:
     assert verdict("x86_64", 0x40000000 + 57) == KILL
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("sockets", [False, True])
+def test_every_number_is_answered_as_the_table_says(machine: str, sockets: bool) -> None:
+    """The search through the ranges against the list itself, number by number."""
+    column = ["x86_64", "aarch64"].index(machine)
+    named = [*seccomp._ALLOWED.values(), *(seccomp._SOCKETS.values() if sockets else ())]
+    allowed = {pair[column] for pair in named} - {None}
+    conditional = {pair[column] for pair, _ in seccomp._CONDITIONAL.values()}
+    for number in range(1000):
+        if number not in conditional:
+            wanted = ALLOW if number in allowed else ENOSYS if number == 435 else EPERM
+            assert verdict(machine, number, sockets=sockets) == wanted, number
+    for number in (0x3FFFFFFF, 0x40000000, 0x7FFFFFFF, 0xFFFFFFFF):
+        wanted = KILL if machine == "x86_64" and number >= 0x40000000 else EPERM
+        assert verdict(machine, number, sockets=sockets) == wanted
 
 
 def test_every_jump_fits() -> None:
