@@ -34,7 +34,9 @@ def arness(
     task: list[str] = typer.Option(
         [], "--task", help="A benchmark of `dcoder eval` to run --model on, with pass@k beside AR-ness; repeatable."
     ),
-    data: Path | None = typer.Option(None, help="The file of the one --task [DCODER_BENCHMARKS, hub]."),
+    data: Path | None = typer.Option(
+        None, help="The file of the one --task [DCODER_BENCHMARKS, hub or EvalPlus' cache]."
+    ),
     limit: int | None = typer.Option(None, min=1, help="Only the first so many tasks of each --task."),
     unsafe_exec: bool = typer.Option(False, help="Run answers to --task without a sandbox where none holds."),
     temperatures: str = typer.Option("0.2", help="Temperatures, separated by commas."),  # DiffuCoder B.2

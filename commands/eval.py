@@ -53,7 +53,9 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", min=1, help="Samples a task, for pass@1 to pass@n.")] = 1,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub].")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="diffucoder, dream, qwen or llada [by the checkpoint].")
     ] = None,
@@ -135,7 +137,9 @@ def judge(
     task: Annotated[str, typer.Option("--task", help="The benchmark the samples are of.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for judged.jsonl and results.json.")],
     subset: Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub].")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Samples judged at a time [one a processor].")
     ] = None,

@@ -54,7 +54,9 @@ def generate(
     ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 is argmax [0].")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus [off].")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Most likely tokens only [off].")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Most likely tokens only [off; compat dream: config.json's, else 50].")
+    ] = None,
     tie_break: Annotated[
         Literal["model", "left", "right", "random", "topk"] | None,
         typer.Option(

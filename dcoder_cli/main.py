@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
 from typing import Any, NamedTuple
 
 import typer
@@ -91,9 +90,6 @@ def _root(
 
 def main() -> None:
     """Run the command line: exit 0, 1 (the work failed) or 2 (the input is wrong)."""
-    if _cores_are_wanted():
-        # Threads that spin while they wait are fastest alone, but ten times slower once another process wants their core.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
     typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
     try:
@@ -111,20 +107,6 @@ def main() -> None:
         place = getattr(error, "filename", None)
         where = f" writing {place!r}" if place else ""
         _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
-
-
-def _cores_are_wanted() -> bool:
-    """Whether other processes keep this machine's cores busy right now, in five looks (Linux; elsewhere False)."""
-    for _ in range(5):
-        try:
-            with open("/proc/loadavg", encoding="ascii") as handle:
-                running = int(handle.read().split()[3].partition("/")[0])
-        except (OSError, ValueError, IndexError):
-            return False
-        if running - 1 < max(1, (os.cpu_count() or 1) // 2):
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def _show_usage_error(error: Any, file: Any = None) -> None:

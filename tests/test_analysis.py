@@ -109,8 +109,8 @@ def test_pictures_are_whole_files(tmp_path: Path) -> None:
     profile = {
         "distance": [1, 2, 3, 4, 5],
         "confidence": [0.9, 0.4, 0.2, 0.15, 0.1],
-        "low": [None] * 5,
-        "high": [None] * 5,
+        "low": [None, 0.3, 0.1, None, 0.05],  # where prompts are all equal there is no interval
+        "high": [None, 0.5, 0.3, None, 0.15],
     }
     profile["fit"] = fit_decay(profile["confidence"])
     grid = np.where(np.tri(8, 8, dtype=bool), np.nan, generator.random((8, 8)))

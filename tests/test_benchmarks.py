@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcoder_cli.base.errors import UserError, WorkFailed
-from dcoder_cli.benchmarks import bigcodebench, data, expected, gsm8k, oracles, passk, tasks
+from dcoder_cli.benchmarks import bigcodebench, data, environment, expected, gsm8k, oracles, passk, tasks
 from dcoder_cli.execution import codec, sandbox
 from dcoder_cli.execution.judge import Judge, Problem, Verdict
 from dcoder_cli.execution.unittests import UnittestJob, judge_unittests
@@ -48,6 +49,46 @@ def test_data_not_found_names_the_three_ways(monkeypatch: pytest.MonkeyPatch, tm
     assert "--data" in text and data.FOLDER_VARIABLE in text and "openai/openai_humaneval" in text and "\n" not in text
     with pytest.raises(UserError, match="not on the hub"):
         data.find("humaneval-infilling-single")
+
+
+def test_evalplus_own_files_are_read_from_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's data sets of that name have no inputs; EvalPlus keeps RELEASE-VERSION.jsonl, decompressed."""
+    made = {
+        "prompt": "", "contract": "", "entry_point": "f", "canonical_solution": "\ndef f(a):\n    return a\n",
+        "base_input": [[[1, 2]]], "plus_input": [[[3]], [[]]], "atol": 0,
+    }  # fmt: skip
+    published = {
+        "humaneval+": [{**made, "task_id": f"HumanEval/{number}", "atol": 1e-6} for number in range(3)],
+        "mbpp+": [
+            {**made, "task_id": "Mbpp/2", "assertion": "assert f((1, 2)) == (1, 2)"},
+            {**made, "task_id": "Mbpp/793", "assertion": "assert f([1]) == [1]", "plus_input": {}},
+        ],
+    }
+    monkeypatch.delenv(data.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, file in (("humaneval+", "HumanEvalPlus-v0.1.10"), ("mbpp+", "MbppPlus-v0.2.0")):
+        rows = published[name]
+        monkeypatch.setitem(data.SOURCES, name, replace(data.SOURCES[name], count=len(rows)))
+        with pytest.raises(UserError) as caught:
+            data.find(name)
+        release, _, version = file.partition("-")
+        address = (
+            f"https://github.com/evalplus/{release.lower()}_release/releases/download/{version}/{release}.jsonl.gz"
+        )
+        assert all(way in str(caught.value) for way in ("--data", data.FOLDER_VARIABLE, str(tmp_path), address))
+        cached = tmp_path / "evalplus" / f"{file}.jsonl"
+        cached.parent.mkdir(exist_ok=True)
+        cached.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = tasks.load(name)
+        assert found.origin == str(cached) and len(found.tasks) == len(rows)
+        assert environment._where(name) == str(cached)
+    first, last = (task.plus for task in found.tasks)
+    assert first is not None and last is not None and not last.plus
+    assert [codec.loads(one) for one in first.plus] == [[(3,)], [()]]  # Mbpp/2 takes tuples
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert data._evalplus_cache() == tmp_path / "home" / "Library" / "Caches" / "evalplus"
 
 
 def row(number: int) -> dict[str, object]:
@@ -243,25 +284,6 @@ def test_pass_at_k_is_stable_and_checked() -> None:
     for wrong in ((3, 4, 1), (3, 1, 4), (3, -1, 1), (3, 1, 0)):
         with pytest.raises(UserError):
             passk.pass_at_k(*wrong)
-
-
-def test_intervals_cover_and_pairs_beat_them() -> None:
-    import numpy as np
-
-    random = np.random.default_rng(1)
-    inside = 0
-    for seed in range(60):
-        found = passk.bootstrap(list(random.random(100) < 0.3), seed)
-        inside += found.low <= 0.3 <= found.high
-    assert 50 <= inside <= 60
-    first = list(random.random(164))
-    second = [value + 0.02 for value in first]
-    difference = passk.paired_difference(first, second)
-    assert difference.low > 0 and difference.mean == pytest.approx(0.02)
-    assert passk.bootstrap(first).high - passk.bootstrap(first).low > 0.05
-    assert passk.pass_at_k_mean([10, 10], [10, 0], 1).mean == 0.5
-    with pytest.raises(UserError):
-        passk.paired_difference([1.0], [1.0, 2.0])
 
 
 # --- GSM8K -----------------------------------------------------------------------------------------------------------

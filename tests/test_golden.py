@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dcoder_cli import generate, load
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.backbone import Model
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 SYSTEMS = ("dream", "llada")
@@ -45,7 +48,37 @@ def test_logits_equal_the_public_code(system: str, rows: str, attention: str) ->
 )
 def test_generations_equal_the_public_samplers(system: str, run: dict) -> None:
     expected = load_file(GOLDEN / f"{system}_expected.safetensors")
-    model = load(GOLDEN / system, device="cpu")
+    _agree(load(GOLDEN / system, device="cpu"), system, run, expected)
+
+
+def test_the_generation_config_of_a_folder_changes_nothing_in_compat_dream(tmp_path: Path) -> None:
+    """Dream's own loader requires the file, but its sampler takes top-k from config.json (default 50): token for token."""
+    folder = tmp_path / "dream"
+    shutil.copytree(GOLDEN / "dream", folder)
+    expected = load_file(GOLDEN / "dream_expected.safetensors")
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 3, "mask_token_id": 299, "eos_token_id": 297}))
+    with_file = load(folder, device="cpu")
+    for system, run in _runs():
+        if system == "dream":
+            _agree(with_file, system, run, expected)
+    prompts = [expected["prompt.one.input_ids"][0].tolist()]
+    asked: dict[str, Any] = {"max_new_tokens": 32, "steps": 32, "rule": "entropy", "compat": "dream"}
+    config = json.loads((folder / "config.json").read_text())
+    orders = []
+    for in_config, same_as in ((7, 7), (None, 300)):  # null is off, which is all 300 tokens
+        (folder / "config.json").write_text(json.dumps({**config, "top_k": in_config}))
+        here = generate(load(folder, device="cpu"), prompts, **asked)[0]
+        given = generate(with_file, prompts, top_k=same_as, **asked)[0]
+        assert (here.tokens, here.reveal_step, here.entropy) == (given.tokens, given.reveal_step, given.entropy)
+        orders.append(here.entropy)
+    assert orders[0] != orders[1]
+    (folder / "config.json").write_text(json.dumps({**config, "top_k": "many"}))
+    with pytest.raises(UserError, match="top_k = 'many'"):
+        generate(load(folder, device="cpu"), prompts, **asked)
+
+
+def _agree(model: Model, system: str, run: dict, expected: dict[str, torch.Tensor]) -> None:
+    """Tokens and reveal steps of a run equal the recorded ones."""
     prompt_BL = expected[f"prompt.{run['prompt']}.input_ids"]
     mask_BL = expected.get(f"prompt.{run['prompt']}.attention_mask", torch.ones_like(prompt_BL))
     prompts = [row[mask.bool()].tolist() for row, mask in zip(prompt_BL, mask_BL, strict=True)]

@@ -14,7 +14,7 @@ import pytest
 from dcoder_cli.main import COMMANDS
 
 LAYERS = ("base", "model", "diffusion", "data", "execution", "training", "analysis", "benchmarks", "commands")
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pyarrow", "datasketch", "numpy"}
+HEAVY = {"torch", "scipy", "transformers", "accelerate", "datasets", "matplotlib", "pyarrow", "datasketch", "numpy"}
 
 
 def imports(file: Path) -> set[str]:

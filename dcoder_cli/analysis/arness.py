@@ -79,7 +79,7 @@ def arness(
         a dictionary fit for JSON: `samples`, the settings, `tokens` and `commits_per_step` (means), `tied_share` (mean
         share of steps decided by a tie; None where no trajectory tells), `ties_known` (samples that tell), `tie_break`
         (names of how they were broken), `local` and `global` (lists by k = 1..: `mean`, `variance`, `low`, `high` (95%
-        interval over samples, samples of one prompt counted as one cluster), `n`, and `tie_low`, `tie_high`: means of
+        t interval over samples, samples of one prompt counted as one cluster; None where all are equal), `n`, and `tie_low`, `tie_high`: means of
         the lowest and highest value that other tie breaks could have given, None where a sample does not tell), and
         `per_sample` (`id`, `tokens`, `steps`, `tied_share`, `local`, `global`).
 
@@ -124,6 +124,7 @@ def arness(
         "ties": ties,
         "until": until,
         "interval": LEVEL,
+        "interval_method": "t over prompts",
         "tokens": float(np.mean([row["tokens"] for row in rows])),
         "commits_per_step": float(np.mean([row["tokens"] / row["steps"] for row in rows])),
         "tied_share": float(np.mean(shares)) if shares else None,

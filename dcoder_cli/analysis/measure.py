@@ -192,7 +192,7 @@ def write(
         report.add_table(*found.table(), "Means ± 95% intervals over prompts; tied: share of steps decided by a tie")
     add_numbers(report, findings)
     if not findings.sensitivity:
-        shown = "AR-ness@k with 95% intervals over samples; left-to-right decoding is 1 throughout."
+        shown = "AR-ness@k with 95% t intervals over samples; left-to-right decoding is 1 throughout."
         ties = ", ".join(f"{one.label}: {tied_text(one.numbers)}" for one in findings.series)
         show(plots.arness_curves({series.label: series.numbers for series in findings.series}), "arness",
              f"{shown} Steps decided by a tie: {ties}.")  # fmt: skip
@@ -288,7 +288,7 @@ def add_numbers(report: Report, findings: Findings) -> None:
     if scored:
         names = list(scored[0].passes)
         rows = [[one.label, *(share_text(one.passes.get(name)) for name in names)] for one in scored]
-        report.add_table(["series", *names], rows, "Share of tasks solved, with 95% bootstrap intervals over tasks")
+        report.add_table(["series", *names], rows, "Share of tasks solved, with 95% Wilson intervals over tasks")
 
 
 def add_profiles(report: Report, findings: Findings) -> None:

@@ -203,8 +203,8 @@ def first_step(profiles: Mapping[str, Mapping[str, Any]]) -> Any:
             x, y, linestyle="none", marker=MARKERS[index % len(MARKERS)], color=colour, markersize=4, markevery=every,
             markerfacecolor=colour if index % 2 == 0 else "white", label=name,
         )  # fmt: skip
-        if profile["low"][0] is not None:
-            axis.fill_between(x, profile["low"], profile["high"], color=colour, alpha=0.13, linewidth=0)
+        ends = (_numbers(profile[end]) for end in ("low", "high"))
+        axis.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
     axis.set(xlabel="distance from the prompt (tokens)", ylabel="confidence at the first step", ylim=(-0.03, 1.03))
     _legend(figure, axis)
     return figure

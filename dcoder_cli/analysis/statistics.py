@@ -1,4 +1,4 @@
-"""Mean, variance and confidence interval of a per-sample number, with numpy alone."""
+"""Mean, variance and confidence interval of a per-sample number, and the quantiles that intervals need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def summary(values_NK: NDArray[np.float64], groups: Sequence[str] | None = None)
 
     Returns:
         lists of K entries: `mean`, `variance` (n-1), `low`, `high` (95%, cut to [0, 1]), `n`. A value
-        that is not defined (no sample, an interval of one group) is None.
+        that is not defined is None: no sample, an interval of one group, or of samples that are all equal, whose
+        spread of 0 says nothing about how far the mean can be off.
     """
     labels = np.asarray([str(index) for index in range(len(values_NK))] if groups is None else list(groups))
     columns: dict[str, list[Any]] = {"mean": [], "variance": [], "low": [], "high": [], "n": []}
@@ -46,7 +47,7 @@ def _column(values: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[str, 
     residuals_G = np.bincount(group_of, weights=values - mean)
     groups = len(residuals_G)
     low = high = None
-    if groups > 1:
+    if groups > 1 and np.ptp(values) > 1e-12:
         error = float(np.sqrt(groups / (groups - 1) * np.square(residuals_G).sum()) / count)
         reach = t_quantile(groups - 1) * error
         low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
@@ -54,19 +55,15 @@ def _column(values: NDArray[np.float64], labels: NDArray[np.str_]) -> dict[str, 
     return {"mean": mean, "variance": variance, "low": low, "high": high, "n": count}
 
 
-def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """The two-sided quantile of Student's t: P(|T| <= q) = level.
+def t_quantile(degrees: float, level: float = LEVEL) -> float:
+    """The two-sided quantile of Student's t: P(|T| <= q) = level."""
+    from scipy.special import stdtrit  # a tenth of the import time of scipy.stats
 
-    With t = sqrt(df) tan(a) the density in `a` is proportional to cos(a)^(df-1), so the distribution
-    function is one cumulated sum. Accurate to 4 digits (checked against tables); above 300 degrees the
-    normal quantile with its first correction is closer.
-    """
-    from statistics import NormalDist
+    return float(stdtrit(degrees, 0.5 + level / 2))
 
-    if degrees > 300:
-        z = NormalDist().inv_cdf(0.5 + level / 2)
-        return z + (z**3 + z) / (4 * degrees)
-    angle = np.linspace(0, np.pi / 2, 20_001)
-    density = np.cos(angle) ** (degrees - 1)
-    cumulated = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(np.sqrt(degrees) * np.tan(np.interp(level, cumulated / cumulated[-1], angle)))
+
+def normal_quantile(level: float = LEVEL) -> float:
+    """The two-sided quantile of the normal distribution: P(|Z| <= q) = level."""
+    from scipy.special import ndtri
+
+    return float(ndtri(0.5 + level / 2))

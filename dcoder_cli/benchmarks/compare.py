@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 def difference(before: Run, after: Run, metric: str) -> dict[str, Any]:
-    """`after` - `before` in pass@1 on the tasks that both have, in percent, with a paired bootstrap's 95% interval."""
+    """`after` - `before` in pass@1 on the tasks that both have, in percent, with its paired 95% interval (passk.py)."""
     first, second = (scoring.per_task(run.result.judged, metric) for run in (before, after))
     common = [task_id for task_id in first if task_id in second]
-    estimate = paired_difference([first[name] for name in common], [second[name] for name in common])
+    counted = [scoring.rights(run.result.judged, metric).values() for run in (before, after)]
+    samples = min((total for values in counted for total, _ in values), default=1)
+    estimate = paired_difference([first[name] for name in common], [second[name] for name in common], samples)
     return {
         "metric": metric,
         "tasks": len(common),
         "difference": round(100 * estimate.mean, 3),
         "low": round(100 * estimate.low, 3),
         "high": round(100 * estimate.high, 3),
+        "interval": estimate.interval,
     }
 
 
@@ -86,7 +89,8 @@ def _nth(runs: Sequence[Run], run: Run) -> int:
 def means(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """EvalPlus: the mean of HumanEval+ and MBPP+ (DiffuCoder section 3); empty for other tasks.
 
-    The interval treats the two as independent: its half-widths are those of the parts, added in squares and halved.
+    The interval treats the two as independent: its half-widths are those of the parts, added in squares and halved
+    (MOVER, Zou and Donner 2008).
     """
     if task != "evalplus":
         return []
@@ -106,7 +110,12 @@ def means(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "model": run.model,
                 "temperature": run.temperature,
                 "speed": run.speed,
-                "evalplus": {"score": round(mean, 3), "low": round(mean - low, 3), "high": round(mean + high, 3)},
+                "evalplus": {
+                    "score": round(mean, 3),
+                    "low": round(mean - low, 3),
+                    "high": round(mean + high, 3),
+                    "interval": "mover",
+                },
             }
         )
     return found

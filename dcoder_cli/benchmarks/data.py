@@ -1,5 +1,7 @@
 """Finding the data of a public benchmark: a file, the folder named by DCODER_BENCHMARKS, or the hub and its cache.
 
+HumanEval+ and MBPP+ are read as EvalPlus publishes them, from its cache instead of the hub: the hub's data sets of that
+name have no inputs to test on, only tests as text.
 Nothing is shipped but our own micro benchmark. What is found is counted (a benchmark with tasks missing is refused) and
 hashed, and the hash goes into every result.
 """
@@ -10,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +34,7 @@ class Source:
         count: number of tasks; anything else is refused.
         hub: dataset on the hub, with configuration and splits (joined in order).
         fields: every row has these, under the names of the original files.
-
+        evalplus: name and version of the release that the package evalplus keeps in its cache (there with the same fields).
     """
 
     file: str
@@ -40,6 +43,7 @@ class Source:
     config: str | None
     splits: tuple[str, ...]
     fields: tuple[str, ...]
+    evalplus: tuple[str, str] | None = None
 
 
 _CODE = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
@@ -52,7 +56,9 @@ _SANITIZED = ("task_id", "prompt", "code", "test_list", "test_imports")
 # Counts: the published files, HumanEval+ v0.1.10, MBPP+ v0.2.0, BigCodeBench v0.1.4.
 SOURCES: dict[str, Source] = {
     "humaneval": Source("humaneval/HumanEval.jsonl.gz", 164, "openai/openai_humaneval", None, ("test",), _CODE),
-    "humaneval+": Source("humanevalplus/HumanEvalPlus.jsonl.gz", 164, "evalplus/humanevalplus", None, ("test",), _PLUS),
+    "humaneval+": Source(
+        "humanevalplus/HumanEvalPlus.jsonl.gz", 164, None, None, (), _PLUS, ("HumanEvalPlus", "v0.1.10")
+    ),
     "mbpp": Source(
         "mbpp/mbpp.jsonl.gz", 974, "google-research-datasets/mbpp", "full",
         ("prompt", "test", "validation", "train"), _MBPP,
@@ -61,7 +67,7 @@ SOURCES: dict[str, Source] = {
         "mbpp/sanitized-mbpp.json.gz", 427, "google-research-datasets/mbpp", "sanitized",
         ("prompt", "test", "validation", "train"), _SANITIZED,
     ),
-    "mbpp+": Source("mbppplus/MbppPlus.jsonl.gz", 378, "evalplus/mbppplus", None, ("test",), _PLUS),
+    "mbpp+": Source("mbppplus/MbppPlus.jsonl.gz", 378, None, None, (), _PLUS, ("MbppPlus", "v0.2.0")),
     "bigcodebench": Source(
         "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, "bigcode/bigcodebench", None, ("v0.1.4",), _BCB
     ),
@@ -93,7 +99,7 @@ class Rows:
 
 
 def find(name: str, file: str | Path | None = None) -> Rows:
-    """The rows of a benchmark: from `file`, else from the folder named by DCODER_BENCHMARKS, else from the hub.
+    """The rows of a benchmark: from `file`, else the folder named by DCODER_BENCHMARKS, else EvalPlus' cache or the hub.
 
     Raises:
         UserError: unknown name, data not found (the line names the three ways), broken, or of the wrong count.
@@ -131,7 +137,20 @@ def locate(name: str, file: str | Path | None = None) -> Path | None:
         for path in (place, place.with_suffix("")):  # as published, or decompressed
             if path.is_file():
                 return path
+    kept = SOURCES[name].evalplus
+    if kept is not None and (path := _evalplus_cache() / f"{kept[0]}-{kept[1]}.jsonl").is_file():
+        return path
     return None
+
+
+def _evalplus_cache() -> Path:
+    """Where the package evalplus keeps its downloads: appdirs' user_cache_dir("evalplus"), which a user may not have."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "evalplus"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        return Path(local) / "evalplus" / "evalplus" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalplus"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -165,10 +184,15 @@ def _sha256(path: Path) -> str:
 
 
 def _from_hub(name: str, source: Source) -> Rows:
-    ways = (
-        f"give --data FILE, set {FOLDER_VARIABLE} to a folder with {source.file}, "
-        + (f"or let the hub be reached ({source.hub})" if source.hub else "(it is not on the hub)")
-    )  # fmt: skip
+    ways = f"give --data FILE, set {FOLDER_VARIABLE} to a folder with {source.file}, "
+    if source.evalplus is not None:
+        release, version = source.evalplus
+        ways += (
+            f"or run EvalPlus once, whose cache {str(_evalplus_cache())!r} is read too; the file is "
+            f"https://github.com/evalplus/{release.lower()}_release/releases/download/{version}/{release}.jsonl.gz"
+        )
+    else:
+        ways += f"or let the hub be reached ({source.hub})" if source.hub else "(it is not on the hub)"
     if source.hub is None:
         raise UserError(f"no data for {name}: {ways}")
     fail_at_once_offline()

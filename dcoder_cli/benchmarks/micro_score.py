@@ -28,7 +28,7 @@ class MicroScore:
     tier: str
 
     def pass_at(self, k: int) -> Estimate:
-        """pass@k as a share of the tasks, with its 95% bootstrap interval over tasks."""
+        """pass@k as a share of the tasks, with its 95% interval over tasks (passk.share)."""
         return pass_at_k_mean([self.n] * len(self.rights), self.rights, k)
 
 

@@ -55,7 +55,7 @@ def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], s
     measure.add_numbers(report, findings)
     report.add_figure(
         plots.arness_curves({one.label: one.numbers for one in series}),
-        "AR-ness@k before and after stage 4, with 95% intervals over samples; left-to-right decoding is 1 throughout.",
+        "AR-ness@k before and after stage 4, with 95% t intervals over samples; left-to-right decoding is 1 throughout.",
     )
     for one in series:
         first = one.trajectories[0]

@@ -43,8 +43,8 @@ def rights(judged: Iterable[Row], metric: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def scores(suite: Suite, judged: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """For each metric `pass@k` with mean and the ends of its 95% interval, in percent.
+def scores(suite: Suite, judged: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each metric `pass@k` with mean and the ends of its 95% interval, in percent, and the interval's name.
 
     Raises:
         WorkFailed: nothing was judged.
@@ -60,6 +60,7 @@ def scores(suite: Suite, judged: Sequence[Row]) -> dict[str, dict[str, dict[str,
                 "score": round(100 * estimate.mean, 3),
                 "low": round(100 * estimate.low, 3),
                 "high": round(100 * estimate.high, 3),
+                "interval": estimate.interval,
             }
             for k in ks(min(totals))
             for estimate in [pass_at_k_mean(totals, goods, k)]

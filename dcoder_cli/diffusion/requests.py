@@ -33,7 +33,7 @@ class Settings:
         steps: denoising steps; None = one token a step.
         rule: unmasking rule or a public sampler's name for it (entropy: DiffuCoder B.2).
         temperature: 0 = argmax.
-        top_p, top_k: None = off.
+        top_p, top_k: None = off (compat dream: `generate` fills in config.json's top_k, else 50, as Dream's code runs).
         alg_temperature: randomness in which candidates are committed; 0 = the surest (Dream's alg_temp).
         block_length: semi-autoregressive blocks; None = one block (mode fast: blocks of 32 where they divide).
         compat: "dream" or "llada" reproduces that public sampler; None = ours.

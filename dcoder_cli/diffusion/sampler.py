@@ -121,11 +121,17 @@ def _run(
 
 
 def _dream_top_k(model: Model) -> int | None:
-    """The top-k that Dream's code runs with when none is given: generation_config.json's.
+    """The top-k that Dream's code runs with when none is given: config.json's (null: off), never generation_config.json's.
 
-    Without that file the transformers version it is pinned to fills in its own default of 50, which the recorded runs show.
+    It builds its settings from the model's config, where the transformers version it is pinned to has a default of 50;
+    the recorded runs show that number.
     """
-    return 50 if model.generation is None else model.generation.get("top_k")
+    top_k = model.config.get("top_k", 50)
+    if top_k is not None and type(top_k) is not int:
+        raise UserError(
+            f"top_k = {top_k!r} in {model.name!r}'s config.json is no whole number; mend it or give --top-k"
+        )
+    return top_k
 
 
 def _batches(requests: list[Request], size: int) -> Iterator[list[Request]]:

@@ -35,7 +35,6 @@ class Model(nn.Module):
         tokenizer: a transformers tokenizer, or None (the model then works with ids).
         name: the folder or hub id it came from.
         implementation: sdpa, flash_attention_2, flex or eager.
-        generation: generation_config.json, or None where the checkpoint has none.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Model(nn.Module):
         tokenizer: Any | None,
         name: str,
         implementation: str = "sdpa",
-        generation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -60,7 +58,6 @@ class Model(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.implementation = implementation
-        self.generation = generation
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
@@ -283,8 +280,7 @@ def load(
     network = empty_network(config, layout, attention, place)
     weights = checkpoint.read_weights(folder, layout, place, number)
     fill(network, weights, name)
-    generation = checkpoint.read_generation_config(folder)
-    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, generation)
+    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention)
 
 
 def empty_network(config: dict[str, Any], layout: Layout, implementation: str, device: torch.device) -> Any:

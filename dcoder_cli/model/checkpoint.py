@@ -55,18 +55,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return value
 
 
-def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """generation_config.json of a checkpoint; None where it has none."""
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({one_line(error)}); mend or remove it") from None
-    return value if isinstance(value, dict) else {}
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or single. Raises UserError if any is missing."""
     index = folder / "model.safetensors.index.json"

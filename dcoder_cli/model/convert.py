@@ -63,7 +63,7 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
     if config.get("tie_word_embeddings"):
         network.lm_head.weight = network.model.embed_tokens.weight
     special, findings = resolve(config, tokenizer, True, model.name)
-    return Model(network.eval(), config, layout, special, findings, tokenizer, model.name, model.implementation, {})
+    return Model(network.eval(), config, layout, special, findings, tokenizer, model.name, model.implementation)
 
 
 def random_model(
@@ -88,7 +88,7 @@ def random_model(
     network.load_state_dict(weights, assign=True)
     if config.get("tie_word_embeddings"):
         network.lm_head.weight = network.model.embed_tokens.weight
-    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, "sdpa", {})
+    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, "sdpa")
 
 
 def ar_config_with_tokenizer(config: dict[str, Any], tokenizer: Any | None) -> dict[str, Any]:
