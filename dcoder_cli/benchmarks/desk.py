@@ -195,6 +195,7 @@ class Desk:
         """Train a stage into `runs/NAME`; returns its checkpoint."""
         from dcoder_cli.training.config import STAGE_NAMES, StageConfig
         from dcoder_cli.training.denoise import train
+        from dcoder_cli.training.evaluation import told
 
         config = build(StageConfig, self.preset[f"stage{number}"], {"seed": self.seed})
         assert config.steps is not None
@@ -220,7 +221,7 @@ class Desk:
             )
             if result.stopped == "asked":
                 raise WorkFailed(f"stopped in stage {number}; {self.again}")
-            held = f", held-out {result.heldout['loss']:.2f}" if result.heldout else ""
+            held = f", {told(result.heldout)}" if result.heldout else ""
             done(
                 what,
                 f"{result.tokens / 1e6:.1f}M tokens, loss {sum(first[:5]) / len(first[:5]):.2f} -> {result.loss:.2f}{held}",
