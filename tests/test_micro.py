@@ -120,6 +120,7 @@ def test_no_kind_of_the_second_set_is_in_training(kinds: list[MicroTask], test: 
     assert not [pair for pair in blanked if pair[0] in wordings or pair[1] in solutions]
     assert len(kinds) == len({task.fingerprint for task in kinds}) == 150 and len({pair[1] for pair in blanked}) > 40
     assert {task.family for task in kinds} == set(KIND_FAMILIES)
+    assert not {pair[1] for pair in blanked} & {_blank(task)[1] for task in test}, "the first set has no reserved kind"
     # what the first set does not promise: nearly all its solutions are of a kind that training has
     assert sum(_blank(task)[1] in solutions for task in test) > 200
 
