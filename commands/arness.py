@@ -157,11 +157,15 @@ def _read(files: list[Path]) -> list[_Kind]:
 
 def _suites(tasks: list[str], data: Path | None, limit: int | None, unsafe: bool, stack: ExitStack) -> list[_Kind]:
     """Benchmarks with their sandboxes, which `stack` closes."""
-    kinds = []
-    for name in tasks:
-        from dcoder_cli.benchmarks import suites
-        from dcoder_cli.benchmarks.judging import Judging
+    if not tasks:
+        return []
+    from dcoder_cli.benchmarks import suites
+    from dcoder_cli.benchmarks.judging import Judging
 
+    if data is not None and any(task not in suites.parts(task) for task in tasks):
+        raise UserError(f"{tasks[0]} reads several files and --data names one; set DCODER_BENCHMARKS to their folder")
+    kinds = []
+    for name in (part for task in tasks for part in suites.parts(task)):
         if name == "bigcodebench":
             raise UserError("--task bigcodebench needs an interpreter with its libraries; score it with `dcoder eval`")
         suite = suites.load(name, None, data, limit)

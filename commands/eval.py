@@ -26,7 +26,8 @@ _TASKS = {
     "bigcodebench": "BigCodeBench; subsets complete-full, complete-hard, instruct-full, instruct-hard.",
     "gsm8k": "GSM8K: questions with numbers, 8-shot, strict and flexible.",
     "humaneval-infilling": "HumanEval-Infilling; subsets single, multi, span.",
-    "micro": "Our own micro tasks, inside the package: 210 small functions.",
+    "micro": "Our own micro tasks, inside the package: 210 with functions held out, then micro-kinds.",
+    "micro-kinds": "150 micro tasks whose combinations of operations and wordings occur in no training task.",
 }
 
 
@@ -120,6 +121,10 @@ def evaluate(
         raise WorkFailed(f"stopped; the same command goes on with what is in {str(place)!r}") from None
     if json:
         alone = done.runs[0].result.record if len(done.runs) == 1 else {}
+        if len({_label(done, run) for run in done.runs}) == 1 < len(done.runs):  # the parts of one task
+            alone = {
+                "scores": {name: score for run in done.runs for name, score in run.result.record["scores"].items()}
+            }
         runs = [{"model": run.model, "folder": str(run.folder), **run.result.record} for run in done.runs]
         console.emit_json({**alone, **done.summary, **({"runs": runs} if len(runs) > 1 else {}), "out": str(place)})
     else:
@@ -187,11 +192,15 @@ def _numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> tuple[A
 
 def _show(done: Campaign, n: int) -> None:
     names = [_label(done, run) for run in done.runs]
-    measured = [(name, run.result.record["scores"]) for name, run in zip(names, done.runs, strict=True)]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, run in zip(names, done.runs, strict=True):  # the parts of a task stand in one row
+        rows[name] = {**rows.get(name, {}), **run.result.record["scores"]}
+    measured = list(rows.items())
     measured += [("mean of plus", {"evalplus": {"pass@1": mean["evalplus"]}}) for mean in done.summary["means"]]
     console.stdout().print(_table(measured, done.summary["published"]))
     for name, run in zip(names, done.runs, strict=True):
-        _counts(run.result.record, name if len(names) > 1 else "")
+        parts = len({one.task for one in done.runs}) > 1
+        _counts(run.result.record, f"{name} {run.task}" if parts else name if len(names) > 1 else "")
     for drop in done.summary["speed"]:
         console.stdout().print(
             f"{drop['metric']} at {drop['speed']}x the speed: {_change(drop)} against {drop['against']}x"

@@ -217,6 +217,9 @@ def rl(
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,
+    baseline: Annotated[
+        str, typer.Option(help="constant: no credit for tests that the best constant answer passes; none: for each.")
+    ] = "none",
     system: System = "",
     seed: Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of questions held out, by their content.")] = 0.0,
@@ -256,6 +259,7 @@ def rl(
             hard_mean=hard_mean,
             hard_spread=hard_spread,
             complete=complete,
+            baseline=baseline,
             system=system or None,
             seed=seed,
             heldout=heldout,
@@ -297,6 +301,11 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
         screen.print(table)
     for licence, count in manifest.get("licence_headers_stripped", {}).items():
         screen.print(f"licence headers stripped: {count:,} {licence}")
+    if constants := manifest.get("constant_answers"):
+        screen.print(
+            f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "
+            f"more on {constants['half_or_more']:,} of {constants['questions']:,}"
+        )
     screen.print(
         f"tokenizer {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens; {seconds:.1f} s"
     )

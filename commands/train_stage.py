@@ -67,6 +67,7 @@ def train_stage(
             f"stage {number} needs {'--model' if model is None else '--data'}; see `dcoder train-stage --help`"
         )
     from dcoder_cli.training.denoise import train
+    from dcoder_cli.training.evaluation import told
 
     result = train(number, model, data, str(out), resolved, resume, device, track, quiet=json)
     if result.stopped == "asked":
@@ -76,7 +77,7 @@ def train_stage(
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return
-    heldout = f", held-out loss {result.heldout['loss']:.4f}" if result.heldout else ""
+    heldout = f", {told(result.heldout, 4)}" if result.heldout else ""
     early = " (stopped early: the held-out loss no longer fell)" if result.stopped == "early" else ""
     console.stdout().print(
         f"stage {number} ({result.stage}) done: {result.steps} steps, {result.tokens:,} tokens, loss {result.loss:.4f}{heldout}, "

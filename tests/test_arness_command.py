@@ -120,7 +120,7 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--trajectories", "a", "--label", "x", "--label", "y"], "2 --label for 1"),
         (["--task", "micro"], "--task needs --model"),
         (["--model", "m", "--task", "mikro"], "unknown task 'mikro'; did you mean 'micro'"),
-        (["--model", "m", "--task", "evalplus"], "'evalplus' is made of humaneval+ and mbpp+"),
+        (["--model", "m", "--task", "evalplus", "--data", "f"], "evalplus reads several files and --data names one"),
         (["--model", "m", "--task", "bigcodebench"], "needs an interpreter with its libraries"),
         (["--trajectories", "a", "--sensitivity"], "--sensitivity decodes anew, so it needs --model"),
         (
@@ -177,9 +177,12 @@ def test_a_task_gives_pass_at_k_beside_the_order(tmp_path: Path) -> None:
         "--max-new-tokens", 8, "--out", out, "--json",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    first, second = json.loads(run.stdout)["series"]
-    assert first["samples"] == second["samples"] == 6
-    for series in (first, second):
+    found = json.loads(run.stdout)["series"]
+    assert [series["label"] for series in found] == [
+        "model, micro T=0.2", "model, micro T=1.2", "model, micro-kinds T=0.2", "model, micro-kinds T=1.2"
+    ]  # fmt: skip
+    for series in found:
+        assert series["samples"] == 6
         assert {"pass@1", "pass@2"} <= set(series) and series["pass@1"]["mean"] == 0.0
     assert "pass@2" in (out / "report.html").read_text()
 

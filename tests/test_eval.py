@@ -105,7 +105,7 @@ def test_base_prompts() -> None:
 
 @pytest.mark.parametrize("name", ["diffucoder", "dream", "qwen", "llada"])
 @pytest.mark.parametrize("instruct", [True, False])
-@pytest.mark.parametrize("task", ["humaneval", "mbpp+", "humaneval-infilling", "micro", "bigcodebench"])
+@pytest.mark.parametrize("task", ["humaneval", "mbpp+", "humaneval-infilling", "micro", "micro-kinds", "bigcodebench"])
 def test_a_right_answer_makes_a_program_that_defines_the_function(name: Any, instruct: bool, task: str) -> None:
     suite = suites.load(task, limit=3)
     protocol = Protocol(name, instruct)
@@ -221,11 +221,11 @@ def test_a_cut_line_is_dropped_and_what_infrastructure_lost_is_replaced(tmp_path
 
 def test_an_evaluation_that_is_killed_goes_on(model: Path, tmp_path: Path) -> None:
     """The samples are those of an undisturbed run; none is made again, none is lost."""
-    arguments = ["eval", "micro", "--model", model, "--limit", 8, "--n", 3, "--max-new-tokens", 16, "--device", "cpu",
+    arguments = ["eval", "micro-kinds", "--model", model, "--limit", 8, "--n", 3, "--max-new-tokens", 16, "--device", "cpu",
                  "--batch-size", 2, "--workers", 1]  # fmt: skip
     whole = ran(*arguments, "--out", tmp_path / "whole")
     assert whole["counts"]["samples"] == 24 and whole["tasks"] == 8 and whole["protocol"] == "diffucoder-base"
-    assert set(whole["scores"]["micro"]) == {"pass@1", "pass@2", "pass@3"}
+    assert set(whole["scores"]["micro-kinds"]) == {"pass@1", "pass@2", "pass@3"}
     assert whole["sandbox_tier"] and len(whole["data"]["sha256"]) == 64
 
     out = tmp_path / "killed"
@@ -237,7 +237,7 @@ def test_an_evaluation_that_is_killed_goes_on(model: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     with open(file, "a") as handle:
-        handle.write('{"task_id": "micro/')  # as if killed while writing
+        handle.write('{"task_id": "micro-kinds/')  # as if killed while writing
     kept = {(one["task_id"], one["sample"]): one for one in lines_whole(file)}
     assert kept
     again = ran(*arguments, "--out", out)
@@ -259,7 +259,7 @@ def lines_whole(file: Path) -> list[dict[str, Any]]:
 
 def test_speeds_and_models_in_one_call(model: Path, tmp_path: Path) -> None:
     found = ran(
-        "eval", "micro", "--model", model, "--model", model, "--limit", 2, "--max-new-tokens", 8, "--device", "cpu",
+        "eval", "micro-kinds", "--model", model, "--model", model, "--limit", 2, "--max-new-tokens", 8, "--device", "cpu",
         "--speed", "1,2", "--workers", 1, "--out", tmp_path / "out",
     )  # fmt: skip
     assert [run["settings"].get("steps") for run in found["runs"]] == [None, 4, None, 4]
@@ -267,6 +267,24 @@ def test_speeds_and_models_in_one_call(model: Path, tmp_path: Path) -> None:
     assert len(found["speed"]) == 2 and len(found["comparisons"]) == 2
     assert (tmp_path / "out" / "tiny-2" / "x2" / "samples.jsonl").is_file()
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 4
+
+
+def test_micro_is_scored_on_both_held_out_sets(model: Path, tmp_path: Path) -> None:
+    """`eval micro` runs the two, each with its own score and folder; people see them in one row."""
+    out = tmp_path / "out"
+    arguments = ["eval", "micro", "--model", model, "--limit", 3, "--max-new-tokens", 8, "--device", "cpu",
+                 "--workers", 1]  # fmt: skip
+    found = ran(*arguments, "--out", out)
+    assert list(found["scores"]) == ["micro", "micro-kinds"] and found["scores"]["micro-kinds"]["pass@1"]["score"] == 0
+    assert [(run["task"], run["counts"]["samples"]) for run in found["runs"]] == [("micro", 3), ("micro-kinds", 3)]
+    assert found["runs"][0]["data"]["sha256"] != found["runs"][1]["data"]["sha256"]
+    for name in ("micro", "micro-kinds"):
+        assert all(one["task_id"].startswith(f"{name}/") for one in lines(out / name / "judged.jsonl"))
+    command = [sys.executable, "-m", "dcoder_cli", *map(str, arguments), "--out", str(out)]
+    shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "micro pass@1 micro-kinds pass@1" in shown and "micro-kinds: 3 of 150 tasks" in shown
+    assert suites.load("micro").total == 210 and suites.load("micro-kinds").total == 150
+    assert "inside the package" in refused(*arguments, "--out", out, "--data", out / "results.json")
 
 
 def test_prompts_beyond_the_context_are_counted(model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dcoder_cli.execution import judge
 
 
 def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SCORED_TASKS": 7, "MANY": 2}.items():
+    for name, value in {"SCORED_TASKS": {"micro": 7, "micro-kinds": 5}, "MANY": 2}.items():
         monkeypatch.setattr(quickstart, name, value)
     for name, value in {"TRAIN_TASKS": 300, "RL_TASKS": 40, "STDLIB_SHARE": 0.01}.items():
         monkeypatch.setattr(desk, name, value)
@@ -27,7 +27,14 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
         "stage 0 (ar)", "stage 1 (adapt)", "stage 2 (mid)", "stage 3 (sft)", "stage 4 (grpo)",
     ]  # fmt: skip
     assert outcome.model.is_dir() and outcome.model.is_relative_to(out / "runs" / "grpo")
+    scored = [step for step in outcome.steps if step.name.startswith("score")]
+    assert [(step.name, step.what.split(", judged")[0]) for step in scored] == [
+        (f"score, {label}, {name}", f"{count} tasks, {held_out} held out")
+        for label in ("stage 3", "stage 4")
+        for name, count, held_out in (("micro", 7, "functions"), ("micro-kinds", 5, "kinds"))
+    ]
     for label in ("stage 3", "stage 4"):
+        assert {f"{label} micro-kinds pass@1", f"{label} micro-kinds pass@2 at temperature 1"} <= set(outcome.scores)
         assert {f"{label} pass@1", f"{label} pass@2 at temperature 1", f"{label} global@1"} <= set(outcome.scores)
     assert json.loads((out / "quickstart.json").read_text())["scores"] == outcome.scores
     page = (out / "report.html").read_text(encoding="utf-8")

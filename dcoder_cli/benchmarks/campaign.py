@@ -96,9 +96,10 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
         UserError: whatever of the input is wrong; found before anything is decoded where it can be.
         WorkFailed: the judge does not work.
     """
-    if options.data is not None and task in suites.PARTS:
+    names_of_parts = suites.parts(task)
+    if options.data is not None and task not in names_of_parts:
         raise UserError(f"{task} reads two files and --data names one; set {'DCODER_BENCHMARKS'} to their folder")
-    parts = [suites.load(part, options.subset, options.data, options.limit) for part in suites.PARTS.get(task, (task,))]
+    parts = [suites.load(part, options.subset, options.data, options.limit) for part in names_of_parts]
     if task == "bigcodebench":
         check_interpreter(options.python, options.unsafe)
     names = _labels(models)

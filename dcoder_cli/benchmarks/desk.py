@@ -1,8 +1,8 @@
 """The desk's pipeline: data and models at the size of the `cpu-tiny` preset, each a step with a line in a table.
 
 Every step calls the function that the command of its name calls. The corpus is the standard library of the running
-Python and our generated micro tasks as commented code; the instruction data are the micro tasks as chats. No test
-task's function is in any of them.
+Python and our generated micro tasks as commented code; the instruction data are the micro tasks as chats. No function of
+a held-out task is in any of them, and no combination of operations or wording of `micro-kinds`.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class Desk:
             micro.write_sft(folder / "sft.jsonl", tasks)
             micro.write_rl(folder / "rl.jsonl", micro.generate("train", RL_TASKS, self.seed + 1))
             write_jsonl(folder / "code.jsonl", ({"text": as_code(task)} for task in tasks))
+            held_out = " + ".join(f"{len(micro.benchmark(name))} ({name})" for name in micro.BENCHMARKS)
             done(
                 "generated programming tasks in words",
-                f"{len(tasks):,} to learn from, {RL_TASKS:,} to try, {len(micro.benchmark())} held out",
+                f"{len(tasks):,} to learn from, {RL_TASKS:,} to try, {held_out} held out",
                 folder,
             )
 
@@ -194,6 +195,7 @@ class Desk:
         """Train a stage into `runs/NAME`; returns its checkpoint."""
         from dcoder_cli.training.config import STAGE_NAMES, StageConfig
         from dcoder_cli.training.denoise import train
+        from dcoder_cli.training.evaluation import told
 
         config = build(StageConfig, self.preset[f"stage{number}"], {"seed": self.seed})
         assert config.steps is not None
@@ -219,7 +221,7 @@ class Desk:
             )
             if result.stopped == "asked":
                 raise WorkFailed(f"stopped in stage {number}; {self.again}")
-            held = f", held-out {result.heldout['loss']:.2f}" if result.heldout else ""
+            held = f", {told(result.heldout)}" if result.heldout else ""
             done(
                 what,
                 f"{result.tokens / 1e6:.1f}M tokens, loss {sum(first[:5]) / len(first[:5]):.2f} -> {result.loss:.2f}{held}",

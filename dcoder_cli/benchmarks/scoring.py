@@ -19,6 +19,7 @@ METRICS: dict[str, Callable[[Row], bool]] = {
     "bigcodebench": lambda row: bool(row["passed"]),
     "infilling": lambda row: bool(row["passed"]),
     "micro": lambda row: bool(row["passed"]),
+    "micro-kinds": lambda row: bool(row["passed"]),
     "strict": lambda row: bool(row["strict"]),
     "flexible": lambda row: bool(row["flexible"]),
 }

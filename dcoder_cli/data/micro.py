@@ -1,8 +1,10 @@
 """Micro programming tasks: small Python functions described in words, with hidden tests. Generated, so they ship here.
 
-What the quickstart teaches and scores, and the `micro` benchmark. Train and test never share a function: a task's
-canonical form is what its reference computes on fixed probe inputs, and the hash of that decides the split. So a
-task with other names, other words or an equal formula (`x + 2 + 3` for `x + 5`) is always on the same side.
+What the quickstart teaches and scores, and two benchmarks. `micro` holds out functions: a task's canonical form is what
+its reference computes on fixed probe inputs, and the hash of that decides the side, so a task with other names, other
+words or an equal formula (`x + 2 + 3` for `x + 5`) is always on the same side. But nearly every task of it is one of
+training with other names and constants. `micro-kinds` holds out kinds too: its combinations of operations, and with them
+its wordings, occur in no training task (`micro_kinds.py`); nor does any of its functions.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
-from dcoder_cli.data.micro_checks import assertion, fingerprint_of, test_inputs
+from dcoder_cli.data.micro_checks import fingerprint_of, hidden_tests, shown_test, test_inputs
 from dcoder_cli.data.micro_families import FAMILIES, Draw
+from dcoder_cli.data.micro_kinds import KIND_FAMILIES, is_reserved
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "kinds"]
+BENCHMARKS: dict[str, Split] = {"micro": "test", "micro-kinds": "kinds"}
+A_FAMILY = 30  # tasks of a benchmark from each family; ours
 TEST_SHARE = 8  # one function in 8 belongs to the test split; ours
 REPEATS = 1000  # draws without a new task after which a family counts as used up; ours
 EXAMPLE_SHARE = 0.25  # share of questions that show one test, if it is short; ours
@@ -30,13 +35,13 @@ class MicroTask:
     """One task.
 
     Attributes:
-        task_id: `micro/FAMILY/N`, N counting within the family.
+        task_id: `micro/FAMILY/N`, N counting within the family; `micro-kinds/FAMILY/N` in the split `kinds`.
         family, level: kind and difficulty (1 easiest).
         question: the user's text: what to compute, and the names to use.
         entry_point: name of the function to write.
         solution: reference code.
         tests_shown: assert statements that the question shows.
-        tests_hidden: assert statements that score; at least 5, and none of them is shown.
+        tests_hidden: assert statements that score; at least 5, none of them shown, and no constant passes over a quarter.
         fingerprint: hash of the canonical form.
     """
 
@@ -63,24 +68,24 @@ class MicroTask:
 
 
 def generate(split: Split, count: int, seed: int = 0) -> list[MicroTask]:
-    """`count` tasks of a split, the families in turn, no question twice; in `test` no function twice either.
+    """`count` tasks of a split, the families in turn, no question twice; outside `train` no function twice either.
 
     Raises:
         UserError: the split is unknown, the count is negative, or the split has fewer tasks (`test` has about 370).
     """
-    if split not in ("train", "test"):
-        raise UserError(f"split {split!r} is unknown; use 'train' or 'test'")
+    if split not in ("train", "test", "kinds"):
+        raise UserError(f"split {split!r} is unknown; use 'train', 'test' or 'kinds'")
     if count < 0:
         raise UserError(f"count {count} is negative; ask for 0 tasks or more")
     random = Random(f"dcoder micro {split} {seed}")
-    families = list(FAMILIES)
+    families = list(KIND_FAMILIES if split == "kinds" else FAMILIES)
     tasks: list[MicroTask] = []
     seen: set[str] = set()
     repeats = 0
     while len(tasks) < count:
         number, place = divmod(len(tasks), len(families))
         task = _draw_task(families[place], number, split, random)
-        key = task.fingerprint if split == "test" else task.question
+        key = task.question if split == "train" else task.fingerprint
         if key not in seen:
             seen.add(key)
             tasks.append(task)
@@ -92,9 +97,10 @@ def generate(split: Split, count: int, seed: int = 0) -> list[MicroTask]:
     return tasks
 
 
-def benchmark() -> list[MicroTask]:
-    """The fixed test set of the `micro` benchmark: 210 tasks, 30 a family."""
-    return generate("test", 30 * len(FAMILIES), seed=0)
+def benchmark(name: str = "micro") -> list[MicroTask]:
+    """The fixed tasks of a benchmark, 30 a family: `micro` (210, functions held out) or `micro-kinds` (150, kinds too)."""
+    split = BENCHMARKS[name]
+    return generate(split, A_FAMILY * len(KIND_FAMILIES if split == "kinds" else FAMILIES), seed=0)
 
 
 def write_sft(path: str | Path, tasks: Iterable[MicroTask]) -> None:
@@ -119,23 +125,25 @@ def write_rl(path: str | Path, tasks: Iterable[MicroTask]) -> None:
 
 
 def _draw_task(family: str, number: int, split: Split, random: Random) -> MicroTask:
-    level, draw_one, style = FAMILIES[family]
+    level, draw_one, style = (KIND_FAMILIES if split == "kinds" else FAMILIES)[family]
     while True:
         draw = draw_one(random)
+        if split != "kinds" and is_reserved(draw):
+            continue
         source = _source("f", ["x", "y"][: len(_ARGUMENTS[draw.kind])], draw)
         fingerprint = fingerprint_of(source, draw.kind)
-        if (int(fingerprint[:8], 16) % TEST_SHARE == 0) == (split == "test"):
+        if (int(fingerprint[:8], 16) % TEST_SHARE == 0) == (split != "train"):
             inputs = test_inputs(source, draw.kind, random)
             if inputs is not None:
                 break
     entry_point, arguments = _names(draw.kind, style, random)
     example = inputs.pop() if random.random() < EXAMPLE_SHARE else None
-    hidden = [assertion(source, entry_point, given) for given in inputs]
-    shown = [] if example is None else [assertion(source, entry_point, example)]
+    hidden = hidden_tests(source, draw.kind, entry_point, inputs)
+    shown = [] if example is None else [shown_test(source, entry_point, example)]
     shown = [line for line in shown if len(line) <= EXAMPLE_LENGTH]
     question = _question(f"{entry_point}({', '.join(arguments)})", _fill(draw.words, arguments), draw.steps, random)
     return MicroTask(
-        task_id=f"micro/{family}/{number}",
+        task_id=f"{'micro-kinds' if split == 'kinds' else 'micro'}/{family}/{number}",
         family=family,
         level=level,
         question="\n".join([question, *shown]),

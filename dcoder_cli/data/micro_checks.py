@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, product
 from random import Random
@@ -12,6 +12,7 @@ from typing import Any
 
 from dcoder_cli.data.micro_families import LETTERS, WORDS
 
+LAZY_SHARE = 0.25  # of a task's hidden tests, what one constant or an argument given back may pass at most; ours
 TESTS = 6  # hidden tests a task has before those added to catch wrong solutions; ours
 
 
@@ -134,6 +135,60 @@ def _same(function: Callable[..., Any], given: tuple[Any, ...], expected: Any) -
     return type(value) is type(expected) and bool(value == expected)
 
 
-def assertion(source: str, entry_point: str, given: tuple[Any, ...]) -> str:
-    """The assert statement that the function, under the name `entry_point`, gives its true value for `given`."""
-    return f"assert {entry_point}({', '.join(map(repr, given))}) == {_function(source)(*given)!r}"
+Asked = tuple[tuple[Any, ...], Any]  # the arguments of a call and the value expected
+
+
+def assertion(entry_point: str, *asked: Asked) -> str:
+    """The assert statement that the function named `entry_point` gives all the values expected."""
+    calls = [f"{entry_point}({', '.join(map(repr, given))})" for given, _ in asked]
+    values = [repr(value) for _, value in asked]
+    if len(asked) == 1:
+        return f"assert {calls[0]} == {values[0]}"
+    return f"assert ({', '.join(calls)}) == ({', '.join(values)})"
+
+
+def shown_test(source: str, entry_point: str, given: tuple[Any, ...]) -> str:
+    """The test that the function `f` in `source`, under another name, gives its true value for the arguments."""
+    return assertion(entry_point, (given, _function(source)(*given)))
+
+
+def _constant(answer: Any) -> Callable[[Asked], bool]:
+    """Whether that value, given whatever was asked, is right."""
+    return lambda asked: bool(asked[1] == answer)
+
+
+def _argument(place: int) -> Callable[[Asked], bool]:
+    """Whether the argument at that place, given back, is right."""
+    return lambda asked: bool(asked[1] == asked[0][place])
+
+
+def hidden_tests(source: str, kind: str, entry_point: str, inputs: Sequence[tuple[Any, ...]]) -> list[str]:
+    """A test for each input, such that no lazy answer passes more than LAZY_SHARE of them.
+
+    Lazy answers are every constant, and each argument given back. A test that a too successful one passes asks for the
+    value at a second input too, where that answer is wrong: `assert (f(3), f(90)) == (False, True)`.
+    """
+    function = _function(source)
+    groups: list[list[Asked]] = [[(given, function(*given))] for given in inputs]
+    values: list[Any] = []
+    for ((_, value),) in groups:
+        if value not in values:
+            values.append(value)
+    for lazy in (*map(_constant, values), *map(_argument, range(len(inputs[0])))):
+        passed = [group for group in groups if all(map(lazy, group))]
+        if len(passed) <= LAZY_SHARE * len(groups):
+            continue
+        # The choice has its own draws, from the function alone: questions stay as they are whatever the tests need.
+        random = Random(f"dcoder micro second inputs {source}")
+        usual, more = ([one for one in _answers(source, kind, place) if not lazy(one)] for place in (0, 1))
+        if usual or more:
+            for group in passed:
+                group.append(random.choice(usual or more))
+    return [assertion(entry_point, *group) for group in groups]
+
+
+@lru_cache(maxsize=4)
+def _answers(source: str, kind: str, place: int) -> list[Asked]:
+    """The function's values on the everyday probes (place 0) or on the others (1)."""
+    function = _function(source)
+    return [(given, function(*given)) for given in _probes(kind)[place]]

@@ -34,12 +34,20 @@ class Operation:
 
 @dataclass(frozen=True)
 class Draw:
-    """A task before it has names: kind of its arguments, body lines of the function, words, whether these are steps."""
+    """A task before it has names.
+
+    Attributes:
+        kind: of its arguments.
+        body: lines of the function.
+        words: what it computes; `steps`: whether as orders ("add 3 to x").
+        made_of: codes of the operations that it puts together, where there are several.
+    """
 
     kind: str
     body: tuple[str, ...]
     words: str
     steps: bool = False
+    made_of: tuple[str, ...] = ()
 
 
 NUMBER = (
@@ -199,28 +207,30 @@ def _filled(operation: Operation, random: Random, text: str) -> tuple[str, str]:
     return operation.code.format(**constants), text.format(**constants)
 
 
-def _value(operations: tuple[Operation, ...], kind: str, random: Random) -> Draw:
+def value_draw(operations: tuple[Operation, ...], kind: str, random: Random) -> Draw:
+    """One of the operations on the arguments."""
     operation = random.choice(operations)
     code, words = _filled(operation, random, random.choice(operation.nouns))
     return Draw(kind, (f"return {code}",), words)
 
 
-def _condition(random: Random, operations: tuple[Operation, ...] = QUESTION) -> tuple[str, str]:
+def _condition(random: Random, operations: tuple[Operation, ...] = QUESTION) -> tuple[Operation, str, str]:
     operation = random.choice(operations)
-    return _filled(operation, random, random.choice(operation.nouns))
+    return operation, *_filled(operation, random, random.choice(operation.nouns))
 
 
 def _constant(random: Random) -> Draw:
     if random.random() < 0.3:
-        code, words = _condition(random)
+        _, code, words = _condition(random)
         return Draw("number", (f"return {code}",), random.choice(("whether ", "True exactly when ")) + words)
-    return _value(NUMBER, "number", random)
+    return value_draw(NUMBER, "number", random)
 
 
 def _branch(random: Random) -> Draw:
-    code, condition = _condition(random, tuple(one for one in QUESTION if not one.code.endswith("== {c}")))
+    question, code, condition = _condition(random, tuple(one for one in QUESTION if not one.code.endswith("== {c}")))
+    first, second = random.sample(NUMBER[:6], 2)
     (yes, yes_words), (no, no_words) = (
-        _filled(operation, random, random.choice(operation.nouns)) for operation in random.sample(NUMBER[:6], 2)
+        _filled(operation, random, random.choice(operation.nouns)) for operation in (first, second)
     )
     template = random.choice(
         (
@@ -230,7 +240,8 @@ def _branch(random: Random) -> Draw:
         )
     )
     words = template.replace("{condition}", condition).replace("{yes}", yes_words).replace("{no}", no_words)
-    return Draw("number", (f"if {code}:", f"    return {yes}", f"return {no}"), words)
+    body = (f"if {code}:", f"    return {yes}", f"return {no}")
+    return Draw("number", body, words, made_of=(question.code, first.code, second.code))
 
 
 def _compose(random: Random) -> Draw:
@@ -247,16 +258,17 @@ def _compose(random: Random) -> Draw:
     words = random.choice(("first {}, then {}", "{} and then {}")).format(
         inner_words, outer_words.replace("{x}", joint)
     )
-    return Draw(kind, (f"return {outer.replace('{x}', inner)}",), words, steps=True)
+    body = (f"return {outer.replace('{x}', inner)}",)
+    return Draw(kind, body, words, steps=True, made_of=(first.code, second.code))
 
 
 # family -> level, how to draw one, whether the names are simple, copied (two words and one), or either
 FAMILIES: dict[str, tuple[int, Callable[[Random], Draw], str]] = {
     "constant": (1, _constant, "simple"),
-    "pair": (2, lambda random: _value(PAIR, "pair", random), "simple"),
+    "pair": (2, lambda random: value_draw(PAIR, "pair", random), "simple"),
     "names": (2, _constant, "copied"),
-    "text": (3, lambda random: _value(TEXT, "text", random), "either"),
-    "list": (3, lambda random: _value(LIST, "list", random), "either"),
+    "text": (3, lambda random: value_draw(TEXT, "text", random), "either"),
+    "list": (3, lambda random: value_draw(LIST, "list", random), "either"),
     "branch": (4, _branch, "either"),
     "compose": (5, _compose, "either"),
 }

@@ -29,7 +29,7 @@ from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import Job, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
-from dcoder_cli.data.writing import check_left, describe, write_manifest, write_rows
+from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
         check_left(files, chosen.dropped)
+        taught = taught_tokens(kind, chosen, settings.seq_len)
         if isinstance(settings, PretrainSettings) and settings.train_tokenizer is not None:
             tokenizer.save_pretrained(workspace.result / "tokenizer")
         manifest = {
@@ -158,7 +159,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             "sequence_length": settings.seq_len,
             "special_tokens": special,
             "splits": splits,
-            "sources": chosen.sources,
+            "sources": [{**one, "taught_tokens": of} for one, of in zip(chosen.sources, taught, strict=True)],
             "dropped": chosen.dropped,
             "licence_headers_stripped": chosen.stripped,
             "files": files,

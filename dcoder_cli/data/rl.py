@@ -1,7 +1,8 @@
 """Prompts for reinforcement learning, with tests (AceCode-87K's fields, the paper's hard subset) or a number to find.
 
 Hard, after DiffuCoder A.4: the mean pass rate of two models' inferences is in the bottom 20%, and their spread in the
-top 40%. Where a question does not address the reader ("you"), it is also offered as code to complete, built from a
+top 40%. With the baseline `constant` a prompt records what the best constant answer passes, and the reward `code` credits
+only what is above it. Where a question does not address the reader ("you"), it is also offered as code to complete, built from a
 reference solution's signature.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
@@ -40,7 +42,10 @@ _COMPLETE = "Please complete the following problem:\n```\n{code}\n```\n"
 
 @dataclass(frozen=True)
 class RlSettings:
-    """Settings of `dcoder tokenize rl`. `hard` applies to rows that have `inferences`; others all stay."""
+    """Settings of `dcoder tokenize rl`. `hard` applies to rows that have `inferences`; others all stay.
+
+    `baseline`: `constant` gives credit only for tests beyond those that the best constant answer passes; `none` for each.
+    """
 
     sources: tuple[str, ...]
     out: str
@@ -50,6 +55,7 @@ class RlSettings:
     hard_mean: float = 0.2  # DiffuCoder A.4: mean pass rate in the bottom 20%
     hard_spread: float = 0.4  # DiffuCoder A.4: spread in the top 40%
     complete: bool = True
+    baseline: str = "none"  # as the paper's pass rate of tests (DiffuCoder 5)
     system: str | None = None
     seed: int = 0
     heldout: float = 0.0
@@ -73,6 +79,8 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
     if settings.max_prompt_tokens < 1:
         raise UserError(f"--max-prompt-tokens {settings.max_prompt_tokens} must be 1 or more")
+    if settings.baseline not in ("none", "constant"):
+        raise UserError(f"--baseline {settings.baseline!r} is unknown; use none or constant")
     tokenizer = load_tokenizer(settings.tokenizer)
     chat = ChatEncoder(tokenizer, settings.system)
     sources = parse_sources(settings.sources)
@@ -91,9 +99,15 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         )
         problems = list(_unique(_problems(records, dropped), settings.filters, dropped))
         read = len(problems) + dropped.count()
+        shares: list[float] = []
         for problem in _hard(problems, settings, dropped):
+            share = constant_share(problem.hidden, problem.entry_point)
+            if settings.baseline == "constant" and share == 1:
+                dropped.add("a constant answer passes every test", problem.task_id)
+                continue
+            shares += [share] if problem.hidden else []
             split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
-            for row in _prompts(problem, settings.complete):
+            for row in _prompts(problem, settings.complete, share if settings.baseline == "constant" else None):
                 length = len(tokenizer.backend_tokenizer.encode(chat.prompt(row["messages"]), add_special_tokens=False))
                 if length > settings.max_prompt_tokens:
                     dropped.add("prompt too long", f"{row['task_id']} ({length} tokens)")
@@ -115,6 +129,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             "splits": {split: _counts(chosen) for split, chosen in rows.items() if chosen},
             "sources": [{"name": source.label, "weight": 1.0} for source in sources],
             "questions_read": read,
+            "constant_answers": _constant_answers(shares),
             "dropped": dropped.report(),
             "files": files,
         }
@@ -126,7 +141,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
 def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:
     """The prompts of an `rl` folder: task_id, style, messages, source, and what a completion is held against.
 
-    That is tests {shown, hidden} and entry_point, or, in the style "math", answer: the final number as text.
+    That is tests {shown, hidden}, entry_point and, if asked for, baseline, or, in the style "math", answer: the final number as text.
 
     Raises:
         UserError: another kind of data, no such split, or a file that is not what the manifest says.
@@ -222,7 +237,16 @@ def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> I
             dropped.add("not hard", f"{problem.task_id} (mean pass rate {np.mean(problem.pass_rates):.2f})")
 
 
-def _prompts(problem: Problem, complete: bool) -> Iterator[dict[str, Any]]:
+def _constant_answers(shares: list[float]) -> dict[str, Any]:
+    """How far one constant for an answer gets: over the questions with tests, the shares of tests that the best passes."""
+    return {
+        "questions": len(shares),
+        "mean_share": round(float(np.mean(shares)), 4) if shares else 0.0,
+        "half_or_more": sum(share >= 0.5 for share in shares),
+    }
+
+
+def _prompts(problem: Problem, complete: bool, baseline: float | None) -> Iterator[dict[str, Any]]:
     if problem.answer is not None:
         task = {"task_id": problem.task_id, "style": "math", "messages": problem.messages}
         yield {**task, "answer": problem.answer, "source": problem.source}
@@ -231,6 +255,7 @@ def _prompts(problem: Problem, complete: bool) -> Iterator[dict[str, Any]]:
         "tests": {"shown": problem.shown, "hidden": problem.hidden},
         "entry_point": problem.entry_point,
         "source": problem.source,
+        **({} if baseline is None else {"baseline": baseline}),
     }
     yield {"task_id": problem.task_id, "style": "instruct", "messages": problem.messages, **common}
     if not complete or problem.reference is None or re.search(r"\byou", problem.question, re.IGNORECASE):

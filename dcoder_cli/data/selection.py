@@ -26,8 +26,12 @@ _HELDOUT, _WEIGHT, _ORDER = 1, 2, 3  # salts: the three choices are independent
 
 @dataclass
 class Split:
-    """The documents of one split: where each stands in the units' tokens. Arrays of equal length, in final order."""
+    """The documents of one split: its source's number, and where each stands in the units' tokens.
 
+    Arrays of equal length, in final order. Held-out documents stand source by source, so that each row has one source.
+    """
+
+    source: Numbers
     unit: Numbers
     start: Numbers
     length: Numbers
@@ -142,7 +146,8 @@ def _split(table: Numbers, keys: Numbers, weights: Numbers, heldout: float, seed
     splits: dict[str, Split] = {}
     for name, chosen, times in (
         ("train", ~is_held, copies),
-        ("heldout", is_held, np.ones(len(table), np.int64)),  # a held-out document counts once, whatever its weight
+        # Once each: the held-out loss weighs the sources themselves, and all that is held out helps to measure them.
+        ("heldout", is_held, np.ones(len(table), np.int64)),
     ):
         picked = np.flatnonzero(chosen)
         picked = np.repeat(picked, times[picked])
@@ -151,5 +156,7 @@ def _split(table: Numbers, keys: Numbers, weights: Numbers, heldout: float, seed
         copy = np.arange(len(picked)) - np.repeat(first, np.diff(np.append(first, len(picked))))
         order = np.argsort(mix(base[picked] + copy.astype(np.uint64), _ORDER), kind="stable")
         picked = picked[order]
-        splits[name] = Split(table[picked, 0], table[picked, 1], table[picked, 2], table[picked, 3])
+        if name == "heldout":
+            picked = picked[np.argsort(table[picked, 4], kind="stable")]
+        splits[name] = Split(table[picked, 4], *(table[picked, column] for column in range(4)))
     return splits

@@ -6,6 +6,7 @@ A folder holds `manifest.json` and `SPLIT-NNNNN.safetensors` files, SPLIT being 
 - `sft`: `tokens` [rows, L] and `eligible` [rows, L] uint8 (1: the answer, its end of turn and the pads after it).
 - `rl`: no rows; `prompts.jsonl`, read with `dcoder_cli.data.rl.load_prompts`.
 
+A held-out file holds one source's rows; its manifest entry names the source by number, and counts the padding at its end.
 `tokens` are uint16, or uint32 where the vocabulary has more than 65,535 entries. A set made on n machines is a folder
 of n such folders, `shard-00001-of-0000n` and so on, and reads as one.
 """
@@ -153,6 +154,21 @@ def _part_folders(folder: Path) -> list[Path]:
     return expected
 
 
+@dataclass(frozen=True)
+class SourceRows:
+    """One source's rows in a split.
+
+    Attributes:
+        name: the source's.
+        rows: their indices.
+        share: of what training teaches, from this source (of those with rows here); they add up to 1.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    share: float
+
+
 class ShardSet:
     """The rows of one split, read from disk as they are asked for. Safe to pickle and to use after a fork.
 
@@ -160,14 +176,26 @@ class ShardSet:
         manifest: the manifest (of the first part, where the set has several).
         kind: `pretrain` or `sft`.
         sequence_length, vocab_size, tokenizer_hash: as in the manifest.
+        sources: the rows of each source; empty where that is not known (training rows, shards of before it was written).
+        padding: row index -> tokens at the row's end that only fill it.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: dict[str, Any], files: list[Path], rows: list[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        manifest: dict[str, Any],
+        files: list[Path],
+        rows: list[int],
+        sources: list[SourceRows],
+        padding: dict[int, int],
+    ) -> None:
         self.folder, self.split, self.manifest = folder, split, manifest
         self.kind: str = manifest["kind"]
         self.sequence_length: int = manifest["sequence_length"]
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         self.tokenizer_hash: str = manifest["tokenizer"]["hash"]
+        self.sources, self.padding = sources, padding
         self._files = files
         self._ends = list(itertools.accumulate(rows))
         self._open: dict[int, ArrayFile] = {}
@@ -184,8 +212,11 @@ class ShardSet:
         first: dict[str, Any] | None = None
         files: list[Path] = []
         rows: list[int] = []
+        entries: list[dict[str, Any]] = []
+        manifests: list[dict[str, Any]] = []
         for part in _part_folders(Path(folder)):
             manifest = read_manifest(part)
+            manifests.append(manifest)
             first = first or manifest
             if manifest["kind"] == "rl":
                 raise UserError(f"{str(folder)!r} holds prompts for dcoder grpo (kind rl), not rows of tokens")
@@ -197,10 +228,16 @@ class ShardSet:
                     _check_rows(part / entry["file"], entry["rows"], manifest)
                     files.append(part / entry["file"])
                     rows.append(entry["rows"])
+                    entries.append(entry)
         assert first is not None
         if not files:
             raise UserError(f"{str(folder)!r} has no {split} rows; make some with: dcoder tokenize --heldout 0.01")
-        return cls(Path(folder), split, first, files, rows)
+        padding = {
+            end - 1: entry["padding"]
+            for entry, end in zip(entries, itertools.accumulate(rows), strict=True)
+            if entry.get("padding")
+        }
+        return cls(Path(folder), split, first, files, rows, _source_rows(manifests, entries), padding)
 
     def has_split(self, split: str) -> bool:
         """Whether the folder also has rows of `split`."""
@@ -230,6 +267,27 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a mapped file would travel as a copy of its content
+
+
+def _source_rows(manifests: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[SourceRows]:
+    """The rows of each source, over the parts of a set; empty where a file's source, or a source's share, is not told."""
+    if any("source" not in entry for entry in entries):
+        return []
+    described = manifests[0]["sources"]
+    taught = [
+        sum(manifest["sources"][number]["taught_tokens"] for manifest in manifests) for number in range(len(described))
+    ]
+    rows: dict[int, list[int]] = {}
+    start = 0
+    for entry in entries:
+        rows.setdefault(entry["source"], []).extend(range(start, start + entry["rows"]))
+        start += entry["rows"]
+    total = sum(taught[number] for number in rows)
+    if not total:  # everything held out is of sources that training has nothing of
+        return []
+    return [
+        SourceRows(described[number]["name"], tuple(rows[number]), taught[number] / total) for number in sorted(rows)
+    ]
 
 
 def _check_rows(path: Path, rows: int, manifest: dict[str, Any]) -> None:

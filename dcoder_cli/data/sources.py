@@ -1,7 +1,8 @@
 """Sources: what the user named, found on disk or on the hub and cut into units of work.
 
 A source is a folder, a file, or `hub:NAME[:CONFIG][:SPLIT]` (a `datasets` name, streamed), and may end in `@WEIGHT`:
-3 takes each document three times, 0.5 about half of them, chosen by their content. In a folder the most telling kind
+3 takes each document three times, 0.5 about half of them, chosen by their content (for training: what is held out
+counts once, and the held-out loss weighs its source as training does). In a folder the most telling kind
 of file wins: source code, else tables (.jsonl .json .parquet), else text; all but .parquet also as .gz and .zst.
 A unit is what one worker reads at a time: some small files, a byte range of a .jsonl, row groups of a .parquet.
 """

@@ -67,20 +67,44 @@ def write_rows(
     files: list[dict[str, Any]] = []
     splits: dict[str, dict[str, int]] = {}
     dtype = token_dtype(vocab_size)
+    blocks = _pretrain_blocks if kind == "pretrain" else _sft_blocks
     for name, split in chosen.splits.items():
         if not len(split.unit):
             continue
-        rows = padding = 0
-        blocks = _pretrain_blocks if kind == "pretrain" else _sft_blocks
-        for number, (arrays, filling) in enumerate(blocks(chosen, split, length, dtype, special)):
-            path = folder / f"{name}-{number:05d}.safetensors"
-            sha256 = write_arrays(path, arrays, {"kind": kind, "split": name})
-            count = len(arrays["tokens"])
-            files.append({"file": path.name, "split": name, "rows": count, "sha256": sha256})
-            rows, padding = rows + count, padding + filling
+        number = rows = padding = 0
+        for source, part in _parts(name, split):
+            for arrays, filling in blocks(chosen, part, length, dtype, special):
+                path = folder / f"{name}-{number:05d}.safetensors"
+                sha256 = write_arrays(path, arrays, {"kind": kind, "split": name})
+                count = len(arrays["tokens"])
+                files.append({"file": path.name, "split": name, "rows": count, "sha256": sha256, **source})
+                if source and kind == "pretrain":
+                    files[-1]["padding"] = filling
+                number, rows, padding = number + 1, rows + count, padding + filling
         tokens = rows * length - padding
         splits[name] = {"rows": rows, "documents": len(split.unit), "tokens": tokens, "padding_tokens": padding}
     return files, splits
+
+
+def taught_tokens(kind: str, chosen: Selection, length: int) -> list[int]:
+    """For each source the tokens of training rows that a model learns to predict, repeats and samples as its weight says.
+
+    Documents count with their EOS; of an instruction row, all that follows the prompt counts.
+    """
+    train = chosen.splits["train"]
+    taught = train.length + 1 if kind == "pretrain" else length - train.prompt_length
+    return [int(taught[train.source == source].sum()) for source in range(len(chosen.sources))]
+
+
+def _parts(name: str, split: Split) -> Iterator[tuple[dict[str, Any], Split]]:
+    """The training split whole; the held-out one source by source, with what its files' entries say of that."""
+    if name == "train":
+        yield {}, split
+        return
+    for source in np.unique(split.source).tolist():
+        mine = split.source == source
+        arrays = (split.source, split.unit, split.start, split.length, split.prompt_length)
+        yield {"source": source}, Split(*(array[mine] for array in arrays))
 
 
 Block = tuple[dict[str, Any], int]

@@ -108,7 +108,7 @@ class StageConfig:
         conditional_phase_in: epochs over which the never-noised prompt is phased in (stage 3: 1, DiffuCoder B.1).
         isolate_documents: tokens attend within their own packed document only.
         evaluate_every: steps between evaluations on the held-out rows; 0 = only at the end.
-        evaluate_rows: held-out rows used.
+        evaluate_rows: held-out rows used, shared out evenly over the sources.
         checkpoint_every: steps between checkpoints; 0 = only at the end.
         keep_checkpoints: the last so many are kept, and the best.
         early_stopping: evaluations without a better held-out loss before stopping; 0 = off.

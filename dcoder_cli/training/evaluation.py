@@ -1,14 +1,15 @@
-"""Loss on held-out rows: the ELBO per token, and cross-entropy per band of the mask ratio t."""
+"""Loss on held-out rows: the ELBO per token as training's sources are mixed, of each source, and by bands of t."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcoder_cli.data.batches import RowRules, read_batch
-from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.data.shards import ShardSet, SourceRows
 from dcoder_cli.diffusion.noise import uniforms
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import StageConfig
@@ -22,40 +23,93 @@ _SEED = 1234  # of the evaluation's noise: the same in every run, so that runs c
 def evaluate(
     accelerator: Any, module: nn.Module, shards: ShardSet, config: StageConfig, rules: RowRules, mask_id: int | None
 ) -> dict[str, Any]:
-    """The held-out loss, with the same noise every time.
+    """The held-out loss, with the same noise every time, of the mixture of sources that training reads.
 
-    Row i of n is noised at t = (i + 1/2) / n: spread evenly, each with its own fixed mask, which keeps the variance of the
-    1/t-weighted sum low. Attention is full (causal for the AR objective). Rows are shared out over the processes.
+    `evaluate_rows` are shared out evenly over the sources. Row i of a source's n is noised at t = (i + 1/2) / n: spread
+    evenly, each with its own fixed mask, which keeps the variance of the 1/t-weighted sum low. Each source's loss counts
+    as its share of what training teaches, so the number stands beside the training loss. Attention is full (causal for
+    the AR objective). Rows are shared out over the processes.
 
     Returns:
-        `loss`: negative ELBO per maskable token in nats (AR: cross-entropy); `by_t`: for each tenth of t the mean
-        cross-entropy of a masked token, null where none was masked; `rows`.
+        `loss`: negative ELBO per maskable token in nats (AR: cross-entropy); `mixture`: "as trained", or "unweighted"
+        where the shards do not tell sources apart (made by an earlier release): then each held-out document counts
+        once; `sources`: for each its `name`, `loss`, `share` and `rows`, where known; `by_t`: for each tenth of t the
+        mean cross-entropy of a masked token, null where none was masked; `rows`.
     """
-    count = min(config.evaluate_rows, len(shards))
+    sources = shards.sources or [SourceRows("", tuple(range(len(shards))), 1.0)]
+    counts = _shared_out(config.evaluate_rows, [len(source.rows) for source in sources])
     plain = RowRules(rules.seed, rules.pad_id, rules.keep_first)
     was_training = module.training
     module.eval()
-    total = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
-    mine = range(accelerator.process_index, count, accelerator.num_processes)
+    total = torch.zeros(len(sources), 2 + 2 * BANDS, dtype=torch.float64)
     size = max(1, config.micro_batch)
-    pieces = [list(mine)[start : start + size] for start in range(0, len(mine), size)]
     with accelerator.autocast():
-        for piece in pieces:
-            total += _piece(accelerator, module, shards, config, plain, mask_id, piece, count)
-        for _ in range(-(-count // accelerator.num_processes // size) - len(pieces)):
-            # Sharded modules gather weights together: every process runs the same number of forwards.
-            _piece(accelerator, module, shards, config, plain, mask_id, [0], count)
+        for place, (source, count) in enumerate(zip(sources, counts, strict=True)):
+            mine = range(accelerator.process_index, count, accelerator.num_processes)
+            pieces = [list(mine)[start : start + size] for start in range(0, len(mine), size)]
+            # Sharded modules gather weights together: every process runs the same number of forwards, some for nothing.
+            idle = -(-count // accelerator.num_processes // size) - len(pieces)
+            for number, piece in enumerate([*pieces, *[[0]] * idle]):
+                rows = [source.rows[index] for index in piece]
+                times = [(index + 0.5) / count for index in piece]
+                sums = _piece(accelerator, module, shards, config, plain, mask_id, rows, times)
+                total[place] += sums if number < len(pieces) else 0
     module.train(was_training)
     sums = (
-        accelerator.reduce(total.float().to(accelerator.device), reduction="sum").cpu()
+        accelerator.reduce(total.float().to(accelerator.device), reduction="sum").cpu().double()
         if accelerator.num_processes > 1
         else total
     )
-    by_t = [
-        float(sums[2 + band] / sums[2 + BANDS + band]) if sums[2 + BANDS + band] > 0 else None for band in range(BANDS)
-    ]
-    result: dict[str, Any] = {"loss": float(sums[0] / sums[1].clamp(min=1)), "rows": count}
-    return result if mask_id is None else {**result, "by_t": by_t}
+    return _result(sums, sources, counts, bool(shards.sources), mask_id is not None)
+
+
+def _shared_out(rows: int, available: Sequence[int]) -> list[int]:
+    """`rows` shared out evenly over sources that have so many; what short ones leave goes to the others."""
+    counts = [0] * len(available)
+    for left, place in zip(
+        range(len(available), 0, -1), sorted(range(len(available)), key=lambda one: available[one]), strict=True
+    ):
+        counts[place] = min(available[place], (rows - sum(counts)) // left)
+    return counts
+
+
+def _result(
+    sums: Tensor, sources: Sequence[SourceRows], counts: Sequence[int], known: bool, noised: bool
+) -> dict[str, Any]:
+    """From each source's sums [source, weighted loss, maskable tokens, loss by band of t, masked tokens by band]."""
+    asked = [place for place, count in enumerate(counts) if count]
+    whole = sum(sources[place].share for place in asked)
+    losses = [float(row[0] / row[1].clamp(min=1)) for row in sums]
+    shares = [sources[place].share / whole if whole and counts[place] else 0.0 for place in range(len(sources))]
+    result: dict[str, Any] = {
+        "loss": sum(share * loss for share, loss in zip(shares, losses, strict=True)),
+        "rows": sum(counts),
+        "mixture": "as trained" if known else "unweighted",
+    }
+    if known:
+        result["sources"] = [
+            {"name": sources[place].name, "loss": losses[place], "share": shares[place], "rows": counts[place]}
+            for place in asked
+        ]
+    if noised:
+        mixed = (torch.tensor(shares, dtype=torch.float64)[:, None] / sums[:, 1:2].clamp(min=1) * sums).sum(0)
+        result["by_t"] = [
+            float(mixed[2 + band] / mixed[2 + BANDS + band]) if mixed[2 + BANDS + band] > 0 else None
+            for band in range(BANDS)
+        ]
+    return result
+
+
+def told(heldout: Mapping[str, Any], digits: int = 2) -> str:
+    """A held-out evaluation in words: its loss, which mixture that is, and each source's, where there are several."""
+    loss = f"held-out {heldout['loss']:.{digits}f}"
+    if heldout.get("mixture") == "unweighted":
+        return f"{loss}, each document once, sources not told apart"
+    sources = heldout.get("sources", [])
+    if len(sources) < 2:
+        return loss
+    each = ", ".join(f"{one['name']} {one['loss']:.{digits}f}" for one in sources)
+    return f"{loss} as mixed ({each})"
 
 
 def _piece(
@@ -66,14 +120,17 @@ def _piece(
     rules: RowRules,
     mask_id: int | None,
     piece: list[int],
-    count: int,
+    times: list[float],
 ) -> Tensor:
-    """[weighted loss, maskable tokens, loss by band of t, masked tokens by band of t] of a few rows."""
-    batch = read_batch(shards, piece, range(piece[0], piece[0] + len(piece)), 0, float("inf"), rules)
+    """[weighted loss, maskable tokens, loss by band of t, masked tokens by band of t] of a few rows at their t."""
+    batch = read_batch(shards, piece, range(len(piece)), 0, float("inf"), rules)
+    for place, index in enumerate(piece):
+        if index in shards.padding:  # no text of any source
+            batch.eligible_BL[place, -shards.padding[index] :] = False
     if mask_id is None:
         example = make_example(batch, config, 0, None)
     else:
-        t_B = torch.tensor([(index + 0.5) / count for index in piece])
+        t_B = torch.tensor(times)
         uniform_BL = torch.cat([uniforms(range(index, index + 1), batch.ids_BL.shape[1], _SEED, 0) for index in piece])
         plain = StageConfig(weighting="elbo", normalizer="eligible")
         example = noised(batch, plain, t_B, uniform_BL, mask_id)
@@ -93,7 +150,7 @@ def _piece(
 
 
 def heldout_loss(model: Model, data: str) -> float:
-    """The held-out loss of a diffusion model on a pretraining shard folder, as `evaluate` measures it.
+    """The held-out loss of a diffusion model on a pretraining shard folder, mixed as `evaluate` says.
 
     Raises:
         UserError: the folder has no held-out rows.

@@ -1,6 +1,7 @@
 """Rewards: hidden tests behind the format gate, format, verifiable numbers, and functions of the user's own.
 
-A reward is a number for the text up to the first end of turn, the same text the loss counts. Judge trouble is NaN, never 0.
+The reward `code` is the share of hidden tests passed; where the prompt has a `baseline` (`dcoder tokenize rl --baseline`),
+it is the share above that. A reward is a number for the text up to the first end of turn, the same text the loss counts. Judge trouble is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, WorkFailed, one_line
 from dcoder_cli.data.answers import final_number, last_number
+from dcoder_cli.data.constants import above_baseline
 from dcoder_cli.execution.extract import extract_solution, fence_format
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
@@ -45,10 +47,11 @@ class Reward:
 
 @dataclass
 class Pending:
-    """A completion whose code is being judged."""
+    """A completion whose code is being judged; `baseline`: the share of its prompt's tests that earns nothing."""
 
     parts: dict[str, float]
     verdict: Future[Verdict] | None
+    baseline: float = 0.0
 
 
 class Rewarder:
@@ -107,7 +110,7 @@ class Rewarder:
                     parts[name] = _asked(name, self.functions[name], prompt, text)
                 except _Broken as broken:
                     raise WorkFailed(f"{broken}; mend it and go on with --resume") from broken.__cause__
-        return Pending(parts, verdict)
+        return Pending(parts, verdict, float(prompt.get("baseline", 0.0)))
 
     def result(self, pending: Pending) -> Reward:
         """The reward, once the judge is done."""
@@ -117,7 +120,8 @@ class Rewarder:
         if pending.verdict is not None:
             verdict = pending.verdict.result()
             status = verdict.status
-            parts["code"] = math.nan if status == "infrastructure" else verdict.share
+            credit = above_baseline(verdict.share, pending.baseline)
+            parts["code"] = math.nan if status == "infrastructure" else credit
         return Reward(sum(self.weights[name] * value for name, value in parts.items()), parts, status)
 
 
@@ -213,6 +217,9 @@ def check_prompts(prompts: Sequence[Mapping[str, Any]], weights: Mapping[str, fl
                 raise UserError(
                     f"prompt {name!r} has no entry_point or no hidden tests, which the reward 'code' needs{hint}"
                 )
+            baseline = prompt.get("baseline", 0.0)
+            if not isinstance(baseline, (int, float)) or not 0 <= baseline < 1:
+                raise UserError(f"prompt {name!r} has the baseline {baseline!r}; it must be a share from 0 to below 1")
             problem_of(prompt)  # refuses tests that do not parse, and an entry point that is no name
         if "math" in weights and final_number(str(prompt.get("answer", ""))) is None:
             raise UserError(f"prompt {name!r} has no numeric answer, which the reward 'math' needs")
