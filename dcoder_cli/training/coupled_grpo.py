@@ -50,7 +50,7 @@ from dcoder_cli.training.rollouts import (
 )
 
 # What the rollouts of a step depend on, beside the weights.
-_OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "precision")
+_OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "format", "precision")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
     with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
-        rewarder = Rewarder(config.rewards, judge)
+        rewarder = Rewarder(config.rewards, judge, config.format == "strict")
         probe(rewarder, prompts[0])
         accelerator = setup.make_accelerator(config.precision, device, track, run.path)
         if setup.is_sharded(accelerator):

@@ -88,6 +88,8 @@ class GrpoConfig:
         kl_coef: beta of the k3 KL estimate to the reference (0.01: DiffuCoder B.1).
         reference_sync: steps between copies of the policy into the reference (64: DiffuCoder B.1); 0 = never.
         rewards: weight of each reward (code 2.0 and format 0.5: DiffuCoder B.1), or of `module:function`.
+        format: what counts as well formed. "strict": exactly one ```python fence and nothing after it, else format and
+            code earn 0 (DiffuCoder's released code). "lenient": the first Python fence, whatever stands around it (ours).
         rollout: see RolloutConfig.
         optimizer: see OptimizerConfig.
         train_embeddings: false leaves the token embeddings and the head as they are: a token that is rarely sampled gets
@@ -118,6 +120,7 @@ class GrpoConfig:
     kl_coef: float = 0.01
     reference_sync: int = 64
     rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
+    format: Literal["strict", "lenient"] = "strict"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     train_embeddings: bool = True
