@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attacks
 import pytest
@@ -262,3 +263,85 @@ def test_the_tests_that_are_shown_do_not_score(judged: Rewarder) -> None:
     assert earned(judged, fenced(f"def f(x):\n{chain}")) == 0.0
     assert earned(judged, fenced(f"def f(x):\n    return {SHOWN}.get(x, 2)")) == 0.0
     assert earned(judged, fenced(f"def f(x):\n{chain}    return x + 1")) == 1.0
+
+
+# --- strict and lenient ----------------------------------------------------------------------------------------------
+
+CODE = fenced(HONEST)
+BROKEN = "def f(x)\n    return x + 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),  # (code, format) before weighting
+    [
+        (CODE, (1.0, 1.0), (1.0, 1.0)),
+        (CODE.rstrip("\n"), (1.0, 1.0), (1.0, 1.0)),  # the end of turn stands where the newline would
+        (CODE + " \n\t\n", (1.0, 1.0), (1.0, 1.0)),
+        ("Here is the code:\n" + CODE, (1.0, 1.0), (1.0, 1.0)),
+        (CODE + "It adds one.", (0.0, 0.0), (1.0, 1.0)),
+        (CODE.rstrip("\n") + " It adds one.", (0.0, 0.0), (0.0, 0.0)),  # that line closes no fence
+        (CODE + CODE, (0.0, 0.0), (1.0, 1.0)),
+        (CODE + "Or:\n```\nf(1)\n```", (0.0, 0.0), (1.0, 1.0)),
+        ("Not ```this```:\n" + CODE, (0.0, 0.0), (1.0, 1.0)),
+        ("~~~\nx = 1\n~~~\n" + CODE, (0.0, 0.0), (1.0, 1.0)),
+        (HONEST, (0.0, 0.0), (0.0, 0.0)),
+        ("", (0.0, 0.0), (0.0, 0.0)),
+        (fenced(BROKEN), (0.0, 0.5), (0.0, 0.5)),
+        (fenced(BROKEN) + "It adds one.", (0.0, 0.0), (0.0, 0.5)),
+        (f"```\n{HONEST}```\n", (0.0, 0.0), (0.0, 0.0)),
+        (f"```py\n{HONEST}```\n", (0.0, 0.0), (1.0, 1.0)),
+        (f"```Python\n{HONEST}```\n", (0.0, 0.0), (1.0, 1.0)),
+        (f"```python title=x\n{HONEST}```\n", (0.0, 0.0), (1.0, 1.0)),
+        (f"````python\n{HONEST}````\n", (0.0, 0.0), (1.0, 1.0)),
+        (f"~~~python\n{HONEST}~~~\n", (0.0, 0.0), (1.0, 1.0)),
+        (f"```python\n{HONEST}", (0.0, 0.0), (0.0, 0.0)),
+        (f"```python\n{HONEST}    ```\n", (1.0, 1.0), (1.0, 1.0)),
+        ("```python\n```\n", (0.0, 0.0), (0.0, 0.0)),
+        (fenced("pass"), (0.0, 1.0), (0.0, 1.0)),  # nothing is asked of code that parses
+    ],
+)
+def test_what_each_format_earns(
+    judged: Rewarder, text: str, strict: tuple[float, float], lenient: tuple[float, float]
+) -> None:
+    for rewarder, (code, form) in (
+        (Rewarder(judged.weights, judged.judge, strict=True), strict),
+        (judged, lenient),
+    ):
+        reward = rewarder.result(rewarder.submit(TASK, text))
+        assert reward.parts == {"code": code, "format": form}
+        assert reward.total == 2.0 * code + 0.5 * form
+
+
+def test_a_run_scores_by_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting reaches the rewards of a run, and of the variance lab."""
+    from grpo_runs import make_place
+
+    from dcoder_cli.base.config import build
+    from dcoder_cli.training import coupled_grpo, variance
+    from dcoder_cli.training.grpo_config import GrpoConfig
+
+    class Made(Exception):
+        pass
+
+    seen: list[bool] = []
+
+    class Recording(Rewarder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            seen.append(self.strict)
+            raise Made
+
+    make_place(tmp_path)
+    monkeypatch.setattr(coupled_grpo, "Rewarder", Recording)
+    monkeypatch.setattr(variance, "Rewarder", Recording)
+    for name, strict in (("strict", True), ("lenient", False)):
+        config = build(GrpoConfig, {"format": name, "rewards": {"format": 1.0}, "rollout": {"max_new_tokens": 4}})
+        with pytest.raises(Made):
+            coupled_grpo.train(str(tmp_path / "model"), str(tmp_path / "data"), str(tmp_path / name), config)
+        with pytest.raises(Made):
+            variance.measure(str(tmp_path / "model"), str(tmp_path / "data"), config)
+        assert seen == [strict, strict]
+        seen.clear()
+    assert GrpoConfig().format == "strict"
+    with pytest.raises(UserError, match="format"):
+        build(GrpoConfig, {"format": "loose"})

@@ -46,12 +46,22 @@ def extract_solution(text: str, entry_point: str, prefill: str = "") -> str:
     return "\n".join(statement.text for statement in _reached(statements, entry_point)) + "\n"
 
 
-def fence_format(text: str, prefill: str = "") -> str:
+def fence_format(text: str, prefill: str = "", strict: bool = False) -> str:
     """How well formed an answer is: `parses` (a closed Python fence with code that parses), `syntax-error`, or `none`.
 
-    For the format reward (DiffuCoder section 5: 1.0, 0.5 and 0).
+    For the format reward (DiffuCoder section 5: 1.0, 0.5 and 0). Any code that parses will do, `pass` too.
+
+    Args:
+        prefill: what the answer was made to begin with.
+        strict: as DiffuCoder's released code has it, the answer must hold exactly one fence, opened with "```python" in
+            lower case and the end of the line, and nothing may follow it; else it is `none`. Prose before it is free.
+            The released code asks for exactly one newline after the fence. Here any white space will do, or none: a
+            completion ends with its end of turn. Not strict: the first Python fence counts, whatever stands around it.
     """
-    for language, body, closed in _blocks((prefill + text)[:MAX_TEXT]):
+    text = (prefill + text)[:MAX_TEXT]
+    if strict and not _one_fence(text):
+        return "none"
+    for language, body, closed in _blocks(text):
         if language in _PYTHON:
             if not closed or not body.strip():
                 return "none"
@@ -76,6 +86,14 @@ def _block(text: str) -> str:
         if first is None and not language:
             first = body
     return text if first is None else first
+
+
+def _one_fence(text: str) -> bool:
+    """Whether three backticks occur just twice: to open the only block, a Python one, and to close it at the very end."""
+    if text.count("```") != 2 or "````" in text or "```python\n" not in text or not text.rstrip().endswith("```"):
+        return False
+    blocks = list(_blocks(text))
+    return len(blocks) == 1 and blocks[0][2]
 
 
 def _blocks(text: str) -> Iterator[tuple[str, str, bool]]:

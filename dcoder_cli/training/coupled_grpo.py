@@ -6,7 +6,6 @@ Shapes: B completions, N completion tokens, G completions of one prompt. Every d
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ from dcoder_cli.training.grpo_evaluation import evaluate
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss
 from dcoder_cli.training.grpo_record import Clock, Monitor, sample_record, step_metrics
 from dcoder_cli.training.lora import adapter_off
+from dcoder_cli.training.reference import load_reference, make_reference, move_reference
 from dcoder_cli.training.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.rollouts import (
     Rollout,
@@ -50,7 +50,7 @@ from dcoder_cli.training.rollouts import (
 )
 
 # What the rollouts of a step depend on, beside the weights.
-_OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "precision")
+_OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "format", "precision")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
     with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
-        rewarder = Rewarder(config.rewards, judge)
+        rewarder = Rewarder(config.rewards, judge, config.format == "strict")
         probe(rewarder, prompts[0])
         accelerator = setup.make_accelerator(config.precision, device, track, run.path)
         if setup.is_sharded(accelerator):
@@ -160,13 +160,14 @@ def _loop(
         setup.freeze_embeddings(model)
     module = EntryLogProbs(model)
     module, optimizer = accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))
-    reference = _reference(model, config)
+    reference = make_reference(model, config)
     copied = reference is not None and reference.model is not model
-    state: dict[str, Any] = {"before": None, "tail": []}
+    state: dict[str, Any] = {"before": None, "tail": [], "updates": 0}
     if start:
         state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
+        state.setdefault("updates", start * config.inner_iterations)  # checkpoints of before it was counted
         if reference is not None and copied:
-            _load_reference(reference, run.checkpoint(start) / "training" / "reference.pt", config.kl_coef)
+            load_reference(reference, run.checkpoint(start) / "training" / "reference.pt", config.kl_coef)
     record = {
         "stage": 4, "model": model.name, "data": str(data), "config": to_dict(config),
         "reward_sources": this.rewarder.sources(),
@@ -264,9 +265,11 @@ def _loop(
                 )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                # The reference may move between two updates on one rollout: the next rollout is the first to see it.
+                state["updates"] += 1
+                if reference is not None and config.reference_sync and state["updates"] % config.reference_sync == 0:
+                    move_reference(reference.model, model, config.reference_alpha)
             step += 1
-            if reference is not None and config.reference_sync and step % config.reference_sync == 0:
-                reference.model.load_state_dict(model.state_dict())
             clock.lap("update")
             # 4. Record.
             metrics = step_metrics(accelerator, rollouts, sums, config, completions, monitor)
@@ -333,29 +336,6 @@ def _same_rollouts(run: RunFolder, record: dict[str, Any]) -> bool:
     return all(before.get(name) == record[name] for name in parts) and all(
         before.get("config", {}).get(name) == record["config"][name] for name in _OF_ROLLOUTS
     )
-
-
-def _reference(model: Model, config: GrpoConfig) -> EntryLogProbs | None:
-    """What the KL term compares with: a frozen copy of the policy, or with LoRA the policy itself, read with the adapter off."""
-    if config.kl_coef == 0:
-        return None
-    if config.lora is not None:
-        return EntryLogProbs(model)
-    return EntryLogProbs(copy.deepcopy(model)).requires_grad_(False).eval()
-
-
-def _load_reference(reference: EntryLogProbs, file: Path, kl_coef: float) -> None:
-    if not file.is_file():
-        raise UserError(
-            f"kl_coef = {kl_coef} cannot be switched on when resuming: this run began without a reference, and its checkpoints "
-            "hold none; keep kl_coef = 0 or start a new run"
-        )
-    try:
-        reference.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UserError(
-            f"reference {str(file)!r} cannot be read ({type(error).__name__}); remove {str(file.parent.parent)!r} to resume from the checkpoint before"
-        ) from None
 
 
 def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:

@@ -86,8 +86,13 @@ class GrpoConfig:
         scale_advantage: divide by the group's standard deviation (the paper does not).
         clip: epsilon of the ratio's clipping (0.5: DiffuCoder B.1).
         kl_coef: beta of the k3 KL estimate to the reference (0.01: DiffuCoder B.1).
-        reference_sync: steps between copies of the policy into the reference (64: DiffuCoder B.1); 0 = never.
+        reference_sync: optimiser updates (not rollouts: each has `inner_iterations` of them) between moves of the
+            reference to the policy (64: DiffuCoder B.1); 0 = never.
+        reference_alpha: how far it then moves, reference = alpha * policy + (1 - alpha) * reference (TRL's
+            ref_model_mixup_alpha). 1 = a copy, as the paper reads; TRL's own default, which the released recipe runs with, is 0.6.
         rewards: weight of each reward (code 2.0 and format 0.5: DiffuCoder B.1), or of `module:function`.
+        format: what counts as well formed. "strict": exactly one ```python fence and nothing after it, else format and
+            code earn 0 (DiffuCoder's released code). "lenient": the first Python fence, whatever stands around it (ours).
         rollout: see RolloutConfig.
         optimizer: see OptimizerConfig.
         train_embeddings: false leaves the token embeddings and the head as they are: a token that is rarely sampled gets
@@ -117,7 +122,9 @@ class GrpoConfig:
     clip: float = 0.5
     kl_coef: float = 0.01
     reference_sync: int = 64
+    reference_alpha: float = 1.0
     rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
+    format: Literal["strict", "lenient"] = "strict"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     train_embeddings: bool = True
@@ -147,7 +154,15 @@ class GrpoConfig:
                 raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
         if self.lora is not None and self.kl_coef > 0 and self.reference_sync:
             raise UserError(
-                f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0"
+                f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0{' --set reference_alpha=1' if self.reference_alpha != 1 else ''}"
+            )
+        if not 0 < self.reference_alpha <= 1:
+            raise UserError(
+                f"reference_alpha = {self.reference_alpha} must be above 0 and at most 1 (a copy); for a reference that stays use reference_sync 0"
+            )
+        if self.reference_alpha != 1 and not self.reference_sync:
+            raise UserError(
+                f"reference_alpha = {self.reference_alpha} mixes at a reference_sync, and that is 0 (never); leave it out"
             )
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")

@@ -26,7 +26,8 @@ from dcoder_cli.execution.extract import extract_solution, fence_format
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
 
-FORMAT = {"parses": 1.0, "syntax-error": 0.5, "none": 0.0}  # DiffuCoder 5: before weighting with 0.5
+# DiffuCoder 5: before weighting with 0.5. Nothing is asked of code that parses: `pass` in a fence earns the 1.0 too.
+FORMAT = {"parses": 1.0, "syntax-error": 0.5, "none": 0.0}
 BUILT_IN = ("code", "format", "math")
 PROBES = ("", "```python\npass\n```\n")  # what a user's function is tried on before the first step
 
@@ -60,6 +61,7 @@ class Rewarder:
     Args:
         weights: reward name -> weight: "code", "format", "math" or "module:function".
         judge: shared with whoever else judges; None where no "code" is asked for.
+        strict: one Python fence and nothing after it, else neither "format" nor "code" earns anything; see `fence_format`.
 
     A user's function gets (prompt record, completion text) and returns a finite number; `probe` tries it.
 
@@ -67,8 +69,8 @@ class Rewarder:
         UserError: an unknown name, a weight that is not finite, a module or function that is not there.
     """
 
-    def __init__(self, weights: Mapping[str, float], judge: Judge | None) -> None:
-        self.weights, self.judge = dict(weights), judge
+    def __init__(self, weights: Mapping[str, float], judge: Judge | None, strict: bool = False) -> None:
+        self.weights, self.judge, self.strict = dict(weights), judge, strict
         self.functions = {name: user_function(name) for name in weights if ":" in name}
         for name, weight in weights.items():
             if name not in BUILT_IN and ":" not in name:
@@ -92,7 +94,7 @@ class Rewarder:
         Raises:
             WorkFailed: a user's function raised, or returned no finite number.
         """
-        form = fence_format(text)
+        form = fence_format(text, strict=self.strict)
         parts: dict[str, float] = {}
         verdict = None
         for name in self.weights:
@@ -102,7 +104,7 @@ class Rewarder:
                 parts[name] = math_reward(text, str(prompt["answer"]))
             elif name == "code":
                 parts[name] = 0.0
-                if form == "parses":  # the gate: code without a fence that parses earns nothing, and is not run
+                if form == "parses":  # the gate: code that is not well formed or does not parse earns nothing, and is not run
                     assert self.judge is not None
                     verdict = self.judge.submit(problem_of(prompt), extract_solution(text, prompt["entry_point"]))
             else:

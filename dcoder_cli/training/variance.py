@@ -118,7 +118,7 @@ def measure(
     announce(f"{len(asked)} x {config.group_size} rollouts")
     judge = Judge(unsafe=unsafe) if "code" in config.rewards else None
     try:
-        rollouts = roll_out(model, asked, ids, 0, 0, config, Rewarder(config.rewards, judge))
+        rollouts = roll_out(model, asked, ids, 0, 0, config, Rewarder(config.rewards, judge, config.format == "strict"))
     finally:
         if judge is not None:
             judge.close()

@@ -1,0 +1,138 @@
+"""What the two recipes of stage 4 differ in: how the reference follows, what the loss is averaged over, the presets' numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grpo_runs import make_place
+
+from dcoder_cli import load
+from dcoder_cli.base.config import build
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.training import coupled_grpo
+from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.reference import move_reference
+
+SMALL: dict[str, Any] = {
+    "steps": 6, "prompts_per_step": 2, "group_size": 2, "micro_batch": 4, "precision": "fp32", "inner_iterations": 2,
+    "rewards": {"reward:vowels": 1.0}, "rollout": {"max_new_tokens": 4}, "evaluate_prompts": 1, "samples_every": 0,
+    "optimizer": {"learning_rate": 3e-3, "warmup_steps": 0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("recipes"))
+
+
+def train(place: Path, out: Path, changes: dict[str, Any], resume: bool = False) -> None:
+    config = build(GrpoConfig, SMALL, changes)
+    coupled_grpo.train(
+        str(place / "model"), str(place / "data"), str(out), config, resume=resume, device="cpu", quiet=True
+    )
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[list[int], list[dict[str, torch.Tensor]]]:
+    """The number of updates so far at each move of the reference, and the policy that it moved to."""
+    moves: list[int] = []
+    policies: list[dict[str, torch.Tensor]] = []
+    updates = 0
+    set_rate = coupled_grpo.setup.set_learning_rate
+
+    def count(optimizer: Any, rate: float) -> None:
+        nonlocal updates
+        updates += 1
+        set_rate(optimizer, rate)
+
+    def move(reference: Any, policy: Any, alpha: float) -> None:
+        moves.append(updates)
+        policies.append({name: weight.detach().clone() for name, weight in policy.named_parameters()})
+        move_reference(reference, policy, alpha)
+
+    monkeypatch.setattr(coupled_grpo.setup, "set_learning_rate", count)
+    monkeypatch.setattr(coupled_grpo, "move_reference", move)
+    monkeypatch.syspath_prepend(place)
+    return moves, policies
+
+
+def reference_of(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / "last" / "training" / "reference.pt", weights_only=True)
+    return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+def test_the_reference_moves_by_updates_and_as_far_as_alpha_says(
+    place: Path, tmp_path: Path, watched: tuple[list[int], list[dict[str, torch.Tensor]]], alpha: float
+) -> None:
+    """6 rollouts of 2 updates, a move every 3 updates: in the middle of rollouts 2 and 5, at the end of 3 and 6."""
+    moves, policies = watched
+    train(place, tmp_path / "run", {"reference_sync": 3, "reference_alpha": alpha})
+    assert moves == [3, 6, 9, 12]
+    expected = {name: weight.detach() for name, weight in load(place / "model", device="cpu").named_parameters()}
+    first = dict(expected)
+    for policy in policies:
+        expected = {name: alpha * policy[name] + (1 - alpha) * expected[name] for name in expected}
+    found = reference_of(tmp_path / "run")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-7, msg=name)
+    if alpha == 1:
+        assert all(torch.equal(found[name], policies[-1][name]) for name in expected), "a copy, to the bit"
+    assert any((found[name] - first[name]).abs().max() > 1e-3 for name in expected)
+
+
+def test_updates_are_counted_on_when_resuming(
+    place: Path, tmp_path: Path, watched: tuple[list[int], list[dict[str, torch.Tensor]]]
+) -> None:
+    """Stopped after 4 of 12 updates, 1 past a move; and gone on with other inner iterations: 4 + 1 + 1 is the sixth."""
+    moves, _ = watched
+    changes = {"reference_sync": 3, "reference_alpha": 0.6, "checkpoint_every": 1, "keep_checkpoints": 9}
+    train(place, tmp_path / "whole", changes)
+    whole = reference_of(tmp_path / "whole")
+    before = 12  # updates made by the runs so far
+    for name, more, later in (("same", {}, [2, 5, 8]), ("other", {"inner_iterations": 1}, [2, 5])):
+        run = tmp_path / name
+        run.mkdir()
+        for file in ("metrics.jsonl", "config.yaml"):
+            (run / file).write_bytes((tmp_path / "whole" / file).read_bytes())
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "step-2").symlink_to(tmp_path / "whole" / "checkpoints" / "step-2")
+        (run / "checkpoints" / "last").symlink_to("step-2")
+        train(place, run, {**changes, **more, "steps": 6 if name == "same" else 7}, resume=True)
+        assert [move - before for move in moves[-len(later) :]] == later, (name, moves)
+        before += 8
+    same = reference_of(tmp_path / "same")
+    assert all(torch.equal(same[name], whole[name]) for name in whole)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "same")]
+    assert lines[0] == lines[1]
+
+
+def test_the_mix_is_elementwise() -> None:
+    reference, policy = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    before = [weight.detach().clone() for weight in reference.parameters()]
+    move_reference(reference, policy, 0.25)  # type: ignore[arg-type]
+    for own, old, new in zip(reference.parameters(), before, policy.parameters(), strict=True):
+        torch.testing.assert_close(own.detach(), 0.75 * old + 0.25 * new.detach())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference_alpha": 0.0}, "reference_alpha = 0.0 must be above 0"),
+        ({"reference_alpha": 1.5}, "at most 1"),
+        ({"reference_alpha": 0.6, "reference_sync": 0}, "reference_sync, and that is 0"),
+        ({"lora": {}, "reference_alpha": 0.6}, "use --set reference_sync=0 --set reference_alpha=1$"),
+        ({"lora": {}}, "use --set reference_sync=0$"),
+        ({"lora": {}, "reference_alpha": 0.6, "reference_sync": 0}, "reference_alpha = 0.6 mixes at"),
+    ],
+)
+def test_a_reference_that_cannot_move_so_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(GrpoConfig, changes)
