@@ -34,7 +34,7 @@ from dcoder_cli.training.denoise import set_attention
 from dcoder_cli.training.estimate import EntryLogProbs, Plan, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_evaluation import evaluate
-from dcoder_cli.training.grpo_loss import advantages, grpo_loss
+from dcoder_cli.training.grpo_loss import advantages, grpo_loss, units
 from dcoder_cli.training.grpo_record import Clock, Monitor, sample_record, step_metrics
 from dcoder_cli.training.lora import adapter_off
 from dcoder_cli.training.reference import load_reference, make_reference, move_reference
@@ -236,7 +236,8 @@ def _loop(
                 ]
             clock.lap("reference")
             # 3. The inner updates.
-            sums = torch.zeros(7, dtype=torch.float64)
+            sums = torch.zeros(8, dtype=torch.float64)
+            divisor = _summed(accelerator, units([r.completion.scored for r in rollouts], config.loss_normaliser))
             for inner in range(config.inner_iterations):
                 loss_sum = 0.0
                 for index, (part, plan) in enumerate(zip(parts, plans[inner], strict=True)):
@@ -248,12 +249,13 @@ def _loop(
                         advantage_b = advantage_B[part].to(accelerator.device)
                         loss = grpo_loss(
                             new_BN, new_BN.detach() if old_BN is None else old_BN, reference_logps[inner][index],
-                            advantage_b, scored_BN, config.clip, config.kl_coef,
+                            advantage_b, scored_BN, config.clip, config.kl_coef, config.loss_normaliser,
                         )  # fmt: skip
-                        accelerator.backward(loss.loss / completions * accelerator.num_processes)
+                        accelerator.backward(loss.loss / divisor * accelerator.num_processes)
                     values = (loss.loss.detach(), loss.kl, loss.clipped_low, loss.clipped_high, loss.ratio)
                     sums[:5] += torch.stack([value.double().cpu() for value in values])
                     sums[6] += len(part)
+                    sums[7] += loss.count
                     loss_sum += float(loss.loss.detach())
                 if loss_sum != loss_sum:
                     raise WorkFailed(
@@ -272,7 +274,7 @@ def _loop(
             step += 1
             clock.lap("update")
             # 4. Record.
-            metrics = step_metrics(accelerator, rollouts, sums, config, completions, monitor)
+            metrics = step_metrics(accelerator, rollouts, sums, config, completions, divisor, monitor)
             state["tail"] = [*state["tail"], metrics["reward"]][-max(1, total_steps // 10) :]
             if accelerator.is_main_process:
                 run.append("metrics", {"step": step, **metrics, "learning_rate": optimizer.param_groups[0]["lr"]})
@@ -344,6 +346,13 @@ def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:
         totals = [item.reward.total for item in rollouts[place : place + config.group_size]]
         result += advantages(totals, config.advantage, config.scale_advantage)
     return result
+
+
+def _summed(accelerator: Any, count: int) -> int:
+    """The sum over processes."""
+    if accelerator.num_processes == 1:
+        return count
+    return int(accelerator.reduce(torch.tensor(count, device=accelerator.device), reduction="sum"))
 
 
 def _taught(advantage_B: Tensor, config: GrpoConfig) -> list[int]:

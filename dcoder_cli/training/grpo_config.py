@@ -85,6 +85,9 @@ class GrpoConfig:
         advantage: mean, or leave-one-out of the group as baseline (DiffuCoder 5, A.3).
         scale_advantage: divide by the group's standard deviation (the paper does not).
         clip: epsilon of the ratio's clipping (0.5: DiffuCoder B.1).
+        loss_normaliser: what the loss is averaged over. "completion": the tokens of each completion, then the completions
+            (GRPO's and DiffuCoder's Algorithm 1). "token": all tokens of all completions of the update alike (DAPO, arXiv
+            2503.14476), whatever micro-batches and processes they are spread over.
         kl_coef: beta of the k3 KL estimate to the reference (0.01: DiffuCoder B.1).
         reference_sync: optimiser updates (not rollouts: each has `inner_iterations` of them) between moves of the
             reference to the policy (64: DiffuCoder B.1); 0 = never.
@@ -120,6 +123,7 @@ class GrpoConfig:
     advantage: Literal["mean", "leave-one-out"] = "mean"
     scale_advantage: bool = False
     clip: float = 0.5
+    loss_normaliser: Literal["completion", "token"] = "completion"
     kl_coef: float = 0.01
     reference_sync: int = 64
     reference_alpha: float = 1.0

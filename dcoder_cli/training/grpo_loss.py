@@ -36,12 +36,12 @@ def advantages(rewards: Sequence[float], kind: str = "mean", scale: bool = False
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over completions, to be divided by the number of completions of the whole step.
+    """Sums over completions, or over their tokens, to be divided by their number in the whole step, over all processes.
 
     Attributes:
-        loss: sum over completions of the mean over its tokens of -surrogate + kl_coef * k3; carries gradients.
-        kl: the same of k3 alone. clipped_low, clipped_high: of the share of tokens whose clipping was active.
-        ratio: of the mean ratio.
+        loss: of -surrogate + kl_coef * k3; carries gradients.
+        kl: of k3 alone. clipped_low, clipped_high: of 1 where the clipping was active. ratio: of the ratio.
+        count: how many completions or tokens were summed.
     """
 
     loss: Tensor
@@ -49,6 +49,7 @@ class Loss:
     clipped_low: Tensor
     clipped_high: Tensor
     ratio: Tensor
+    count: int
 
 
 def grpo_loss(
@@ -59,8 +60,9 @@ def grpo_loss(
     scored_BN: Tensor,
     clip: float = 0.5,
     kl_coef: float = 0.01,
+    normaliser: str = "completion",
 ) -> Loss:
-    """The loss of DiffuCoder's Algorithm 1, summed over completions.
+    """The loss of DiffuCoder's Algorithm 1, as a sum that micro-batches and processes can add up.
 
     Args:
         new_BN, old_BN, reference_BN: per-token log-probability estimates with the same masks; reference None = no KL.
@@ -68,6 +70,7 @@ def grpo_loss(
         scored_BN: bool, tokens up to and including the first end of turn.
         clip: epsilon of the clipping of the ratio.
         kl_coef: beta of the KL term, k3 = exp(ref - new) - (ref - new) - 1.
+        normaliser: "completion" sums over completions the mean over each one's tokens; "token" sums over tokens.
     """
     ratio_BN = torch.exp(new_BN - old_BN)
     advantage_B1 = advantage_B[:, None]
@@ -77,17 +80,24 @@ def grpo_loss(
     if reference_BN is not None:
         difference_BN = reference_BN - new_BN
         kl_BN = torch.exp(difference_BN) - difference_BN - 1
-    count_B = scored_BN.sum(dim=1).clamp(min=1)
+    count_B = scored_BN.sum(dim=1)
+    divisor_B = count_B.clamp(min=1) if normaliser == "completion" else torch.ones_like(count_B)
 
-    def per_completion(values_BN: Tensor) -> Tensor:
-        return (torch.where(scored_BN, values_BN, torch.zeros_like(values_BN)).sum(dim=1) / count_B).sum()
+    def summed(values_BN: Tensor) -> Tensor:
+        return (torch.where(scored_BN, values_BN, torch.zeros_like(values_BN)).sum(dim=1) / divisor_B).sum()
 
     low_BN = (ratio_BN < 1 - clip) & (advantage_B1 < 0)
     high_BN = (ratio_BN > 1 + clip) & (advantage_B1 > 0)
     return Loss(
-        per_completion(-surrogate_BN + kl_coef * kl_BN),
-        per_completion(kl_BN.detach()),
-        per_completion(low_BN.to(new_BN.dtype)),
-        per_completion(high_BN.to(new_BN.dtype)),
-        per_completion(ratio_BN.detach()),
+        summed(-surrogate_BN + kl_coef * kl_BN),
+        summed(kl_BN.detach()),
+        summed(low_BN.to(new_BN.dtype)),
+        summed(high_BN.to(new_BN.dtype)),
+        summed(ratio_BN.detach()),
+        units(count_B.tolist(), normaliser),
     )
+
+
+def units(lengths: Sequence[int], normaliser: str) -> int:
+    """What the sums of a Loss are divided by for completions of these numbers of scored tokens."""
+    return len(lengths) if normaliser == "completion" else sum(lengths)

@@ -24,9 +24,14 @@ def step_metrics(
     sums: Tensor,
     config: GrpoConfig,
     completions: int,
+    divisor: int,
     monitor: Monitor | None,
 ) -> dict[str, float]:
     """Numbers of the step, over the completions of all processes.
+
+    Args:
+        sums: over the updates: the five sums of a Loss, gradient norms, completions and units (see `grpo_loss.units`) taught.
+        completions, divisor: completions and units of the whole rollout.
 
     Rewards are means and standard deviations over the completions that the judge had no trouble with.
     """
@@ -50,7 +55,7 @@ def step_metrics(
     metrics.update(zip(shares, shares_S.tolist(), strict=True))
     for index, name in enumerate(("loss", "kl", "clipped_low", "clipped_high", "ratio")):
         # A completion that the updates leave out has neither loss, KL nor clipping; its ratio was never computed.
-        metrics[name] = float(sums[index]) / (float(sums[6]) if name == "ratio" else updates)
+        metrics[name] = float(sums[index]) / (float(sums[7]) if name == "ratio" else divisor * config.inner_iterations)
     metrics["skipped"] = 1 - float(sums[6]) / updates
     metrics["grad_norm"] = float(sums[5]) / config.inner_iterations
     return metrics

@@ -104,7 +104,8 @@ class Rewarder:
                 parts[name] = math_reward(text, str(prompt["answer"]))
             elif name == "code":
                 parts[name] = 0.0
-                if form == "parses":  # the gate: code that is not well formed or does not parse earns nothing, and is not run
+                # The gate: code that is not well formed or does not parse earns nothing, and is not run.
+                if form == "parses":
                     assert self.judge is not None
                     verdict = self.judge.submit(problem_of(prompt), extract_solution(text, prompt["entry_point"]))
             else:

@@ -25,7 +25,7 @@ from dcoder_cli.model.backbone import Model, load
 from dcoder_cli.training import setup
 from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.grpo_loss import advantages, grpo_loss
+from dcoder_cli.training.grpo_loss import advantages, grpo_loss, units
 from dcoder_cli.training.grpo_record import flat_groups
 from dcoder_cli.training.rewards import Rewarder, check_prompts
 from dcoder_cli.training.rollouts import Rollout, check_sampling, encode_prompts, roll_out
@@ -235,6 +235,7 @@ class _Bench:
         assert model.ids.mask is not None
         estimates: list[Tensor] = []
         missed = torch.zeros((), dtype=torch.float64)
+        divisor = units([item.completion.scored for item in self.rollouts], config.loss_normaliser)
         self.module.zero_grad(set_to_none=True)
         for start in range(0, len(self.rollouts), config.micro_batch):
             part = self.rollouts[start : start + config.micro_batch]
@@ -246,8 +247,10 @@ class _Bench:
             scored_BN = scored_mask([item.completion for item in part]).to(model.device)
             if with_gradients:
                 advantage_B = self.advantage_C[start : start + len(part)].to(model.device)
-                loss = grpo_loss(new_BN, new_BN.detach(), None, advantage_B, scored_BN, config.clip, 0.0)
-                (loss.loss / len(self.rollouts)).backward()  # type: ignore[no-untyped-call]
+                loss = grpo_loss(
+                    new_BN, new_BN.detach(), None, advantage_B, scored_BN, config.clip, 0.0, config.loss_normaliser
+                )
+                (loss.loss / divisor).backward()  # type: ignore[no-untyped-call]
             weight = (1 + 2 * pairs) / (1 + pairs) if estimator in ("coupled", "decoupled") else 1.0
             value_BN = torch.where(scored_BN, new_BN.detach(), 0.0).double().cpu() / weight
             whole_BN = torch.zeros(len(part), self.scored_CN.shape[1], dtype=torch.float64)
