@@ -44,7 +44,8 @@ def grpo(
     variance: Annotated[
         bool,
         typer.Option(
-            "--measure-variance", help="Train nothing: bias and variance of every estimator, as a table and a picture."
+            "--measure-variance",
+            help="Train nothing: errors of every estimator against three truths, as a table and a picture.",
         ),
     ] = False,
     draws: Annotated[
@@ -124,7 +125,7 @@ def _measure(
     from dcoder_cli.analysis.plots import save
     from dcoder_cli.analysis.variance_plot import estimator_variance
     from dcoder_cli.base.files import write_json
-    from dcoder_cli.training.variance import measure
+    from dcoder_cli.training.variance import TRUTHS, measure
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
@@ -140,19 +141,22 @@ def _measure(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("estimator", "passes", "bias", "variance", "unseen", "grad noise", "cosine", "of one"):
+    for name in ("estimator", "passes", *TRUTHS, "unseen", "grad noise", "cosine", "of one"):
         table.add_column(name, header_style="bold", justify="left" if name == "estimator" else "right")
     for row in lab.rows:
         gradient = (row.gradient_noise, row.gradient_cosine, row.gradient_cosine_one)
         table.add_row(
-            row.estimator, str(row.passes), f"{row.bias:.3f}", f"{row.variance:.4f}", f"{row.unseen:.0%}",
+            row.estimator, str(row.passes), *(f"{row.error[truth]:.4f}" for truth in TRUTHS), f"{row.unseen:.0%}",
             *("" if value is None else f"{value:.3f}" for value in gradient),
         )  # fmt: skip
     console.stdout().print(table)
     console.stdout().print(
-        f"\n{lab.completions} completions of {lab.prompts} prompts, {lab.draws} draws each, truth of {lab.truth_draws}; {lab.seconds:.0f} s"
-        "\nbias, variance: of a token's log-probability (nats) over its expected weight; unseen: tokens only the full mask sees"
-        "\ngrad noise: E|g - mean|^2 / |mean|^2 over mask draws; cosine of the mean gradient, and of one draw's, with the truth"
+        f"\n{lab.completions} completions of {lab.prompts} prompts, {lab.draws} draws each; {lab.seconds:.0f} s"
+        "\nown, path, masks: mean squared error of one estimate of a token's log-probability (nats^2) against the estimator's"
+        "\n  own expectation (its variance), the log-probability along the decoding path, and the mean over masks of all ratios"
+        f"\n  (known to {lab.masks_standard_error:.3f} nats); unseen: tokens that only the full mask sees"
+        "\ngrad noise: E|g - mean|^2 / |mean|^2 over mask draws; cosine of the mean gradient, and of one draw's, with that of"
+        f"\n  {lab.truth_draws} draws of the coupled estimator"
         f"\n{out / 'variance.json'}, {out / 'variance.png'}",
         markup=False,
     )

@@ -228,6 +228,10 @@ def test_the_variance_lab_measures_what_the_theory_says(place: Path, tmp_path: P
         assert coupled["variance"] < 0.7 * decoupled["variance"] and coupled["unseen"] == 0
         assert coupled["bias"] < 0.3 * coupled["variance"] ** 0.5
         assert decoupled["bias"] < 0.3 * decoupled["variance"] ** 0.5
+        for row in (coupled, decoupled):
+            assert row["error"]["own"] == row["variance"] <= min(row["error"]["path"], row["error"]["masks"])
+    assert 0 < lab["masks_standard_error"] < 0.2
+    assert rows["full-mask", 0]["error"]["own"] == 0 < rows["full-mask", 0]["error"]["path"]
     assert rows["coupled", 4]["variance"] < rows["coupled", 1]["variance"] / 2
     assert rows["full-mask", 0]["variance"] == 0 and rows["full-mask", 0]["gradient_noise"] == 0
     assert rows["coupled", 1]["gradient_cosine"] > rows["d1", 1]["gradient_cosine"]

@@ -1,4 +1,4 @@
-"""The variance lab's picture: variance and bias of every estimator by forward passes."""
+"""The variance lab's picture: the error of every estimator against each truth, by forward passes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from typing import Any
 from dcoder_cli.analysis.colours import LINES, MARKERS, SERIES
 from dcoder_cli.analysis.plots import new_figure, styled
 
+# What each truth of training/variance.py is, under its panel.
+_TRUTHS = {
+    "own": "its own expectation",
+    "path": "the decoding path",
+    "masks": "masks of all ratios",
+}
+
 
 @styled
 def estimator_variance(rows: Sequence[Any]) -> Any:
-    """Two panels by forward passes a completion: variance and bias of a token's log-probability.
+    """A panel for each truth: mean squared error of one estimate of a token's log-probability by forward passes.
 
     Args:
-        rows: `training.variance.Row`s; the full mask, which is no draw at all, is a line across both panels.
+        rows: `training.variance.Row`s; the full mask, which is no draw at all, is a line across the panels.
     """
-    figure, (left, right) = new_figure(2)
+    figure, axes = new_figure(len(_TRUTHS), width=3.4)
     names = list(dict.fromkeys(row.estimator for row in rows))
     for index, name in enumerate(names):
         own = [row for row in rows if row.estimator == name]
         look = {"color": SERIES[index % len(SERIES)], "linestyle": LINES[index % len(LINES)], "label": name}
-        for axis, key in ((left, "variance"), (right, "bias")):
-            values = [getattr(row, key) for row in own]
+        for axis, truth in zip(axes, _TRUTHS, strict=True):
+            values = [row.error[truth] for row in own]
             if len(own) == 1:
                 axis.axhline(values[0], **look)
             else:
                 axis.plot([row.passes for row in own], values, marker=MARKERS[index % len(MARKERS)], **look)
-    left.set_ylabel("variance of one estimate (nats²)")
-    right.set_ylabel("bias (nats)")
-    for axis in (left, right):
+    axes[0].set_ylabel("mean squared error of one estimate (nats²)")
+    for axis, against in zip(axes, _TRUTHS.values(), strict=True):
+        axis.set_title(f"against {against}", loc="left")
         axis.set_xlabel("forward passes a completion")
         axis.set_xticks(sorted({row.passes for row in rows if row.pairs}))
         axis.set_ylim(bottom=0)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     return figure

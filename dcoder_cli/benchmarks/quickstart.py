@@ -110,7 +110,7 @@ def quickstart(
 
 def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]) -> list[Sample]:
     """Score a model and measure its order, into `scores` and `series`; returns a few samples to show."""
-    from dcoder_cli.analysis.measure import Measure, Series
+    from dcoder_cli.analysis.measure import Measure, Series, tied_text
     from dcoder_cli.benchmarks.micro_score import score
     from dcoder_cli.diffusion import trajectory
     from dcoder_cli.model.backbone import load
@@ -154,7 +154,7 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
         )
         done(
             "how left-to-right those answers were decoded",
-            f"local@1 {local:.2f}, global@1 {everywhere:.2f}",
+            f"local@1 {local:.2f}, global@1 {everywhere:.2f}; {tied_text(numbers)} of steps tied, there by the model's own order",
             path,
         )
     order = sorted(result.rows, key=lambda row: (row["status"] != "passed", -row["level"]))

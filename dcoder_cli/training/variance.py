@@ -3,7 +3,18 @@
 Real completions of real prompts are estimated again and again with fresh masks. Two things are compared with a truth of
 many draws: the per-token log-probabilities, and the gradient of the GRPO loss that they lead to. Estimators weigh a
 token differently (DiffuCoder's sum over a pair has weight 2 / (lambda + 1) beside 1 / (lambda + 1) for the full mask), so
-log-probabilities are divided by their expected weight first. Shapes: C completions, N tokens, W weights of the model.
+log-probabilities are divided by their expected weight first.
+
+What a log-probability should be has three answers, and an estimator that is near to one may be far from another. `error`
+gives the mean squared error against each (TRUTHS):
+
+    own     the estimator's own expectation: its variance alone. The paper's theorem (A.4) is about this one, and it
+            compares estimators of one expectation only: the full mask has 0 by construction, wherever it points.
+    path    the log-probability along the decoding path that was taken (truths.py).
+    masks   the mean over masks with t uniform in (0, 1): the token's term of the ELBO (truths.py).
+
+`bias` is the distance to a fourth, the coupled estimator's expectation, and so says nothing for or against coupled.
+Shapes: C completions, N tokens, W weights of the model.
 """
 
 from __future__ import annotations
@@ -11,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +33,7 @@ from dcoder_cli.diffusion.coupled import Passes, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model, load
-from dcoder_cli.training import setup
+from dcoder_cli.training import setup, truths
 from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import advantages, grpo_loss, units
@@ -31,6 +42,7 @@ from dcoder_cli.training.rewards import Rewarder, check_prompts
 from dcoder_cli.training.rollouts import Rollout, check_sampling, encode_prompts, roll_out
 
 PAIRS = (1, 2, 4)  # lambda at which variances are measured; ours. Gradients are taken at the first, the paper's
+TRUTHS = ("own", "path", "masks")
 TRUTH = 4  # the truth has this many times the draws of a row; ours
 _COMPARED = ("coupled", "decoupled", "d1")  # full-mask has no randomness: one draw tells all
 
@@ -41,8 +53,11 @@ class Row:
 
     Attributes:
         passes: forward passes a completion, the all-masked one counted once.
-        bias: root of the mean over tokens of (mean estimate - truth)^2, nats, the noise of both means taken out.
+        bias: root of the mean over tokens of (mean estimate - the coupled estimator's expectation at as many pairs)^2,
+            nats, the noise of both means taken out.
         variance: mean over tokens of the variance of one estimate, nats^2.
+        error: mean squared error of one estimate, nats^2, mean over tokens, against each of TRUTHS: squared distance of
+            the mean estimate (the noise of both taken out, not below 0) plus variance.
         unseen: share of tokens that no pass but the all-masked one sees (a pair may miss a token only if decoupled).
         gradient_noise: E|g - mean g|^2 / |truth|^2 of the loss' gradient; None where it was not measured.
         gradient_cosine: of the mean gradient with the truth, 1 = same direction; None likewise.
@@ -58,11 +73,15 @@ class Row:
     gradient_noise: float | None = None
     gradient_cosine: float | None = None
     gradient_cosine_one: float | None = None
+    error: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Lab:
-    """All rows, and on what they were measured. `flat` groups were left out: equal rewards have no gradient."""
+    """All rows, and on what they were measured. `flat` groups were left out: equal rewards have no gradient.
+
+    `masks_standard_error`: of the Monte Carlo truth "masks", root mean square over tokens, nats.
+    """
 
     rows: list[Row]
     completions: int
@@ -71,6 +90,7 @@ class Lab:
     draws: int
     truth_draws: int
     seconds: float
+    masks_standard_error: float = 0.0
 
 
 def measure(
@@ -128,7 +148,9 @@ def measure(
             f"all {len(asked)} groups have equal rewards, so there is no gradient to measure; use other prompts, a higher rollout.temperature or a larger group_size"
         )
     bench = _Bench(model, chosen, torch.tensor(advantage), config)
-    announce(f"the truth: {TRUTH * draws} draws of the coupled estimator")
+    announce("the truths: the decoding path, and masks of all ratios")
+    bench.find_truths(3 * TRUTH * draws)
+    announce(f"the coupled estimator's expectation: {TRUTH * draws} draws")
     truth = bench.draw("coupled", 1, TRUTH * draws, "truth", gradients)
     full = bench.draw("full-mask", 1, 1, "lab", gradients, truth)
     rows = [bench.row("full-mask", 0, full, truth, truth.mean_CN)]
@@ -141,7 +163,7 @@ def measure(
             rows.append(bench.row(estimator, number, drawn, truth, target_CN))
     return Lab(
         rows, len(chosen), len(chosen) // config.group_size, flat_groups(rollouts, config.group_size), draws,
-        TRUTH * draws, round(time.perf_counter() - began, 1),
+        TRUTH * draws, round(time.perf_counter() - began, 1), bench.masks_standard_error(),
     )  # fmt: skip
 
 
@@ -187,6 +209,29 @@ class _Bench:
         self.scored_CN = scored_mask([item.completion for item in rollouts])
         self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
 
+    def find_truths(self, rows: int) -> None:
+        """Measure the truths "path" and "masks", the second with `rows` masks a completion or more."""
+        completions = [item.completion for item in self.rollouts]
+        sources = [generator(self.config.seed, "truth masks", item.place) for item in self.rollouts]
+        self.path_CN = truths.path(self.module, completions, [item.trajectory.reveal_step for item in self.rollouts])
+        self.masks_CN, self.masks_error_CN = truths.masks(self.module, completions, rows, sources)
+
+    def masks_standard_error(self) -> float:
+        """Of the truth "masks": root mean square over tokens, nats."""
+        return float(self.masks_error_CN[self.scored_CN].square().mean().sqrt())
+
+    def _errors(self, drawn: _Drawn) -> dict[str, float]:
+        """Mean squared error of one estimate against each of TRUTHS."""
+
+        def mean(values_CN: Tensor) -> float:
+            return float(values_CN[self.scored_CN].mean())
+
+        variance = mean(drawn.variance_CN)
+        noise = variance / drawn.draws
+        to_path = mean((drawn.mean_CN - self.path_CN).square()) - noise
+        to_masks = mean((drawn.mean_CN - self.masks_CN).square()) - noise - self.masks_standard_error() ** 2
+        return {"own": variance, "path": max(0.0, to_path) + variance, "masks": max(0.0, to_masks) + variance}
+
     def draw(
         self, estimator: str, pairs: int, draws: int, purpose: str, with_gradients: bool, truth: _Drawn | None = None
     ) -> _Drawn:
@@ -214,7 +259,7 @@ class _Bench:
         squared = float((drawn.mean_CN - target_CN)[self.scored_CN].square().sum() / count)
         of_truth = float(truth.variance_CN[self.scored_CN].sum() / count) / truth.draws
         bias = math.sqrt(max(0.0, squared - variance / drawn.draws - of_truth))
-        own = Row(estimator, pairs, 1 + 2 * pairs, bias, variance, drawn.unseen)
+        own = Row(estimator, pairs, 1 + 2 * pairs, bias, variance, drawn.unseen, error=self._errors(drawn))
         if drawn.gradient_W is None:
             return own
         mean_square = float(drawn.gradient_W.double().square().sum())
