@@ -30,9 +30,10 @@ class Effect:
     Attributes:
         mean: over the seeds' means.
         by_seed: these.
-        low, high: its 95% interval; None where there is none.
+        low, high: its 95% interval; None where there is none: one number, or numbers that are all equal, whose spread of
+            0 says nothing about how far the mean can be off.
         over: what the interval is over, "seeds" (Student's t) or "tasks" (bootstrap); "" without one.
-        p: two-sided t-test of mean 0 over the seeds; None unless the interval is over seeds, or where all are equal.
+        p: two-sided t-test of mean 0 over the seeds; None unless the interval is over seeds.
         d_z: mean / standard deviation over the seeds (Cohen's d for paired values); None where p is.
         hedges_g: d_z times 1 - 3 / (4 (n - 1) - 1), which takes out its bias in small samples (Hedges 1981).
     """
@@ -57,8 +58,9 @@ def effect_of(seeds: Sequence[Values]) -> Effect:
     tasks = sorted(set.intersection(*(set(values) for values in seeds)))
     if len(means) > 1 and (len(means) >= FEW or len(tasks) == 1):
         return over_seeds(means)
-    if len(tasks) > 1:
-        found = bootstrap([float(np.mean([values[task] for values in seeds])) for task in tasks])
+    scores = [float(np.mean([values[task] for values in seeds])) for task in tasks]
+    if len(tasks) > 1 and max(scores) - min(scores) > 1e-12:
+        found = bootstrap(scores)
         return Effect(float(np.mean(means)), means, found.low, found.high, "tasks")
     return Effect(float(np.mean(means)), means)
 
@@ -69,7 +71,7 @@ def over_seeds(values: Sequence[float]) -> Effect:
 
     count, mean, spread = len(values), float(np.mean(values)), float(np.std(values, ddof=1))
     if spread < 1e-12 * max(1.0, abs(mean)):  # equal but for rounding: a test would call them infinitely sure
-        return Effect(mean, tuple(values), mean, mean, "seeds")
+        return Effect(mean, tuple(values))
     error = spread / count**0.5
     reach = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, count - 1))
@@ -103,11 +105,9 @@ def verdict_of(effect: Effect, adjusted: float | None) -> Verdict:
         adjusted: Holm's p of a primary claim; None for an exploratory one.
     """
     if adjusted is not None and effect.over == "seeds" and len(effect.by_seed) >= FEW:
-        if effect.p is None or adjusted >= LEVEL:
+        if adjusted >= LEVEL:
             return "not shown"
         return "shown" if effect.mean > 0 else "contrary"
     if effect.low is None or effect.high is None:
         return "not shown"
-    if effect.over == "seeds" and effect.p is None:
-        return "not shown"  # all seeds are equal: no spread to judge by
     return "suggestive" if effect.low > 0 else "suggestive against" if effect.high < 0 else "not shown"

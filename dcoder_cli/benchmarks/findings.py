@@ -78,11 +78,10 @@ def _judge(one: Finding, adjusted: float | None) -> Finding:
 
 
 def _blank(effect: Effect) -> str:
-    if effect.low is None:
-        return "one number of one seed has no interval"
-    return (
-        "all seeds are equal, so there is no spread to test with" if effect.over == "seeds" and effect.p is None else ""
-    )
+    if effect.low is not None:
+        return ""
+    few = len(effect.by_seed) == 1
+    return "one number of one seed has no interval" if few else "all seeds are equal: there is no spread to judge by"
 
 
 def _lacks(quantity: Quantity, measures: Measures) -> str:
@@ -103,7 +102,7 @@ def _tied(quantity: Quantity, families: Iterable[Measures]) -> float | None:
     if quantity.what not in ORDER:
         return None
     tied = Quantity(quantity.role, "tied", quantity.view, quantity.tasks)
-    shares = [share for measures in families for share in measures.value(tied).values()]
+    shares = [mean(values) for measures in families if (values := measures.value(tied))]
     return sum(shares) / len(shares) if shares else None
 
 

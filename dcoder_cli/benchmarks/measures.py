@@ -139,12 +139,11 @@ class Measures:
             return {"pass@1": passed}
         order = arness(decoded, local_k=1, global_k=1)
         by_task = {item.task_id: row for item, row in zip(suite.items, order["per_sample"], strict=True)}
-        tied = order["tied_share"]
         return {
             "pass@1": passed,
             "global@1": {task: row["global"][0] for task, row in by_task.items()},
             "local@1": {task: row["local"][0] for task, row in by_task.items() if row["local"][0] is not None},
-            "tied": {} if tied is None else {"mean": tied},
+            "tied": {task: row["tied_share"] for task, row in by_task.items() if row["tied_share"] is not None},
         }
 
     def _loss(self, role: str) -> float:

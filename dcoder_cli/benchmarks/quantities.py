@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dcoder_cli.base.errors import UserError
 
@@ -40,7 +40,7 @@ class Settings:
     hot: float = 1.2  # DiffuCoder 4.3 and 5
     top_p: float | None = None
     many: int = 10
-    batch_size: int = 128
+    batch_size: int = 32  # two thirds of the time of 128 rows at desk size on one core; ours
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class View:
 
     temperature: float
     top_p: float | None
-    tie_break: str
+    tie_break: Literal["model", "topk"]
     steps: int
     samples: int = 1
 
