@@ -157,8 +157,9 @@ class Measures:
         from dcoder_cli.training.grpo_config import GrpoConfig
 
         settings = self.settings
-        rollout = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.hot, "rule": settings.rule}
-        rollout |= {"mode": "fast", "batch_size": settings.batch_size}
+        rollout: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "rule": settings.rule}
+        rollout |= {"temperature": settings.hot}
+        rollout |= {"mode": "fast", "batch_size": settings.batch_size, "top_p": settings.top_p}
         return build(GrpoConfig, {"seed": self.family.seed, "rollout": rollout})
 
     def _lab(self, role: str, config: Any) -> dict[str, Values]:
