@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from dcoder_cli.benchmarks.reproduce import Outcome
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -22,7 +25,7 @@ def reproduce(
         list[str] | None,
         typer.Option(
             "--model",
-            help="ROLE=PATH: check these checkpoints instead of training at desk size; roles: adapted, scratch, sft, scratch-sft, grpo, grpo-full-mask, grpo-decoupled; repeatable.",
+            help="ROLE=PATH: check these checkpoints instead of training at desk size; roles: adapted, scratch, scratch-long, sft, scratch-sft, grpo, grpo-full-mask, grpo-decoupled; repeatable.",
         ),
     ] = None,
     pretrain: Annotated[
@@ -34,6 +37,12 @@ def reproduce(
     limit: Annotated[int | None, typer.Option("--limit", help="Only its first so many tasks.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", help="Length of an answer [40 at desk size, 256 with --model].")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p", help="Nucleus of all decodings, the same at every temperature [the whole distribution]."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Families trained at desk size [3].")] = None,
     jobs: Annotated[
@@ -54,9 +63,8 @@ def reproduce(
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
     from dcoder_cli.benchmarks.claims import choose
-    from dcoder_cli.benchmarks.measures import Settings, at_desk_size
+    from dcoder_cli.benchmarks.quantities import Settings, at_desk_size
     from dcoder_cli.benchmarks.reproduce import reproduce as run
-    from dcoder_cli.benchmarks.reproduce import row_of, score_rows
 
     models = dict(_role(text) for text in model or [])
     if not models and (pretrain or rl):
@@ -65,7 +73,7 @@ def reproduce(
         raise UserError(
             "--seeds, --jobs and --effort are of families trained at desk size; leave them out with --model"
         )
-    settings = Settings(task=task, limit=limit, data=data)
+    settings = Settings(task=task, limit=limit, data=data, top_p=top_p)
     if not models:
         settings = at_desk_size(settings)
     elif task == "micro":
@@ -82,27 +90,47 @@ def reproduce(
     if json:
         console.emit_json(result.to_json())
         return
-    from rich.table import Table
+    _show(result, out)
 
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("claim", "effect, 95% interval", "by seed", "verdict"):
-        table.add_column(name, header_style="bold", no_wrap=name == "verdict")
-    for one in result.findings:
-        table.add_row(*row_of(one))
-    console.stdout().print(table, markup=False)
-    scores = Table(box=None, pad_edge=False, show_edge=False)
-    names, rows = score_rows(result)
-    for name in names:
-        scores.add_column(name, header_style="bold", justify="left" if name == "checkpoint" else "right")
-    for row in rows:
-        scores.add_row(*row)
-    console.stdout().print("\nscores in percent, hot: at the hot temperature")
-    console.stdout().print(scores, markup=False)
+
+def _show(result: Outcome, out: Path) -> None:
+    from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS
+    from dcoder_cli.benchmarks.reproduce_report import (
+        HOW_TO_READ,
+        claim_table,
+        groups,
+        order_table,
+        remarks,
+        stage_4_table,
+    )
+
+    for heading, own in groups(result):
+        _table(heading, *claim_table(own))
+    for line in remarks(result.findings):
+        console.stdout().print(line, markup=False)
+    for tasks in (HELD_OUT, KINDS):
+        scores = stage_4_table(result, tasks)
+        if scores is not None:
+            _table("stage 4, percent; changes from stage 3 (exploratory)", *scores)
+    order = order_table(result)
+    if order is not None:
+        _table("decoding order, percent", *order)
     console.stdout().print(
-        "\nintervals with * resample tasks: the seeds are too few, and they hold for these models only"
-        f"\n{len(result.seeds)} seed(s), {result.seconds:.0f} s; {out / 'report.html'}, {out / 'reproduce.json'}",
+        f"\n{HOW_TO_READ}\n{len(result.seeds)} seed(s), {result.seconds:.0f} s; {out / 'report.html'}, {out / 'reproduce.json'}",
         markup=False,
     )
+
+
+def _table(heading: str, names: list[str], rows: list[list[str]]) -> None:
+    from rich.table import Table
+
+    console.stdout().print(f"\n{heading}", style="bold", markup=False)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for place, name in enumerate(names):
+        table.add_column(name, header_style="bold", justify="right" if place and name[0] not in "vd" else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.stdout().print(table, markup=False)
 
 
 def _role(text: str) -> tuple[str, str]:

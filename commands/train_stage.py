@@ -78,7 +78,10 @@ def train_stage(
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return
     heldout = f", {told(result.heldout, 4)}" if result.heldout else ""
-    early = " (stopped early: the held-out loss no longer fell)" if result.stopped == "early" else ""
+    early = {
+        "early": " (stopped early: the held-out loss no longer fell)",
+        "reached": " (stopped at the held-out loss asked for)",
+    }.get(result.stopped or "", "")
     console.stdout().print(
         f"stage {number} ({result.stage}) done: {result.steps} steps, {result.tokens:,} tokens, loss {result.loss:.4f}{heldout}, "
         f"{result.seconds:.0f} s{early}\n{result.checkpoint}",

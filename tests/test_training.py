@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,36 @@ def test_activation_checkpointing_changes_nothing(place: Path, tmp_path: Path) -
     run(place, 2, tmp_path / "plain", steps=6)
     run(place, 2, tmp_path / "checkpointed", steps=6, activation_checkpointing=True)
     assert_same_losses(tmp_path / "plain", tmp_path / "checkpointed", rel=1e-6)
+
+
+def test_training_stops_at_an_equal_loss(place: Path, tmp_path: Path) -> None:
+    """At the first look at or below it: the second of three. Stopped and resumed, the same."""
+    free = run(place, 1, tmp_path / "free")
+    looks = [
+        row["heldout"]["loss"] for row in map(json.loads, metrics(tmp_path / "free").splitlines()) if "heldout" in row
+    ]
+    assert looks[0] > looks[1] > looks[2] == free.heldout["loss"]
+    stopped = run(place, 1, tmp_path / "stopped", stop_at_loss=looks[1])
+    assert (stopped.steps, stopped.stopped, stopped.heldout["loss"]) == (16, "reached", looks[1])
+    assert stopped.checkpoint.name == "step-16" and load(stopped.checkpoint).is_diffusion
+    never = run(place, 1, tmp_path / "never", stop_at_loss=looks[2] / 2)
+    assert (never.steps, never.stopped) == (24, None), "no more than the steps"
+    with pytest.raises(UserError, match="stop_at_loss = -1 must be a loss above 0"):
+        StageConfig(stop_at_loss=-1)
+    bare = tmp_path / "bare"
+    shutil.copytree(place / "pretrain", bare)
+    manifest = json.loads((bare / "manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["split"] == "train"]
+    (bare / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"stop_at_loss = 1\.0 needs held-out rows"):
+        train(
+            1,
+            str(place / "diffusion"),
+            str(bare),
+            str(tmp_path / "x"),
+            build(StageConfig, SMALL, {"stop_at_loss": 1.0}),
+        )
+    assert not (tmp_path / "x").exists()
 
 
 def test_early_stopping_and_pruning(place: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ VOCABULARY = 1536
 DIGITS = 2  # a number up to 99 is one token: a tiny model copies it as one
 ROW, CHAT_ROW = 64, 80  # tokens of a packed row, and of an instruction row: 19 in 20 micro tasks fit
 STDLIB_SHARE = 0.05  # of the standard library's files, by content hash: what the stages can read in their minutes
+LONGEST, LOOKS = 1500, 100  # most steps to an equal loss (about 1,100 are needed), and steps between looks at it
 EXCLUDED = (
     "site-packages",
     "dist-packages",
@@ -191,8 +192,14 @@ class Desk:
             )
         return out
 
-    def stage(self, number: int, model: Path, data: str, what: str, name: str | None = None) -> Path:
-        """Train a stage into `runs/NAME`; returns its checkpoint."""
+    def stage(
+        self, number: int, model: Path, data: str, what: str, name: str | None = None, until: float | None = None
+    ) -> Path:
+        """Train a stage into `runs/NAME`; returns its checkpoint.
+
+        Args:
+            until: train to this held-out loss instead of the preset's steps, but no more than LONGEST steps.
+        """
         from dcoder_cli.training.config import STAGE_NAMES, StageConfig
         from dcoder_cli.training.denoise import train
         from dcoder_cli.training.evaluation import told
@@ -201,9 +208,10 @@ class Desk:
         assert config.steps is not None
         config = replace(
             config,
-            steps=max(2, round(config.steps * self.effort)),
+            steps=max(2, round((config.steps if until is None else LONGEST) * self.effort)),
             anneal_steps=round(config.anneal_steps * self.effort),
-            evaluate_every=0,
+            evaluate_every=0 if until is None else LOOKS,
+            stop_at_loss=until,
             checkpoint_every=0,
         )
         name = name or STAGE_NAMES[number]

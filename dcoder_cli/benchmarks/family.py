@@ -18,8 +18,9 @@ from dcoder_cli.model.sizes import SIZES
 ROLES = {
     "adapted": "diffusion model adapted from an AR model, before instruction tuning",
     "scratch": "diffusion model from random weights, at the same diffusion training as `adapted`",
+    "scratch-long": "`scratch`, trained on until its held-out loss is that of `adapted`",
     "sft": "`adapted`, instruction-tuned (stage 3)",
-    "scratch-sft": "`scratch`, instruction-tuned",
+    "scratch-sft": "`scratch-long`, instruction-tuned",
     "grpo": "`sft` after coupled-GRPO",
     "grpo-full-mask": "`sft` after GRPO with the full-mask estimator, at the same steps",
     "grpo-decoupled": "`sft` after GRPO with the decoupled estimator, at the same steps",
@@ -31,12 +32,15 @@ STARTS: dict[str, str | None] = {
     RANDOM: None,
     "adapted": RANDOM,
     "scratch": RANDOM,
+    "scratch-long": "scratch",
     "sft": "adapted",
-    "scratch-sft": "scratch",
+    "scratch-sft": "scratch-long",
     "grpo": "sft",
     "grpo-full-mask": "sft",
     "grpo-decoupled": "sft",
 }
+# What else a part needs finished: the loss that it trains to is that of another.
+_ALSO = {"scratch-long": "adapted"}
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,20 @@ def prepare(out: Path, effort: float, announce: Announce) -> None:
     record.once("data/rl", lambda: desk.tokenize_prompts(converted))
 
 
+def before(part: str) -> set[str]:
+    """The parts that must be finished for this one."""
+    return {other for other in (STARTS[part], _ALSO.get(part)) if other is not None}
+
+
 def parts(roles: Iterable[str]) -> list[str]:
-    """The parts that make these roles, each after what it starts from."""
-    needed = set()
-    for role in roles:
-        part: str | None = role
-        while part is not None:
+    """The parts that make these roles, each after those it needs."""
+    needed: set[str] = set()
+    waiting = list(roles)
+    while waiting:
+        part = waiting.pop()
+        if part not in needed:
             needed.add(part)
-            part = STARTS[part]
+            waiting += before(part)
     return [part for part in STARTS if part in needed]
 
 
@@ -131,6 +141,18 @@ def train_part(
         begin = start
         start = record.once(f"models/{source}", lambda: desk.convert(begin, source))
         return stage(2, stage(1, start, "pretrain", f"{part}-1"), "pretrain", f"{part}-2")
+    if part == "scratch-long":
+        from dcoder_cli.model.backbone import load
+        from dcoder_cli.training.evaluation import heldout_loss
+
+        adapted = train_part(out, seed, "adapted", effort, announce, quiet, unsafe)
+        pretrain = str(shared / "data" / "pretrain")
+
+        def go_on() -> Path:
+            loss = heldout_loss(load(adapted), pretrain)
+            return desk.stage(2, start, "pretrain", "", part, until=loss)
+
+        return record.once(f"runs/{part}", go_on)
     if part in ("sft", "scratch-sft"):
         return stage(3, start, "sft", part)
     estimator = "coupled" if part == "grpo" else part.removeprefix("grpo-")

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.machine import cores
-from dcoder_cli.benchmarks.claims import Claim, choose, roles_of
-from dcoder_cli.benchmarks.family import STARTS, parts, train_part, trained
-from dcoder_cli.benchmarks.measures import Measures, Settings
+from dcoder_cli.benchmarks.family import before, parts, train_part, trained
+from dcoder_cli.benchmarks.measures import Measures
+from dcoder_cli.benchmarks.quantities import Quantity, Settings
 
 MOST = 3  # parts of a family that can run at a time: stage 4 with three estimators
-_MEASURE = "measure"
+_MEASURE = "measure "  # and a role
 _Unit = TypeVar("_Unit", bound=Hashable)
 
 
@@ -32,23 +32,25 @@ def train_and_measure(
     out: Path,
     seeds: int,
     effort: float,
-    claims: Sequence[Claim],
+    quantities: Sequence[Quantity],
     settings: Settings,
     unsafe: bool,
     jobs: int,
     announce: Callable[[str], None],
 ) -> None:
-    """Fill the folders of families 0 .. seeds - 1: checkpoints, and what the claims need measured.
+    """Fill the folders of families 0 .. seeds - 1: checkpoints, and the quantities measured on them.
+
+    A checkpoint is measured once it is trained, while others are: its measurements are a file of their own.
 
     Raises:
         UserError, WorkFailed: what a family raised.
         WorkFailed: a process was killed.
     """
-    roles = roles_of(claims)
-    needs = {part: {start} if (start := STARTS[part]) else set() for part in parts(roles)}
-    needs[_MEASURE] = set(needs)
+    roles = list(dict.fromkeys(quantity.role for quantity in quantities))
+    needs = {part: before(part) for part in parts(roles)}
+    needs |= {_MEASURE + role: {role} for role in roles}
     units = {(seed, unit): {(seed, other) for other in needs[unit]} for seed in range(seeds) for unit in needs}
-    work = partial(_family_unit, out, effort, tuple(claim.name for claim in claims), settings, unsafe)
+    work = partial(_family_unit, out, effort, tuple(quantities), settings, unsafe)
     run_units(units, work, jobs, announce)
 
 
@@ -132,18 +134,16 @@ def _call(work: Callable[[_Unit, Callable[[str], None]], None], unit: _Unit) -> 
 def _family_unit(
     out: Path,
     effort: float,
-    claims: Sequence[str],
+    quantities: Sequence[Quantity],
     settings: Settings,
     unsafe: bool,
     unit: tuple[int, str],
     tell: Callable[[str], None],
 ) -> None:
     seed, part = unit
-    if part != _MEASURE:
+    if not part.startswith(_MEASURE):
         train_part(out, seed, part, effort, tell, quiet=True, unsafe=unsafe)
         return
-    chosen = choose(claims)
-    family = trained(out, seed, effort, tell, quiet=True, roles=roles_of(chosen))
-    measures = Measures(family, settings, tell, unsafe)
-    for claim in chosen:
-        claim.effect(measures)
+    role = part.removeprefix(_MEASURE)
+    family = trained(out, seed, effort, tell, quiet=True, roles=[role], unsafe=unsafe)
+    Measures(family, settings, tell, unsafe).measure(one for one in quantities if one.role == role)

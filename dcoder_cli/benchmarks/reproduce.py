@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
-from dcoder_cli.analysis.report import Report
-from dcoder_cli.analysis.statistics import t_quantile
+from dcoder_cli import __version__
+from dcoder_cli.base import presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
+from dcoder_cli.benchmarks import desk, parallel
 from dcoder_cli.benchmarks import family as families
-from dcoder_cli.benchmarks import parallel
-from dcoder_cli.benchmarks.claims import FEW, Claim, Finding, check, roles_of
-from dcoder_cli.benchmarks.measures import Measures, Settings, check_settings
+from dcoder_cli.benchmarks.claims import PRIMARY, Claim
+from dcoder_cli.benchmarks.effects import Effect
+from dcoder_cli.benchmarks.findings import Finding, check
+from dcoder_cli.benchmarks.measures import LAB_DRAWS, Measures
+from dcoder_cli.benchmarks.quantities import Settings, check_settings, views
+from dcoder_cli.benchmarks.reproduce_report import HOW_TO_READ, write_report
+from dcoder_cli.benchmarks.scores import Score, quantities_of, scores
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 
@@ -26,30 +30,45 @@ _SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at desk size: what all f
 
 @dataclass(frozen=True)
 class Outcome:
-    """All findings, the scores behind them (role -> score -> by seed), the settings, and the wall time of this call."""
+    """All findings, the scores behind them, the settings, and the wall time of this call.
+
+    Attributes:
+        ran_with: what rounding depends on: jobs, threads a process, versions.
+    """
 
     findings: list[Finding]
-    scores: dict[str, dict[str, list[float]]]
+    scores: list[Score]
     seeds: tuple[int, ...]
     settings: Settings
+    ran_with: dict[str, Any]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """For --json and reproduce.json."""
         return {
-            "claims": [
-                {
-                    "name": one.claim.name, "statement": one.claim.statement, "source": one.claim.source,
-                    "unit": one.claim.unit, "effect": one.effect, "low": one.low, "high": one.high,
-                    "over": one.over, "by_seed": list(one.by_seed), "verdict": one.verdict, "why": one.why,
-                }
-                for one in self.findings
-            ],
-            "scores": self.scores,
+            "claims": [_finding(one) for one in self.findings],
+            "primary": list(PRIMARY),
+            "how_to_read": HOW_TO_READ,
+            "scores": [one.to_json() for one in self.scores],
+            "views": {name: str(view) for name, view in views(self.settings).items()},
             "seeds": list(self.seeds),
             "settings": vars(self.settings),
+            "ran_with": self.ran_with,
             "seconds": round(self.seconds, 1),
-        }  # fmt: skip
+        }
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    claim, effect = one.claim, one.effect or Effect(float("nan"), ())
+    return {
+        "name": claim.name, "statement": claim.statement, "source": claim.source, "primary": claim.primary,
+        "unit": claim.unit, **effect.to_json(), "mean": None if one.effect is None else effect.mean,
+        "p_holm": one.adjusted, "verdict": one.verdict, "why": one.why,
+        "sides": [
+            {"sign": side.sign, **vars(side.quantity), **side.effect.to_json(), "tied_share": side.tied}
+            for side in one.sides
+        ],
+    }  # fmt: skip
 
 
 def reproduce(
@@ -92,30 +111,44 @@ def reproduce(
     check_settings(settings, context=None if models else families.CONTEXT)
     for folder in filter(None, (pretrain, rl)):
         read_manifest(folder)
-    if any(claim.judged for claim in claims):
+    wanted = quantities_of(claims, settings)
+    if any(quantity.judged for quantity in wanted):
         resolve_tier(unsafe=unsafe)
     asked = {
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
         "effort": effort, "pretrain": pretrain, "rl": rl,
+        "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
+        "preset": None if models else {**presets.load("cpu-tiny"), "longest": [desk.LONGEST, desk.LOOKS]},
     }  # fmt: skip
     if not models and not out.exists():
         require_space(out, (_SHARED_MIB + _FAMILY_MIB * seeds) * 2**20, f"{seeds} families")
-    _same_call(out, asked)
+    count = 1 if models else min(cores() if jobs is None else jobs, parallel.MOST * seeds)
+    ran_with = _ran_with(count)
+    _same_call(out, asked, ran_with)
     if not models:
         families.prepare(out, effort, announce)
-        count = min(cores() if jobs is None else jobs, parallel.MOST * seeds)
         if count > 1:
-            parallel.train_and_measure(out, seeds, effort, claims, settings, unsafe, count, announce)
-        roles = roles_of(claims)
+            parallel.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+        roles = list(dict.fromkeys(quantity.role for quantity in wanted))
         made = [families.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
-    findings = [check(claim, measures) for claim in claims]
+    for one in measures:
+        one.measure(wanted)
     outcome = Outcome(
-        findings, _scores(measures), tuple(one.seed for one in made), settings, time.perf_counter() - began
-    )
+        check(claims, measures), scores(wanted, measures), tuple(one.seed for one in made), settings, ran_with,
+        time.perf_counter() - began,
+    )  # fmt: skip
     write_json(out / "reproduce.json", outcome.to_json())
-    _report(out, outcome, made)
+    write_report(out, outcome, made)
     return outcome
+
+
+def _ran_with(jobs: int) -> dict[str, Any]:
+    """What the rounding of a call depends on beside its settings."""
+    import torch
+
+    threads = torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs)
+    return {"jobs": jobs, "threads": threads, "torch": torch.__version__, "dcoder": __version__}
 
 
 def _identity(name: str) -> str:
@@ -131,77 +164,24 @@ def _identity(name: str) -> str:
     return f"{folder}: {', '.join(written)}"
 
 
-def _same_call(out: Path, asked: dict[str, Any]) -> None:
-    """Note the settings, or check that a folder that is gone on in was begun with the same."""
+def _same_call(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
+    """Note the settings, or check that a folder that is gone on in was begun with the same.
+
+    What each call ran with is noted too, but may change: it decides the last digits of what is trained from here on.
+    """
     import json
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; give a folder")
-    note = out / "settings.json"
+    note, calls = out / "settings.json", [ran_with]
     if note.is_file():
         before = json.loads(note.read_text(encoding="utf-8"))
         other = [name for name, value in asked.items() if before.get(name) != value]
         if other:
             raise UserError(f"--out {str(out)!r} was begun with other {', '.join(other)}; choose another folder")
+        known = before.get("ran_with", [])
+        calls = known if ran_with in known else [*known, ran_with]
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} exists already and is not of `dcoder reproduce`; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(note, asked)
-
-
-def _scores(measures: Sequence[Measures]) -> dict[str, dict[str, list[float]]]:
-    by_seed = [{role: one.known(role) for role in one.family.models} for one in measures]
-    scores = {
-        role: {
-            name: [round(seed[role][name], 4) for seed in by_seed]
-            for name in first
-            if all(name in seed[role] for seed in by_seed)
-        }
-        for role, first in by_seed[0].items()
-    }
-    return {role: own for role, own in scores.items() if own}
-
-
-def score_rows(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns and a row a checkpoint: mean over seeds, with its 95% t interval where there are several."""
-    names = list(dict.fromkeys(name for own in outcome.scores.values() for name in own))
-    rows = [[role, *(_share(own.get(name, [])) for name in names)] for role, own in outcome.scores.items()]
-    return ["checkpoint", *names], rows
-
-
-def _share(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = 100 * sum(values) / len(values)
-    if len(values) < FEW:
-        return f"{mean:.1f}"
-    reach = t_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean:.1f} ± {100 * reach:.1f}"
-
-
-def row_of(one: Finding) -> list[str]:
-    """Claim, effect with interval, seeds, verdict, as shown."""
-    if one.effect is None:
-        return [one.claim.statement, f"– ({one.why})", "", one.verdict]
-    interval = "" if one.low is None else f" [{one.low:+.2f}, {one.high:+.2f}]{'*' if one.over == 'tasks' else ''}"
-    by_seed = " ".join(f"{value:+.2f}" for value in one.by_seed)
-    return [one.claim.statement, f"{one.effect:+.2f}{interval} {one.claim.unit}", by_seed, one.verdict]
-
-
-def _report(out: Path, outcome: Outcome, made: Sequence[families.Family]) -> None:
-    report = Report("dcoder reproduce", "DiffuCoder's claims as checks; a positive effect speaks for the claim")
-    rows = [[one.claim.name, *row_of(one), one.claim.source] for one in outcome.findings]
-    report.add_table(["name", "claim", "effect, 95% interval", "by seed", "verdict", "paper"], rows)
-    report.add_text(
-        "Intervals are Student's over the seeds' means; those with * resample tasks, since the seeds are too few, and "
-        "hold for these models only. Shown: the interval lies above 0. Contrary: below. Otherwise not shown, which is no proof of the opposite."
-    )
-    report.add_heading("Scores")
-    report.add_table(
-        *score_rows(outcome),
-        "Percent, means over seeds, with 95% t intervals from 5 seeds on; hot: at the hot temperature",
-    )
-    report.add_heading("Settings").add_settings(vars(outcome.settings))
-    for one in made:
-        report.add_settings(dict(one.models), f"Checkpoints of seed {one.seed}")
-    report.write(out / "report.html")
+    write_json(note, {**asked, "ran_with": calls})

@@ -112,6 +112,8 @@ class StageConfig:
         checkpoint_every: steps between checkpoints; 0 = only at the end.
         keep_checkpoints: the last so many are kept, and the best.
         early_stopping: evaluations without a better held-out loss before stopping; 0 = off.
+        stop_at_loss: held-out loss at or below which an evaluation ends the training, to compare models at equal loss
+            instead of equal steps (ours); null = off.
         log_every: steps between lines of metrics.
         optimizer: see OptimizerConfig.
         lora: see LoraConfig; null = all weights train. Stages 2 and 3 only.
@@ -141,6 +143,7 @@ class StageConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     early_stopping: int = 0
+    stop_at_loss: float | None = None
     log_every: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
@@ -159,6 +162,8 @@ class StageConfig:
             raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
         if self.steps is None and self.epochs <= 0:
             raise UserError(f"epochs = {self.epochs} must be above 0")
+        if self.stop_at_loss is not None and not 0 < self.stop_at_loss < float("inf"):
+            raise UserError(f"stop_at_loss = {self.stop_at_loss} must be a loss above 0, or null to train all steps")
         if not 0 < self.t_min < 1:
             raise UserError(f"t_min = {self.t_min} must lie between 0 and 1")
         if not 0 < self.cart_p < 1:

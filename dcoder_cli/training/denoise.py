@@ -40,7 +40,8 @@ class Result:
         heldout: the last held-out evaluation, or None without held-out rows.
         seconds: wall-clock time of this process.
         checkpoint: the last checkpoint.
-        stopped: None, "early" (no better held-out loss) or "asked" (Ctrl-C; resumable).
+        stopped: None, "early" (no better held-out loss), "reached" (the held-out loss of `stop_at_loss`) or "asked"
+            (Ctrl-C; resumable).
     """
 
     stage: str
@@ -88,6 +89,10 @@ def train(
     heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
     run = RunFolder.check(out, resume)
     start = run.last() if resume else 0
+    if config.stop_at_loss is not None and heldout is None:
+        raise UserError(
+            f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
+        )
     accelerator = setup.make_accelerator(config.precision, device, track, run.path)
     model = setup.load_model(accelerator, run, resume, model_name, config, stage)
     _check(stage, model, shards, config, accelerator.num_processes)
@@ -183,6 +188,8 @@ def train(
                     run.append("metrics", {"step": step, "heldout": heldout_now})
                 if config.early_stopping and state["waited"] >= config.early_stopping:
                     stopped = "early"
+                if config.stop_at_loss is not None and heldout_now["loss"] <= config.stop_at_loss:
+                    stopped = "reached"
             if stop.agreed(accelerator):
                 stopped = "asked"
             ends = stopped is not None or step == total_steps
