@@ -45,9 +45,11 @@ def _bound_waiting() -> None:
     that the working one needs. libgomp (torch's Linux wheels) spins 300,000 times by default, milliseconds, and LLVM's
     runtime (macOS; Intel's is the same code: Windows, conda) 200 ms. Neither reads the other's variable.
     Measured on 2 cores, stage 4's rollouts of 128, seconds idle / beside a busy loop: libgomp's default 0.84 / 29 to 70;
-    1000 spins 0.88 / 1.66; 5000 0.87 / 2.84; none (OMP_WAIT_POLICY=PASSIVE) 1.15 / 1.33. LLVM's runtime (Intel's build
-    under torch on Linux), milliseconds a step of a small model, idle / beside one / two busy loops: 200 ms 24 / 60 / 1370;
-    1 ms 24 / 58 / 55, once 840; 0 57 / 43 / 43.
+    1000 spins 0.88 / 1.66; 5000 0.87 / 2.84; none (OMP_WAIT_POLICY=PASSIVE) 1.15 / 1.33. Milliseconds
+    a training step of 0.9 million parameters on 512 tokens, idle / beside one / two busy loops: libgomp's default
+    24 / 190 to 480 / 70 to 100 and up to 5,700 beside eight; 1000 spins 41 / 55 / 55 and 135: where regions are that short
+    the spin is worth having, and a user alone on a machine may set GOMP_SPINCOUNT higher. LLVM's runtime (Intel's build
+    under torch on Linux): 200 ms 24 / 60 / 1370; 1 ms 24 / 58 / 55, once 840; 0 57 / 43 / 43.
     https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html, and for LLVM, whose number is in milliseconds,
     https://reviews.llvm.org/D157646. OMP_WAIT_POLICY is every runtime's and weaker than either variable, so where a user
     has set it we set none (https://reviews.llvm.org/D18577).
