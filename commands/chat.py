@@ -44,7 +44,7 @@ def chat(
     """
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
-    layers = [presets.load(preset).get("generate", {})] if preset else []
+    layers = [presets.section(preset, "generate")] if preset else []
     settings = configs.merge(*layers, configs.parse_assignments(sets or []))
     from dcoder_cli.analysis.conversation import converse
     from dcoder_cli.diffusion.chat import Session

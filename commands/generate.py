@@ -160,7 +160,7 @@ def generate(
         "mode": mode, "cache": cache, "commit": commit, "threshold": threshold, "factor": factor,
         "entropy_bound": entropy_bound, "cache_refresh": cache_refresh, "early_stop": early_stop,
     }  # fmt: skip
-    layers = [presets.load(preset).get("generate", {})] if preset else []
+    layers = [presets.section(preset, "generate")] if preset else []
     chosen: dict[str, Any] = configs.merge(*layers, {key: value for key, value in given.items() if value is not None})
     settings = configs.build(Settings, chosen, where="the settings of generate")
 

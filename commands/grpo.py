@@ -79,7 +79,7 @@ def grpo(
         if variance and value:
             raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
     recorded = _recorded(out) if resume else {}
-    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.load(preset).get("grpo", {})]
+    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.section(preset, "grpo")]
     layers += [configs.read_yaml(config)] if config else []
     layers += [configs.parse_assignments(settings or []), {"estimator": estimator} if estimator else {}]
     merged = configs.merge(*layers)

@@ -210,10 +210,14 @@ def rl(
     tokenizer: Tokenizer,
     max_prompt_tokens: Annotated[int, typer.Option(help="Drop longer prompts (DiffuCoder: 200).")] = 200,
     hard: Annotated[
-        bool, typer.Option("--hard/--all", help="Of rows with inferences (AceCode-87K), only the paper's hard ones.")
-    ] = True,
-    hard_mean: Annotated[float, typer.Option(help="Hard: the mean pass rate is in this lowest share.")] = 0.2,
-    hard_spread: Annotated[float, typer.Option(help="Hard: the spread of pass rates is in this highest share.")] = 0.4,
+        str,
+        typer.Option(
+            help="Of rows with inferences (AceCode-87K), the hard ones as the authors' code has it (released: lowest 20% by "
+            "mean pass rate, top 60% by its spread) or as the paper says (top 40%); or all."
+        ),
+    ] = "released",
+    hard_mean: Annotated[float | None, typer.Option(help="Hard: another lowest share by mean pass rate.")] = None,
+    hard_spread: Annotated[float | None, typer.Option(help="Hard: another highest share by spread.")] = None,
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,

@@ -55,9 +55,7 @@ def train_stage(
         raise UserError(
             f"run folder {str(out)!r} holds stage {recorded.get('stage')}, not {number}; resume it with that stage"
         )
-    layers: list[dict[str, Any]] = (
-        [recorded["config"]] if recorded else [presets.load(preset).get(f"stage{number}", {})]
-    )
+    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.section(preset, f"stage{number}")]
     layers += [configs.read_yaml(config)] if config else []
     layers += [configs.parse_assignments(settings or [])]
     resolved = configs.build(StageConfig, *layers, where=f"the configuration of stage {number}")

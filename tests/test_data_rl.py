@@ -59,6 +59,24 @@ def test_the_hard_subset_by_hand() -> None:
     assert hard_subset(rates, 1.0, 1.0).all()
 
 
+def test_both_wordings_of_hard_by_hand(tokenizer: str, tmp_path: Path) -> None:
+    """Ten questions with four inferences each. Means 1/4 (five of them) and 3/4: the 20th percentile is 1/4, so the first
+    five may stay. Their spreads are 0, 0, 1/16, 1/8, 3/16; those of the rest 0, 0, 0, 1/64, 1/32. All ten sorted:
+    0 0 0 0 0 1/64 1/32 1/16 1/8 3/16. The 40th percentile (place 3.6) is 0: all five stay. The 60th (place 5.4) lies
+    between 1/64 and 1/32: the three of 1/16 and more stay."""
+    spreads = [0.0, 0.0, 1 / 16, 1 / 8, 3 / 16]
+    rates = [[0.25 + s, 0.25 - s, 0.25 + s, 0.25 - s] for s in spreads]
+    rates += [[0.75 + s, 0.75 - s, 0.75 + s, 0.75 - s] for s in (0.0, 0.0, 0.0, 1 / 64, 1 / 32)]
+    rows = [ace(number, own) for number, own in enumerate(rates)]
+    kept = {}
+    for hard in ("released", "paper", "all"):
+        (tmp_path / hard).mkdir()
+        manifest = make(rows, tmp_path / hard, tokenizer, hard=hard, complete=False)
+        kept[hard] = manifest["splits"]["train"]["rows"]
+    assert kept == {"released": 5, "paper": 3, "all": 10}
+    assert RlSettings((), "", "").hard == "released"
+
+
 def test_acecode_rows_become_hard_prompts(tokenizer: str, tmp_path: Path) -> None:
     easy = [ace(number, [1.0, 1.0, 0.9, 1.0]) for number in range(12)]
     never = [ace(number, [0.0, 0.0, 0.0, 0.0]) for number in range(12, 14)]
@@ -95,7 +113,7 @@ def test_acecode_rows_become_hard_prompts(tokenizer: str, tmp_path: Path) -> Non
 
 def test_all_keeps_easy_ones_and_no_complete_the_plain_form(tokenizer: str, tmp_path: Path) -> None:
     rows = [ace(number, [1.0, 0.5], completion=f"def f{number}(x):\n    return x") for number in range(5)]
-    make(rows, tmp_path, tokenizer, hard=False, complete=False)
+    make(rows, tmp_path, tokenizer, hard="all", complete=False)
     assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == [f"q{number}" for number in range(5)]
 
 
@@ -196,7 +214,13 @@ def test_wrong_rows_and_damaged_prompts_are_named(tokenizer: str, tmp_path: Path
     with pytest.raises(UserError, match="no prompt is left"):
         make([{"question": "q", "tests": []}], tmp_path, tokenizer)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
-    for changes in ({"hard_mean": 0.0}, {"heldout": 1.0}, {"max_prompt_tokens": 0}):
+    for changes in (
+        {"hard_mean": 0.0},
+        {"hard": "both"},
+        {"hard": "all", "hard_mean": 0.2},
+        {"heldout": 1.0},
+        {"max_prompt_tokens": 0},
+    ):
         with pytest.raises(UserError):
             make([ace(1, [1.0])], tmp_path, tokenizer, **changes)
     make([ace(1, [1.0])], tmp_path, tokenizer)

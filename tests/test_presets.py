@@ -25,8 +25,9 @@ def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path:
     from dcoder_cli.diffusion.requests import Settings
 
     values = presets.load(name)
-    assert set(values) == {*STAGES, "grpo", "generate", "launch"}
-    for stage in STAGES:
+    stages = () if name == "released" else STAGES  # only stage 4 was released
+    assert set(values) == {*stages, "grpo", "generate", "launch"}
+    for stage in stages:
         config = build(StageConfig, values[stage])
         assert config.global_batch % config.micro_batch == 0
     build(GrpoConfig, values["grpo"])
@@ -35,7 +36,9 @@ def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path:
     file.write_text(yaml.safe_dump(values["launch"]))
     assert load_config_from_file(str(file)).num_processes == values["launch"]["num_processes"]
     header = [line for line in presets.text(name).splitlines() if line.startswith("#")]
-    assert header[0].startswith(f"# {name}: ") and any("train-stage adapt --preset " + name in line for line in header)
+    assert header[0].startswith(f"# {name}: ") and any(
+        f"{'grpo' if name == 'released' else 'train-stage adapt'} --preset {name}" in line for line in header
+    )
 
 
 def test_the_paper_preset_has_the_papers_numbers() -> None:
@@ -69,6 +72,36 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert values["launch"]["num_processes"] == 80 and values["launch"]["num_machines"] == 10
 
 
+def test_stage_4_as_the_text_and_as_the_released_code() -> None:
+    """PAPER's section 5, number for number: (text, released)."""
+    table = {
+        "rollout.temperature": (1.2, 1.0), "rollout.top_p": (None, 0.95), "rollout.tie_break": (None, "topk"),
+        "rollout.max_new_tokens": (256, 256), "rollout.steps": (256, 256),
+        "group_size": (10, 10), "inner_iterations": (2, 2), "clip": (0.5, 0.5), "kl_coef": (0.01, 0.01),
+        "reference_sync": (64, 64), "reference_alpha": (1.0, 0.6), "loss_normaliser": ("completion", "token"),
+        "format": ("strict", "strict"), "seed": (0, 42), "epochs": (1, 1), "precision": ("bf16", "bf16"),
+        "optimizer.learning_rate": (1e-6, 1e-6), "optimizer.floor": (0.1, 0.1), "optimizer.warmup_steps": (0, 0),
+        "rewards": ({"code": 2.0, "format": 0.5}, {"code": 2.0, "format": 0.5}),
+    }  # fmt: skip
+    for which, name in enumerate(("paper", "released")):
+        config = build(GrpoConfig, presets.load(name)["grpo"])
+        for key, values in table.items():
+            found: object = config
+            for part in key.split("."):
+                found = getattr(found, part)
+            assert found == values[which], (name, key)
+    released = build(GrpoConfig, presets.load("released")["grpo"])
+    assert released.prompts_per_step * released.group_size == 80 == 8 * released.micro_batch * 2
+    assert presets.load("released")["launch"]["num_processes"] == 8
+
+
+def test_a_preset_without_the_section_is_refused(tmp_path: Path) -> None:
+    message = refused(
+        "train-stage", "1", "--preset", "released", "--model", "m", "--data", "d", "--out", tmp_path / "o"
+    )
+    assert "preset 'released' has no section 'stage1'; it has grpo, generate, launch" in message
+
+
 def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:
     paper = presets.load("paper")
     for name in ("gpu-24gb", "gpu-80gb", "8x80gb"):
@@ -79,7 +112,7 @@ def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:
 
 def test_the_command_shows_them() -> None:
     listed = json.loads(dcoder("presets", "list", "--json").stdout)
-    assert set(listed) == {"cpu-tiny", "gpu-24gb", "gpu-80gb", "8x80gb", "paper"}
+    assert set(listed) == {"cpu-tiny", "gpu-24gb", "gpu-80gb", "8x80gb", "paper", "released"}
     assert dcoder("presets", "show", "paper").stdout == presets.text("paper")
     assert (
         yaml.safe_load(dcoder("presets", "show", "8x80gb", "--section", "launch").stdout)["distributed_type"] == "FSDP"

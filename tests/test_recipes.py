@@ -135,3 +135,47 @@ def test_the_mix_is_elementwise() -> None:
 def test_a_reference_that_cannot_move_so_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(GrpoConfig, changes)
+
+
+def test_the_tie_break_of_rollouts_reaches_the_sampler() -> None:
+    from dcoder_cli.training.rollouts import _sampling, check_sampling
+
+    config = build(GrpoConfig, SMALL, {"rollout": {"max_new_tokens": 4, "tie_break": "topk", "top_p": 0.95}})
+    assert (_sampling(config)["tie_break"], _sampling(config)["top_p"]) == ("topk", 0.95)
+    check_sampling(config)
+    with pytest.raises(UserError, match="tie_break"):
+        build(GrpoConfig, SMALL, {"rollout": {"max_new_tokens": 4, "tie_break": "middle"}})
+
+
+def test_the_loss_over_tokens_and_over_completions_against_a_plain_loop() -> None:
+    """Completions of 3, 1 and 4 tokens in micro-batches of 1, 2 and 3: value and gradient, in float64."""
+    from dcoder_cli.training.grpo_loss import grpo_loss, units
+
+    source = torch.Generator().manual_seed(0)
+    lengths, advantages = [3, 1, 4], torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
+    start_BN, old_BN, reference_BN = (-torch.rand(3, 4, generator=source, dtype=torch.float64) for _ in range(3))
+    for normaliser in ("completion", "token"):
+        plain_BN = start_BN.clone().requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
+        for row, length in enumerate(lengths):
+            for place in range(length):
+                ratio = torch.exp(plain_BN[row, place] - old_BN[row, place])
+                best = torch.minimum(ratio * advantages[row], ratio.clamp(0.8, 1.2) * advantages[row])
+                gap = reference_BN[row, place] - plain_BN[row, place]
+                value = -best + 0.1 * (torch.exp(gap) - gap - 1)
+                total = total + value / (3 * length if normaliser == "completion" else 8)
+        total.backward()
+        for size in (1, 2, 3):
+            new_BN = start_BN.clone().requires_grad_()
+            found = 0.0
+            for at in range(0, 3, size):
+                part = slice(at, at + size)
+                scored_BN = torch.arange(4)[None] < torch.tensor(lengths[part])[:, None]
+                loss = grpo_loss(
+                    new_BN[part], old_BN[part], reference_BN[part], advantages[part], scored_BN, 0.2, 0.1, normaliser
+                )
+                one = loss.loss / units(lengths, normaliser)
+                one.backward()
+                found += float(one)
+            assert found == pytest.approx(float(total), abs=1e-12)
+            torch.testing.assert_close(new_BN.grad, plain_BN.grad, rtol=0, atol=1e-12)

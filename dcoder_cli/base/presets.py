@@ -33,3 +33,12 @@ def load(name: str) -> dict[str, Any]:
     text(name)
     with resources.as_file(resources.files("dcoder_cli.presets").joinpath(f"{name}.yaml")) as path:
         return read_yaml(Path(path))
+
+
+def section(name: str, part: str) -> dict[str, Any]:
+    """A preset's section. Raises UserError where it has none: its numbers would be the defaults' and not the preset's."""
+    values = load(name)
+    if part not in values:
+        raise UserError(f"preset {name!r} has no section {part!r}; it has {', '.join(values)}")
+    found: dict[str, Any] = values[part] or {}
+    return found

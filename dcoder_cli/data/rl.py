@@ -39,10 +39,17 @@ _FILES = {"train": "prompts.jsonl", "heldout": "heldout-prompts.jsonl"}
 # DiffuCoder B.2: the question of a completion-style prompt, as in its evaluation.
 _COMPLETE = "Please complete the following problem:\n```\n{code}\n```\n"
 
+# Lowest share by mean pass rate and highest share by spread. DiffuCoder A.4 says "the top 40%" of the spread; the
+# released code keeps a spread at or above its 40th percentile, which is the top 60%.
+HARD = {"released": (0.2, 0.6), "paper": (0.2, 0.4)}
+
 
 @dataclass(frozen=True)
 class RlSettings:
     """Settings of `dcoder tokenize rl`. `hard` applies to rows that have `inferences`; others all stay.
+
+    `hard`: which of them stay. `released` as the authors' code, `paper` as the text (see HARD), `all`.
+    `hard_mean`, `hard_spread`: shares in their place.
 
     `baseline`: `constant` gives credit only for tests beyond those that the best constant answer passes; `none` for each.
     """
@@ -51,9 +58,9 @@ class RlSettings:
     out: str
     tokenizer: str
     max_prompt_tokens: int = 200  # DiffuCoder B.1
-    hard: bool = True
-    hard_mean: float = 0.2  # DiffuCoder A.4: mean pass rate in the bottom 20%
-    hard_spread: float = 0.4  # DiffuCoder A.4: spread in the top 40%
+    hard: str = "released"
+    hard_mean: float | None = None
+    hard_spread: float | None = None
     complete: bool = True
     baseline: str = "none"  # as the paper's pass rate of tests (DiffuCoder 5)
     system: str | None = None
@@ -73,8 +80,13 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         UserError: wrong settings, sources or columns, or nothing left.
     """
     settings.filters.check()
-    if not (0 < settings.hard_mean <= 1 and 0 < settings.hard_spread <= 1):
-        raise UserError("--hard-mean and --hard-spread must be shares above 0, up to 1")
+    if settings.hard not in (*HARD, "all"):
+        raise UserError(f"--hard {settings.hard} is unknown; use {', '.join(HARD)} or all")
+    for name, share in (("--hard-mean", settings.hard_mean), ("--hard-spread", settings.hard_spread)):
+        if share is not None and settings.hard == "all":
+            raise UserError(f"{name} {share} with --hard all, which keeps every row; leave one of them out")
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{name} {share} must be a share above 0, up to 1")
     if not 0 <= settings.heldout < 1:
         raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
     if settings.max_prompt_tokens < 1:
@@ -227,8 +239,10 @@ def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: _Drop
 def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> Iterator[Problem]:
     known = [problem for problem in problems if problem.pass_rates]
     chosen: dict[int, bool] = {}
-    if settings.hard and known:
-        hard = hard_subset([problem.pass_rates for problem in known], settings.hard_mean, settings.hard_spread)
+    if settings.hard != "all" and known:
+        shares = zip((settings.hard_mean, settings.hard_spread), HARD[settings.hard], strict=True)
+        low, wide = (default if given is None else given for given, default in shares)
+        hard = hard_subset([problem.pass_rates for problem in known], low, wide)
         chosen = {id(problem): bool(value) for problem, value in zip(known, hard, strict=True)}
     for problem in problems:
         if chosen.get(id(problem), True):

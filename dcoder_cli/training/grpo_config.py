@@ -29,6 +29,8 @@ class RolloutConfig:
         temperature: 1.2 (DiffuCoder 5).
         top_p, top_k: off, so that the sampled distribution is the model's.
         rule: entropy (DiffuCoder B.2).
+        tie_break: which of equal scores comes first, as in generate; null = the model's own order ("topk" is what the
+            authors' sampler does).
         mode: "exact", or "fast": confident tokens are committed together, several times cheaper, from a policy slightly
             other than the exact one. Rows are decoded to their end in both, so that padding means the same.
         threshold: of the fast mode (its default of 0.9 where null).
@@ -41,6 +43,7 @@ class RolloutConfig:
     top_p: float | None = None
     top_k: int | None = None
     rule: str = "entropy"
+    tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
     mode: Literal["exact", "fast"] = "exact"
     threshold: float | None = None
     batch_size: int = 32

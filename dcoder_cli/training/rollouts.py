@@ -69,6 +69,7 @@ def _sampling(config: GrpoConfig) -> dict[str, Any]:
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
         "top_k": rollout.top_k,
+        "tie_break": rollout.tie_break,
         "mode": rollout.mode,
         "threshold": rollout.threshold,
         "early_stop": False if rollout.mode == "fast" else None,
