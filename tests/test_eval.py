@@ -75,7 +75,7 @@ def test_diffucoders_instruct_prompt_is_the_papers() -> None:
 
 
 def test_settings_are_each_systems_own() -> None:
-    paper = {"max_new_tokens": 512, "rule": "entropy", "temperature": 0.2, "top_p": 0.95}
+    paper = {"max_new_tokens": 512, "rule": "entropy", "temperature": 0.2, "top_p": 0.95, "tie_break": "topk"}
     assert Protocol("diffucoder", True).settings("complete") == paper
     assert Protocol("dream", False).settings("whole") == paper
     assert Protocol("dream", True).settings("complete") == {
@@ -86,7 +86,10 @@ def test_settings_are_each_systems_own() -> None:
     }
     assert Protocol("dream", True).settings("whole")["max_new_tokens"] == 1024
     assert Protocol("qwen", False).settings("whole") == {"max_new_tokens": 768, "temperature": 0.0}
-    assert Protocol("llada", True).settings("whole")["rule"] == "confidence"
+    llada = Protocol("llada", True).settings("whole")
+    assert (llada["rule"], llada["tie_break"]) == ("confidence", "topk")
+    # Our own tasks stand behind no published score: ties fall by the model's order.
+    assert "tie_break" not in Protocol("diffucoder", True).settings("micro")
 
 
 def test_base_prompts() -> None:
