@@ -128,7 +128,7 @@ def _table(heading: str, names: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for place, name in enumerate(names):
         words = place == 0 or name.startswith(("verdict", "T,"))
-        whole = name.startswith("effect") or (place == 0 and name != "claim")
+        whole = name.startswith(("effect", "T,")) or (place == 0 and name != "claim")
         table.add_column(name, header_style="bold", justify="left" if words else "right", no_wrap=whole)
     for row in rows:
         table.add_row(*row)

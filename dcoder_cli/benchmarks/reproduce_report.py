@@ -87,14 +87,15 @@ def order_table(outcome: Outcome) -> Table | None:
     named = views(outcome.settings)
     whats = ("global@1", "local@1", "tied", "pass@1")
     rows: dict[tuple[str, str], list[str]] = {}
-    order = [*named]
-    for role, view, what in sorted(known, key=lambda key: ([*ROLES].index(key[0]), order.index(key[1] or order[0]))):
-        if what == "global@1" and (role, text := _decoding(named[view], named["cold"].steps)) not in rows:
-            found = [known.get((role, view, other)) for other in whats]
-            cells = ["unknown" if one is None else _plus_minus(one) for one in found]
-            rows[role, text] = [role, text, *cells]
+    measured = [(role, view) for role, view, what in known if what == "global@1"]
+    for role, name in sorted(measured, key=lambda key: ([*ROLES].index(key[0]), [*named].index(key[1]))):
+        view = named[name]
+        fewer = "" if view.steps == named["cold"].steps else f", {view.steps} steps"
+        found = [known.get((role, name, what)) for what in whats]
+        cells = ["unknown" if one is None else _plus_minus(one) for one in found]
+        rows.setdefault((role + fewer, _decoding(view)), cells)  # two names may be one decoding
     head = ["checkpoint", "T, top-p, ties", "global@1", "local@1", "tied", "pass@1"]
-    return (head, list(rows.values())) if rows else None
+    return (head, [[*key, *cells] for key, cells in rows.items()]) if rows else None
 
 
 def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
@@ -137,10 +138,9 @@ def _column(settings: Settings, what: str, view: str) -> str:
     return f"{name}, T {one.temperature:g}" + ("" if one.top_p is None else f", top-p {one.top_p:g}")
 
 
-def _decoding(view: View, steps: int) -> str:
+def _decoding(view: View) -> str:
     top_p = "none" if view.top_p is None else f"{view.top_p:g}"
-    fewer = "" if view.steps == steps else f", {view.steps} steps"
-    return f"{view.temperature:g}, {top_p}, {view.tie_break}{fewer}"
+    return f"{view.temperature:g}, {top_p}, {view.tie_break}"
 
 
 def _sides(one: Finding) -> str:
