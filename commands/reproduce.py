@@ -108,10 +108,10 @@ def _show(result: Outcome, out: Path) -> None:
         _table(heading, *claim_table(own))
     for line in remarks(result.findings):
         console.stdout().print(line, markup=False)
-    for tasks in (HELD_OUT, KINDS):
-        scores = stage_4_table(result, tasks)
-        if scores is not None:
-            _table("stage 4, percent; changes from stage 3 (exploratory)", *scores)
+    heading = "stage 4, percent, with the paired change from stage 3 (exploratory)"
+    for scores in filter(None, (stage_4_table(result, tasks) for tasks in (HELD_OUT, KINDS))):
+        _table(heading, *scores)
+        heading = ""
     order = order_table(result)
     if order is not None:
         _table("decoding order, percent", *order)
@@ -124,10 +124,12 @@ def _show(result: Outcome, out: Path) -> None:
 def _table(heading: str, names: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
-    console.stdout().print(f"\n{heading}", style="bold", markup=False)
+    console.stdout().print(f"\n{heading}" if heading else "", style="bold", markup=False)
     table = Table(box=None, pad_edge=False, show_edge=False)
     for place, name in enumerate(names):
-        table.add_column(name, header_style="bold", justify="right" if place and name[0] not in "vd" else "left")
+        words = place == 0 or name.startswith(("verdict", "T,"))
+        whole = name.startswith(("effect", "T,")) or (place == 0 and name != "claim")
+        table.add_column(name, header_style="bold", justify="left" if words else "right", no_wrap=whole)
     for row in rows:
         table.add_row(*row)
     console.stdout().print(table, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ from dcoder_cli.benchmarks.findings import check
 from dcoder_cli.benchmarks.measures import Measures
 from dcoder_cli.benchmarks.parallel import run_units
 from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_desk_size
-from dcoder_cli.benchmarks.reproduce import _identity, reproduce
+from dcoder_cli.benchmarks.reproduce import Outcome, _identity, reproduce
 from dcoder_cli.benchmarks.scores import COLUMNS, quantities_of, scores
 
 ROLES = tuple(ROLE_WORDS)
@@ -151,7 +152,7 @@ def test_models_are_compared_at_an_equal_loss_or_pass_rate_only() -> None:
         return check(choose(["adapted-order"]), [Known(values), Known({**values, COLD: own})])[0]
 
     assert told(2.5, 0.0).verdict == "not comparable"
-    assert told(2.5, 0.0).why == "even in 0 of 2 families: loss 2.00 against 2.50, pass@1 0.50 against 0.00"
+    assert told(2.5, 0.0).why == "comparable in 0 of 2 families: loss 2.00 against 2.50, pass@1 0.50 against 0.00"
     assert told(2.5, 0.0).effect.mean == pytest.approx(20), "the numbers stay"
     assert told(1.99, 0.0).why.startswith("all seeds"), "equal loss"
     assert told(2.5, 0.47).why.startswith("all seeds"), "equal pass rate"
@@ -257,6 +258,37 @@ def test_scores_have_the_change_from_stage_3(tmp_path: Path) -> None:
     assert changed.to_json()["change_from_stage_3"]["mean"] == pytest.approx(0.2)
 
 
+def test_the_tables_fit_a_terminal_and_start_with_the_primary_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from dcoder_cli.base import console
+
+    show = importlib.import_module("dcoder_cli.commands.reproduce")._show
+    settings = at_desk_size(Settings())
+    wanted = quantities_of(CLAIMS, settings)
+    families: list[Measures] = [
+        Known({one: 0.4 + 0.01 * seed * len(one.role) + 0.2 * (one.role == "grpo") for one in wanted})
+        for seed in range(5)
+    ]
+    result = Outcome(check(CLAIMS, families), scores(wanted, families), (0, 1, 2, 3, 4), settings, {}, 4000.0)
+    narrow = Console(width=80, highlight=False)
+    monkeypatch.setattr(console, "stdout", lambda: narrow)
+    show(result, tmp_path)
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    first = text.index("primary claims, named in advance (5 seeds)")
+    assert first < text.index("p (Holm)") < text.index("exploratory (5 seeds)") < text.index("held out by kind")
+    assert text.count("p (Holm)") == 1, "exploratory claims have no p to be misread"
+    assert any(line.startswith("sft ") and "0.2, 0.95, topk" in line for line in lines)
+    assert "corrected by Holm for all 6" in text.replace("\n", " ").replace("  ", " ")
+    found = result.to_json()
+    assert found["claims"][2]["name"] == "grpo-hot" and found["claims"][2]["sides"][0]["by_seed"]
+    assert {one["view"] for one in found["scores"]} >= {"filtered", "plain", "many hot", "paper cold", "paper hot"}
+
+
 def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +335,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         "Primary claims, named in advance",
         "Stage 4",
         KINDS,
-        "tied steps",
+        "tied: steps that a tie decided",
     ):
         assert words in page, words
     settings_json = json.loads((out / "settings.json").read_text())

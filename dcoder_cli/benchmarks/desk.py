@@ -210,7 +210,7 @@ class Desk:
             config,
             steps=max(2, round((config.steps if until is None else LONGEST) * self.effort)),
             anneal_steps=round(config.anneal_steps * self.effort),
-            evaluate_every=0 if until is None else LOOKS,
+            evaluate_every=0 if until is None else max(1, round(LOOKS * self.effort)),
             stop_at_loss=until,
             checkpoint_every=0,
         )

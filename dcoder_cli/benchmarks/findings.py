@@ -119,7 +119,7 @@ def _uneven(claim: Claim, families: Sequence[Measures]) -> str:
         one, other = ([mean(measures.value(quantity)) for measures in families] for quantity in (first, second))
         even = [so or (abs(a - b) <= within and a + b > 0) for so, a, b in zip(even, one, other, strict=True)]
         words.append(f"{first.what} {sum(one) / len(one):.2f} against {sum(other) / len(other):.2f}")
-    return "" if all(even) else f"even in {sum(even)} of {len(even)} families: {', '.join(words)}"
+    return "" if all(even) else f"comparable in {sum(even)} of {len(even)} families: {', '.join(words)}"
 
 
 def mean(values: Values) -> float:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.benchmarks.claims import PRIMARY
 from dcoder_cli.benchmarks.effects import FEW, Effect
+from dcoder_cli.benchmarks.family import ROLES
 from dcoder_cli.benchmarks.findings import Finding
-from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS, Settings, views
+from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS, Settings, View, views
 from dcoder_cli.benchmarks.scores import BASE, COLUMNS, STAGE_4
 
 if TYPE_CHECKING:
@@ -22,31 +23,39 @@ HOW_TO_READ = (
     f"for all {len(PRIMARY)} of them. Shown (contrary): p < 0.05 over at least {FEW} seeds and the effect positive "
     "(negative). Exploratory claims, and fewer seeds, are at best suggestive; not shown is no proof of the opposite. Intervals are 95%: "
     "Student's over the seeds' means, or, with *, over tasks, which holds for these models only. d_z: effect over its "
-    "standard deviation between seeds."
+    "standard deviation between seeds. A doubling: twice the mean squared error."
 )
 Table = tuple[list[str], list[list[str]]]
 
 
 def claim_table(findings: Sequence[Finding]) -> Table:
-    """Columns and rows of a group of claims, for a terminal."""
+    """Columns and rows of a group of claims, for a terminal; without p where none is primary."""
     rows = [
         [f"{one.claim.statement} ({one.claim.unit})", _interval(one.effect), _d_z(one.effect), _p(one), one.verdict]
         for one in findings
     ]
-    return ["claim", "effect, 95% interval", "d_z", "p (Holm)", "verdict"], rows
+    names = ["claim", "effect, 95% interval", "d_z", "p (Holm)", "verdict"]
+    if not any(one.claim.primary for one in findings):
+        return [*names[:3], *names[4:]], [[*row[:3], *row[4:]] for row in rows]
+    return names, rows
 
 
 def groups(outcome: Outcome) -> list[tuple[str, list[Finding]]]:
     """The primary claims, then the exploratory ones, each with its heading; without empty ones."""
     primary = [one for one in outcome.findings if one.claim.primary]
     others = [one for one in outcome.findings if not one.claim.primary]
-    named = [("primary claims, named in advance", primary), ("exploratory", others)]
+    count = f"{len(outcome.seeds)} seed" + ("s" if len(outcome.seeds) > 1 else "")
+    named = [(f"primary claims, named in advance ({count})", primary), (f"exploratory ({count})", others)]
     return [(name, own) for name, own in named if own]
 
 
 def remarks(findings: Sequence[Finding]) -> list[str]:
-    """A line for each claim that is not measured or not comparable, and why."""
-    return [f"{one.claim.name}: {one.verdict}: {one.why}" for one in findings if one.why]
+    """Why claims are not measured, not comparable, or without an interval: a line a reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in findings:
+        if one.why:
+            reasons.setdefault(f"{one.verdict}: {one.why}", []).append(one.claim.name)
+    return [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]
 
 
 def stage_4_table(outcome: Outcome, tasks: str) -> Table | None:
@@ -78,13 +87,15 @@ def order_table(outcome: Outcome) -> Table | None:
     named = views(outcome.settings)
     whats = ("global@1", "local@1", "tied", "pass@1")
     rows: dict[tuple[str, str], list[str]] = {}
-    for role, view, what in known:
-        if what == "global@1" and (role, text := str(named[view])) not in rows:
-            found = [known.get((role, view, other)) for other in whats]
-            cells = ["unknown" if one is None else _plus_minus(one) for one in found]
-            rows[role, text] = [role, text.replace(f", {named['cold'].steps} steps", ""), *cells]
-    head = ["checkpoint", "decoding", "global@1", "local@1", "tied steps", "pass@1"]
-    return (head, list(rows.values())) if rows else None
+    measured = [(role, view) for role, view, what in known if what == "global@1"]
+    for role, name in sorted(measured, key=lambda key: ([*ROLES].index(key[0]), [*named].index(key[1]))):
+        view = named[name]
+        fewer = "" if view.steps == named["cold"].steps else f", {view.steps} steps"
+        found = [known.get((role, name, what)) for what in whats]
+        cells = ["unknown" if one is None else _plus_minus(one) for one in found]
+        rows.setdefault((role + fewer, _decoding(view)), cells)  # two names may be one decoding
+    head = ["checkpoint", "T, top-p, ties", "global@1", "local@1", "tied", "pass@1"]
+    return (head, [[*key, *cells] for key, cells in rows.items()]) if rows else None
 
 
 def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
@@ -112,7 +123,8 @@ def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
     if order is not None:
         report.add_heading("Decoding order")
         report.add_table(
-            *order, "Percent. Where ties decide many steps, the order is the tie-break's and not the model's"
+            *order,
+            "Percent; tied: steps that a tie decided. Where they are many, the order is the tie-break's and not the model's",
         )
     report.add_heading("Settings").add_settings(vars(outcome.settings))
     for one in made:
@@ -124,6 +136,11 @@ def _column(settings: Settings, what: str, view: str) -> str:
     one = views(settings)[view]
     name = what.replace("many", str(settings.many))
     return f"{name}, T {one.temperature:g}" + ("" if one.top_p is None else f", top-p {one.top_p:g}")
+
+
+def _decoding(view: View) -> str:
+    top_p = "none" if view.top_p is None else f"{view.top_p:g}"
+    return f"{view.temperature:g}, {top_p}, {view.tie_break}"
 
 
 def _sides(one: Finding) -> str:
