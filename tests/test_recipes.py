@@ -177,5 +177,5 @@ def test_the_loss_over_tokens_and_over_completions_against_a_plain_loop() -> Non
                 one = loss.loss / units(lengths, normaliser)
                 one.backward()
                 found += float(one.detach())
-            assert found == pytest.approx(float(total), abs=1e-12)
+            assert found == pytest.approx(float(total.detach()), abs=1e-12)
             torch.testing.assert_close(new_BN.grad, plain_BN.grad, rtol=0, atol=1e-12)
