@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dcoder_cli.commands.tokenize import app
+from typer.testing import CliRunner
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.problems import completion_prompt, entry_point_of, hard_subset, read_problem
@@ -75,6 +77,30 @@ def test_both_wordings_of_hard_by_hand(tokenizer: str, tmp_path: Path) -> None:
         kept[hard] = manifest["splits"]["train"]["rows"]
     assert kept == {"released": 5, "paper": 3, "all": 10}
     assert RlSettings((), "", "").hard == "released"
+
+
+def test_hard_on_the_command_line_cuts_by_spread_in_both_wordings(tokenizer: str, tmp_path: Path) -> None:
+    """Ten questions q0 to q9 with two inferences each, m + s and m - s. Their spreads s are 0 to 9 sixty-fourths. The 40th
+    percentile lies at place 3.6, so 4 and more stay (released, the top 60%); the 60th at 5.4, so 6 and more (paper, the top
+    40%). The mean is 1/4 for q1, q3, q5, q7 and 3/4 for the rest; its 20th percentile, place 1.8, is 1/4. Low and wide:
+    q5 and q7 (released), q7 (paper). With another share of the spread, 0.8: the 20th percentile, place 1.8, leaves q3 too."""
+    means = [0.25 if number in (1, 3, 5, 7) else 0.75 for number in range(10)]
+    rows = [ace(number, [mean + number / 64, mean - number / 64]) for number, mean in enumerate(means)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, options, kept in (
+        ("default", [], ["q5", "q7"]),
+        ("released", ["--hard", "released"], ["q5", "q7"]),
+        ("paper", ["--hard", "paper"], ["q7"]),
+        ("wider", ["--hard", "paper", "--hard-spread", "0.8"], ["q3", "q5", "q7"]),
+        ("all", ["--hard", "all"], [f"q{number}" for number in range(10)]),
+    ):
+        out = tmp_path / name
+        common = ["rl", str(tmp_path / "rows.jsonl"), "--tokenizer", tokenizer, "--out", str(out), "--heldout", "0"]
+        result = CliRunner().invoke(app, [*common, "--max-prompt-tokens", "500", "--no-complete", "--json", *options])
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert [prompt["task_id"] for prompt in load_prompts(out)] == kept, name
+        assert told["dropped"].get("not hard", {"documents": 0})["documents"] == 10 - len(kept), name
 
 
 def test_acecode_rows_become_hard_prompts(tokenizer: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from helpers import dcoder, refused
 from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.rl import RlSettings
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo_config import GrpoConfig
 
@@ -80,7 +81,12 @@ def test_stage_4_as_the_text_and_as_the_released_code() -> None:
         "group_size": (10, 10), "inner_iterations": (2, 2), "clip": (0.5, 0.5), "kl_coef": (0.01, 0.01),
         "reference_sync": (64, 64), "reference_alpha": (1.0, 0.6), "loss_normaliser": ("completion", "token"),
         "format": ("strict", "strict"), "seed": (0, 42), "epochs": (1, 1), "precision": ("bf16", "bf16"),
+        "estimator": ("coupled", "coupled"), "pairs": (1, 1), "t_range": ((0.2, 0.8), (0.2, 0.8)),
+        "advantage": ("mean", "leave-one-out"), "scale_advantage": (False, False), "lora": (None, None),
+        "rollout.rule": ("entropy", "entropy"), "rollout.mode": ("exact", "exact"), "train_embeddings": (True, True),
         "optimizer.learning_rate": (1e-6, 1e-6), "optimizer.floor": (0.1, 0.1), "optimizer.warmup_steps": (0, 0),
+        "optimizer.warmup_ratio": (None, None), "optimizer.schedule": ("cosine", "cosine"), "optimizer.betas": ((0.9, 0.99), (0.9, 0.99)),
+        "optimizer.weight_decay": (0.1, 0.1), "optimizer.max_grad_norm": (0.2, 0.2),
         "rewards": ({"code": 2.0, "format": 0.5}, {"code": 2.0, "format": 0.5}),
     }  # fmt: skip
     for which, name in enumerate(("paper", "released")):
@@ -93,6 +99,7 @@ def test_stage_4_as_the_text_and_as_the_released_code() -> None:
     released = build(GrpoConfig, presets.load("released")["grpo"])
     assert released.prompts_per_step * released.group_size == 80 == 8 * released.micro_batch * 2
     assert presets.load("released")["launch"]["num_processes"] == 8
+    assert RlSettings((), "", "").max_prompt_tokens == 200  # both; of `tokenize rl`
 
 
 def test_a_preset_without_the_section_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from grpo_runs import make_place
+from helpers import refused
 
 from dcoder_cli import load
 from dcoder_cli.base.config import build
@@ -137,14 +138,39 @@ def test_a_reference_that_cannot_move_so_is_refused(changes: dict[str, Any], mes
         build(GrpoConfig, changes)
 
 
-def test_the_tie_break_of_rollouts_reaches_the_sampler() -> None:
-    from dcoder_cli.training.rollouts import _sampling, check_sampling
+@pytest.mark.parametrize("tie_break", [None, "left", "topk"])
+def test_the_tie_break_of_rollouts_reaches_the_sampler(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tie_break: str | None
+) -> None:
+    """In a run: what `generate` is called with, and what the trajectories then say; null is the model's own order."""
+    from dcoder_cli.training import rollouts
 
-    config = build(GrpoConfig, SMALL, {"rollout": {"max_new_tokens": 4, "tie_break": "topk", "top_p": 0.95}})
-    assert (_sampling(config)["tie_break"], _sampling(config)["top_p"]) == ("topk", 0.95)
-    check_sampling(config)
-    with pytest.raises(UserError, match="tie_break"):
-        build(GrpoConfig, SMALL, {"rollout": {"max_new_tokens": 4, "tie_break": "middle"}})
+    monkeypatch.syspath_prepend(place)
+    asked: list[tuple[str | None, float | None]] = []
+    made: list[str] = []
+    generate = rollouts.generate
+
+    def recorded(*arguments: Any, **settings: Any) -> Any:
+        asked.append((settings["tie_break"], settings["top_p"]))
+        trajectories = generate(*arguments, **settings)
+        made.extend(str(item.settings["tie_break"]) for item in trajectories)
+        return trajectories
+
+    monkeypatch.setattr(rollouts, "generate", recorded)
+    rollout = {"max_new_tokens": 4, "tie_break": tie_break, "top_p": 0.95}
+    train(place, tmp_path / "run", {"steps": 1, "evaluate_prompts": 0, "rollout": rollout})
+    assert set(asked) == {(tie_break, 0.95)} and set(made) == {tie_break or "model"}
+    assert GrpoConfig().rollout.tie_break is None
+
+
+def test_a_wrong_tie_break_is_one_line_before_the_model_loads(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()  # whoever loads it says something else
+    message = refused(
+        "grpo", "--model", tmp_path / "model", "--data", place / "data", "--out", tmp_path / "run", "--device", "cpu",
+        "--set", "rollout.tie_break=middle",
+    )  # fmt: skip
+    assert "rollout.tie_break" in message and "middle" in message and "topk" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_loss_over_tokens_and_over_completions_against_a_plain_loop() -> None:

@@ -1,7 +1,7 @@
 """Prompts for reinforcement learning, with tests (AceCode-87K's fields, the paper's hard subset) or a number to find.
 
-Hard, after DiffuCoder A.4: the mean pass rate of two models' inferences is in the bottom 20%, and their spread in the
-top 40%. With the baseline `constant` a prompt records what the best constant answer passes, and the reward `code` credits
+Hard: the mean pass rate of two models' inferences is in the bottom 20%, and their spread in the top 60% (DiffuCoder's
+released code) or the top 40% (its text, A.4). With the baseline `constant` a prompt records what the best constant answer passes, and the reward `code` credits
 only what is above it. Where a question does not address the reader ("you"), it is also offered as code to complete, built from a
 reference solution's signature.
 """
