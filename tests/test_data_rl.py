@@ -103,6 +103,32 @@ def test_hard_on_the_command_line_cuts_by_spread_in_both_wordings(tokenizer: str
         assert told["dropped"].get("not hard", {"documents": 0})["documents"] == 10 - len(kept), name
 
 
+def test_the_system_message_stands_in_the_prompts_and_counts(tokenizer: str, tmp_path: Path) -> None:
+    """Both styles get it and a row's own stays; a rollout is asked with it."""
+    from types import SimpleNamespace
+
+    from dcoder_cli.model.tokenizer import load_tokenizer
+    from dcoder_cli.training.rollouts import encode_prompts
+
+    own = {
+        "messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "u"}],
+        "tests": ["assert f(1)"],
+    }
+    rows = [ace(1, [1.0, 0.5], completion="def f1(x):\n    return x"), own]
+    for name, system in (("with", "Be brief."), ("without", None)):
+        (tmp_path / name).mkdir()
+        make(rows, tmp_path / name, tokenizer, hard="all", system=system)
+    prompts, plain = (load_prompts(tmp_path / name / "out") for name in ("with", "without"))
+    led = [[turn["content"] for turn in row["messages"] if turn["role"] == "system"] for row in prompts]
+    assert led == [["Be brief."], ["Be brief."], ["Own."]]
+    assert [len(row["messages"]) for row in plain] == [1, 1, 2]
+    model = SimpleNamespace(tokenizer=load_tokenizer(tokenizer), name="m", max_length=4096)
+    asked = encode_prompts(model, prompts, 1)  # type: ignore[arg-type]
+    assert "Be brief." in model.tokenizer.decode(asked[0])
+    with pytest.raises(UserError, match="prompt too long"):
+        make(rows[:1], tmp_path / "with", tokenizer, hard="all", system="Be brief. " * 200, overwrite=True)
+
+
 def test_acecode_rows_become_hard_prompts(tokenizer: str, tmp_path: Path) -> None:
     easy = [ace(number, [1.0, 1.0, 0.9, 1.0]) for number in range(12)]
     never = [ace(number, [0.0, 0.0, 0.0, 0.0]) for number in range(12, 14)]

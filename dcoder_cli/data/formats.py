@@ -104,18 +104,23 @@ class ChatEncoder:
         assert isinstance(prompt, str) and isinstance(whole, str)
         return Rendered(prompt, whole[len(prompt) :]) if whole.startswith(prompt) else None
 
+    def with_system(self, messages: list[Message]) -> list[Message]:
+        """`messages`, led by the system message that was asked for unless they have one of their own."""
+        if not messages or self._system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self._system}, *messages]
+
     def prompt(self, messages: list[Message]) -> str:
         """The text that asks for an answer to `messages`, which end with the user's turn."""
-        if messages and self._system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._system}, *messages]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            self.with_system(messages), tokenize=False, add_generation_prompt=True
+        )
         assert isinstance(text, str)
         return text
 
     def render(self, messages: list[Message]) -> Rendered:
         """The prompt and the answer, ending with the end-of-turn token, or the reason to drop the sample."""
-        if messages and self._system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._system}, *messages]
+        messages = self.with_system(messages)
         if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             return Rendered("", "", "no answer")
         if any(self._special.search(message["content"]) for message in messages):

@@ -120,6 +120,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             shares += [share] if problem.hidden else []
             split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
             for row in _prompts(problem, settings.complete, share if settings.baseline == "constant" else None):
+                row["messages"] = chat.with_system(row["messages"])  # training renders what stands in the file
                 length = len(tokenizer.backend_tokenizer.encode(chat.prompt(row["messages"]), add_special_tokens=False))
                 if length > settings.max_prompt_tokens:
                     dropped.add("prompt too long", f"{row['task_id']} ({length} tokens)")
