@@ -154,7 +154,8 @@ def _measure(
         f"\n{lab.completions} completions of {lab.prompts} prompts, {lab.draws} draws each; {lab.seconds:.0f} s"
         "\nown, path, masks: mean squared error of one estimate of a token's log-probability (nats^2) against the estimator's"
         "\n  own expectation (its variance), the log-probability along the decoding path, and the mean over masks of all ratios"
-        f"\n  (known to {lab.masks_standard_error:.3f} nats); unseen: tokens that only the full mask sees"
+        f"\n  (known to {lab.masks_standard_error:.3f} nats); tokens that one step committed share its context in path"
+        "\nunseen: tokens that only the full mask sees"
         "\ngrad noise: E|g - mean|^2 / |mean|^2 over mask draws; cosine of the mean gradient, and of one draw's, with that of"
         f"\n  {lab.truth_draws} draws of the coupled estimator"
         f"\n{out / 'variance.json'}, {out / 'variance.png'}",

@@ -8,7 +8,7 @@ from typing import Any
 from dcoder_cli.analysis.colours import LINES, MARKERS, SERIES
 from dcoder_cli.analysis.plots import new_figure, styled
 
-# What each truth of training/variance.py is, under its panel.
+# What each truth of training/variance.py is, over its panel.
 _TRUTHS = {
     "own": "its own expectation",
     "path": "the decoding path",
@@ -34,9 +34,9 @@ def estimator_variance(rows: Sequence[Any]) -> Any:
                 axis.axhline(values[0], **look)
             else:
                 axis.plot([row.passes for row in own], values, marker=MARKERS[index % len(MARKERS)], **look)
-    axes[0].set_ylabel("mean squared error of one estimate (nats²)")
-    for axis, against in zip(axes, _TRUTHS.values(), strict=True):
-        axis.set_title(f"against {against}", loc="left")
+    axes[0].set_ylabel("mean squared error (nats²)")
+    for axis, (truth, meaning) in zip(axes, _TRUTHS.items(), strict=True):
+        axis.set_title(f"{truth}: {meaning}", loc="left")
         axis.set_xlabel("forward passes a completion")
         axis.set_xticks(sorted({row.passes for row in rows if row.pairs}))
         axis.set_ylim(bottom=0)

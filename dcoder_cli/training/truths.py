@@ -12,6 +12,7 @@ Shapes: C completions, N new tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,41 @@ from torch import Tensor
 from dcoder_cli.training.estimate import Completion, EntryLogProbs
 
 _ROWS = 64  # forwarded together; ours
+
+
+@dataclass(frozen=True)
+class Truths:
+    """What is known of some completions' tokens, float64 [C, N] each but `scored_CN`, bool: the tokens that count.
+
+    Attributes:
+        path_CN, masks_CN: the two truths, nats.
+        masks_error_CN: the standard error of each entry of `masks_CN`.
+    """
+
+    scored_CN: Tensor
+    path_CN: Tensor
+    masks_CN: Tensor
+    masks_error_CN: Tensor
+
+    def masks_standard_error(self) -> float:
+        """Of the truth "masks": root mean square over tokens, nats."""
+        return float(self.masks_error_CN[self.scored_CN].square().mean().sqrt())
+
+    def errors(self, mean_CN: Tensor, variance_CN: Tensor, draws: int) -> dict[str, float]:
+        """Mean squared error of one estimate against "own", "path" and "masks", nats^2, mean over tokens.
+
+        Args:
+            mean_CN, variance_CN: of `draws` estimates of each token.
+        """
+
+        def mean(values_CN: Tensor) -> float:
+            return float(values_CN[self.scored_CN].mean())
+
+        variance = mean(variance_CN)
+        noise = variance / draws
+        to_path = mean((mean_CN - self.path_CN).square()) - noise
+        to_masks = mean((mean_CN - self.masks_CN).square()) - noise - self.masks_standard_error() ** 2
+        return {"own": variance, "path": max(0.0, to_path) + variance, "masks": max(0.0, to_masks) + variance}
 
 
 def path(module: EntryLogProbs, completions: Sequence[Completion], steps: Sequence[Sequence[int]]) -> Tensor:

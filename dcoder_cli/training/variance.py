@@ -14,7 +14,7 @@ gives the mean squared error against each (TRUTHS):
     masks   the mean over masks with t uniform in (0, 1): the token's term of the ELBO (truths.py).
 
 `bias` is the distance to a fourth, the coupled estimator's expectation, and so says nothing for or against coupled.
-Shapes: C completions, N tokens, W weights of the model.
+Shapes: C completions, N tokens.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.rl import load_prompts
-from dcoder_cli.diffusion.coupled import Passes, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import load
 from dcoder_cli.training import setup, truths
-from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.grpo_loss import advantages, grpo_loss, units
+from dcoder_cli.training.grpo_loss import advantages
 from dcoder_cli.training.grpo_record import flat_groups
 from dcoder_cli.training.rewards import Rewarder, check_prompts
 from dcoder_cli.training.rollouts import Rollout, check_sampling, encode_prompts, roll_out
+from dcoder_cli.training.variance_bench import Bench, Drawn, cosine
 
 PAIRS = (1, 2, 4)  # lambda at which variances are measured; ours. Gradients are taken at the first, the paper's
 TRUTHS = ("own", "path", "masks")
@@ -147,23 +146,23 @@ def measure(
         raise UserError(
             f"all {len(asked)} groups have equal rewards, so there is no gradient to measure; use other prompts, a higher rollout.temperature or a larger group_size"
         )
-    bench = _Bench(model, chosen, torch.tensor(advantage), config)
+    bench = Bench(model, chosen, torch.tensor(advantage), config)
     announce("the truths: the decoding path, and masks of all ratios")
-    bench.find_truths(3 * TRUTH * draws)
+    known = _truths(bench, 3 * TRUTH * draws)
     announce(f"the coupled estimator's expectation: {TRUTH * draws} draws")
     truth = bench.draw("coupled", 1, TRUTH * draws, "truth", gradients)
     full = bench.draw("full-mask", 1, 1, "lab", gradients, truth)
-    rows = [bench.row("full-mask", 0, full, truth, truth.mean_CN)]
+    rows = [_row("full-mask", 0, full, truth, truth.mean_CN, known)]
     for estimator in _COMPARED:
         for number in pairs:
             announce(f"{estimator}, {1 + 2 * number} passes")
             drawn = bench.draw(estimator, number, draws, "lab", gradients and number == pairs[0], truth)
             # More pairs weigh the full mask less, so what is estimated moves with them; d1 has no pairs.
             target_CN = truth.mean_CN if estimator == "d1" else _truth_of(number, truth.mean_CN, full.mean_CN)
-            rows.append(bench.row(estimator, number, drawn, truth, target_CN))
+            rows.append(_row(estimator, number, drawn, truth, target_CN, known))
     return Lab(
         rows, len(chosen), len(chosen) // config.group_size, flat_groups(rollouts, config.group_size), draws,
-        TRUTH * draws, round(time.perf_counter() - began, 1), bench.masks_standard_error(),
+        TRUTH * draws, round(time.perf_counter() - began, 1), known.masks_standard_error(),
     )  # fmt: skip
 
 
@@ -182,156 +181,47 @@ def _groups(
     return chosen, advantage
 
 
+def _truths(bench: Bench, rows: int) -> truths.Truths:
+    """The truths "path" and "masks" of the bench's rollouts, the second with `rows` masks a completion or more."""
+    completions = [item.completion for item in bench.rollouts]
+    steps = [item.trajectory.reveal_step for item in bench.rollouts]
+    sources = [generator(bench.config.seed, "truth masks", item.place) for item in bench.rollouts]
+    return truths.Truths(
+        bench.scored_CN,
+        truths.path(bench.module, completions, steps),
+        *truths.masks(bench.module, completions, rows, sources),
+    )
+
+
 def _truth_of(pairs: int, one_CN: Tensor, full_CN: Tensor) -> Tensor:
     """The truth for `pairs` pairs from that for one: (full + pairs * pair) / (1 + 2 * pairs), pair = 3 * one - full."""
     return (full_CN + pairs * (3 * one_CN - full_CN)) / (1 + 2 * pairs)
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Many estimates: mean and variance of each token's, the share of unseen tokens, and the gradients' moments."""
-
-    draws: int
-    mean_CN: Tensor
-    variance_CN: Tensor
-    unseen: float
-    gradient_W: Tensor | None
-    gradient_square: float
-    cosines: list[float]
-
-
-class _Bench:
-    """The completions, and a way to estimate them again and again."""
-
-    def __init__(self, model: Model, rollouts: Sequence[Rollout], advantage_C: Tensor, config: GrpoConfig) -> None:
-        self.model, self.rollouts, self.advantage_C, self.config = model, rollouts, advantage_C, config
-        self.module = EntryLogProbs(model)
-        self.scored_CN = scored_mask([item.completion for item in rollouts])
-        self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-
-    def find_truths(self, rows: int) -> None:
-        """Measure the truths "path" and "masks", the second with `rows` masks a completion or more."""
-        completions = [item.completion for item in self.rollouts]
-        sources = [generator(self.config.seed, "truth masks", item.place) for item in self.rollouts]
-        self.path_CN = truths.path(self.module, completions, [item.trajectory.reveal_step for item in self.rollouts])
-        self.masks_CN, self.masks_error_CN = truths.masks(self.module, completions, rows, sources)
-
-    def masks_standard_error(self) -> float:
-        """Of the truth "masks": root mean square over tokens, nats."""
-        return float(self.masks_error_CN[self.scored_CN].square().mean().sqrt())
-
-    def _errors(self, drawn: _Drawn) -> dict[str, float]:
-        """Mean squared error of one estimate against each of TRUTHS."""
-
-        def mean(values_CN: Tensor) -> float:
-            return float(values_CN[self.scored_CN].mean())
-
-        variance = mean(drawn.variance_CN)
-        noise = variance / drawn.draws
-        to_path = mean((drawn.mean_CN - self.path_CN).square()) - noise
-        to_masks = mean((drawn.mean_CN - self.masks_CN).square()) - noise - self.masks_standard_error() ** 2
-        return {"own": variance, "path": max(0.0, to_path) + variance, "masks": max(0.0, to_masks) + variance}
-
-    def draw(
-        self, estimator: str, pairs: int, draws: int, purpose: str, with_gradients: bool, truth: _Drawn | None = None
-    ) -> _Drawn:
-        """`draws` estimates with fresh masks, and their gradients' cosines with the truth's."""
-        mean_CN, square_CN = torch.zeros(2, *self.scored_CN.shape, dtype=torch.float64)
-        mean_W = torch.zeros(sum(weight.numel() for weight in self.weights), device=self.model.device)
-        gradient_square, unseen, cosines = 0.0, 0.0, []
-        for number in range(draws):
-            estimate_CN, gradient_W, missed = self._once(estimator, pairs, (purpose, number), with_gradients)
-            delta_CN = estimate_CN - mean_CN
-            mean_CN = mean_CN + delta_CN / (number + 1)
-            square_CN = square_CN + delta_CN * (estimate_CN - mean_CN)
-            unseen += missed / draws
-            if gradient_W is not None:
-                mean_W += (gradient_W - mean_W) / (number + 1)
-                gradient_square += float(gradient_W.double().square().sum()) / draws
-                if truth is not None:
-                    cosines.append(_cosine(gradient_W, truth.gradient_W))
-        variance_CN = square_CN / max(1, draws - 1)
-        return _Drawn(draws, mean_CN, variance_CN, unseen, mean_W if with_gradients else None, gradient_square, cosines)
-
-    def row(self, estimator: str, pairs: int, drawn: _Drawn, truth: _Drawn, target_CN: Tensor) -> Row:
-        count = self.scored_CN.sum()
-        variance = float(drawn.variance_CN[self.scored_CN].sum() / count)
-        squared = float((drawn.mean_CN - target_CN)[self.scored_CN].square().sum() / count)
-        of_truth = float(truth.variance_CN[self.scored_CN].sum() / count) / truth.draws
-        bias = math.sqrt(max(0.0, squared - variance / drawn.draws - of_truth))
-        own = Row(estimator, pairs, 1 + 2 * pairs, bias, variance, drawn.unseen, error=self._errors(drawn))
-        if drawn.gradient_W is None:
-            return own
-        mean_square = float(drawn.gradient_W.double().square().sum())
-        noise = (drawn.gradient_square - mean_square) * drawn.draws / max(1, drawn.draws - 1)
-        signal = mean_square - noise / drawn.draws
-        return replace(
-            own,
-            gradient_noise=noise / signal if signal > 0 else math.inf,
-            gradient_cosine=_cosine(drawn.gradient_W, truth.gradient_W),
-            gradient_cosine_one=sum(drawn.cosines) / len(drawn.cosines),
-        )
-
-    def _once(
-        self, estimator: str, pairs: int, draw: tuple[str, int], with_gradients: bool
-    ) -> tuple[Tensor, Tensor | None, float]:
-        """One estimate of every completion over its expected weight, the loss' gradient, the share of unseen tokens."""
-        config, model = self.config, self.model
-        assert model.ids.mask is not None
-        estimates: list[Tensor] = []
-        missed = torch.zeros((), dtype=torch.float64)
-        divisor = units([item.completion.scored for item in self.rollouts], config.loss_normaliser)
-        self.module.zero_grad(set_to_none=True)
-        for start in range(0, len(self.rollouts), config.micro_batch):
-            part = self.rollouts[start : start + config.micro_batch]
-            passes = [self._passes(estimator, pairs, item, draw) for item in part]
-            pad = model.ids.pad if model.ids.pad is not None else 0
-            plan = plan_rows([item.completion for item in part], passes, model.ids.mask, pad)
-            with torch.set_grad_enabled(with_gradients):
-                new_BN = log_probabilities(self.module, plan, model.device)
-            scored_BN = scored_mask([item.completion for item in part]).to(model.device)
-            if with_gradients:
-                advantage_B = self.advantage_C[start : start + len(part)].to(model.device)
-                loss = grpo_loss(
-                    new_BN, new_BN.detach(), None, advantage_B, scored_BN, config.clip, 0.0, config.loss_normaliser
-                )
-                (loss.loss / divisor).backward()  # type: ignore[no-untyped-call]
-            weight = (1 + 2 * pairs) / (1 + pairs) if estimator in ("coupled", "decoupled") else 1.0
-            value_BN = torch.where(scored_BN, new_BN.detach(), 0.0).double().cpu() / weight
-            whole_BN = torch.zeros(len(part), self.scored_CN.shape[1], dtype=torch.float64)
-            whole_BN[:, : value_BN.shape[1]] = value_BN
-            estimates.append(whole_BN)
-            for item, own in zip(part, passes, strict=True):
-                partly_PN = own.masked_PN[[place for place in range(len(own.masked_PN)) if place not in own.blank]]
-                missed += (~partly_PN.any(dim=0))[: item.completion.scored].sum()
-        gradient_W = (
-            torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in self.weights])
-            if with_gradients
-            else None
-        )
-        return torch.cat(estimates), gradient_W, float(missed / self.scored_CN.sum())
-
-    def _passes(self, estimator: str, pairs: int, item: Rollout, draw: tuple[str, int]) -> Passes:
-        config, completion = self.config, item.completion
-        random = generator(config.seed, f"{draw[0]} {estimator}", pairs, draw[1], item.place)
-        count = 1 + 2 * pairs if estimator == "d1" else 1  # d1 is one pass: at equal passes it is drawn that often
-        parts = [
-            make_passes(
-                estimator, len(completion.tokens), len(completion.prompt), random, pairs, config.t_range,
-                config.prompt_mask,
-            )
-            for _ in range(count)
-        ]  # fmt: skip
-        if count == 1:
-            return parts[0]
-        return Passes(
-            torch.cat([part.masked_PN for part in parts]),
-            torch.cat([part.weight_PN for part in parts]) / count,
-            torch.cat([part.prompt_masked_PM for part in parts]),
-            (),
-        )
-
-
-def _cosine(left_W: Tensor, right_W: Tensor | None) -> float:
-    assert right_W is not None
-    return float(torch.nn.functional.cosine_similarity(left_W.double(), right_W.double(), dim=0))
+def _row(estimator: str, pairs: int, drawn: Drawn, truth: Drawn, target_CN: Tensor, known: truths.Truths) -> Row:
+    """A row from its draws, the draws of the coupled estimator, and the expectation it should have."""
+    count = known.scored_CN.sum()
+    variance = float(drawn.variance_CN[known.scored_CN].sum() / count)
+    squared = float((drawn.mean_CN - target_CN)[known.scored_CN].square().sum() / count)
+    of_truth = float(truth.variance_CN[known.scored_CN].sum() / count) / truth.draws
+    bias = math.sqrt(max(0.0, squared - variance / drawn.draws - of_truth))
+    own = Row(
+        estimator,
+        pairs,
+        1 + 2 * pairs,
+        bias,
+        variance,
+        drawn.unseen,
+        error=known.errors(drawn.mean_CN, drawn.variance_CN, drawn.draws),
+    )
+    if drawn.gradient_W is None:
+        return own
+    mean_square = float(drawn.gradient_W.double().square().sum())
+    noise = (drawn.gradient_square - mean_square) * drawn.draws / max(1, drawn.draws - 1)
+    signal = mean_square - noise / drawn.draws
+    return replace(
+        own,
+        gradient_noise=noise / signal if signal > 0 else math.inf,
+        gradient_cosine=cosine(drawn.gradient_W, truth.gradient_W),
+        gradient_cosine_one=sum(drawn.cosines) / len(drawn.cosines),
+    )
