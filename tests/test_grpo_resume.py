@@ -164,10 +164,16 @@ def test_what_a_resumed_run_cannot_change_is_refused(
 
 
 def test_two_processes_take_the_step_of_one(place: Path, tmp_path: Path) -> None:
-    """Two updates on one rollout: metrics and every weight. Later rollouts may part where rounding decides a draw."""
+    """Two updates on one rollout: metrics and every weight, the loss over the tokens of both processes. Later rollouts may part where rounding decides a draw."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     for name, before in (("one", [sys.executable, "-m"]), ("two", launch)):
-        command = [*before, "dcoder_cli", *map(str, common(place, tmp_path / name)), "--set=steps=1"]
+        command = [
+            *before,
+            "dcoder_cli",
+            *map(str, common(place, tmp_path / name)),
+            "--set=steps=1",
+            "--set=loss_normaliser=token",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)
         assert done.returncode == 0, done.stderr
     one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))

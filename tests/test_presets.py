@@ -83,7 +83,7 @@ def test_stage_4_as_the_text_and_as_the_released_code() -> None:
         "format": ("strict", "strict"), "seed": (0, 42), "epochs": (1, 1), "precision": ("bf16", "bf16"),
         "estimator": ("coupled", "coupled"), "pairs": (1, 1), "t_range": ((0.2, 0.8), (0.2, 0.8)),
         "advantage": ("mean", "leave-one-out"), "scale_advantage": (False, False), "lora": (None, None),
-        "rollout.rule": ("entropy", "entropy"), "rollout.mode": ("exact", "exact"), "train_embeddings": (True, True),
+        "rollout.rule": ("entropy", "entropy"), "rollout.batch_size": (32, 10), "rollout.mode": ("exact", "exact"), "train_embeddings": (True, True),
         "optimizer.learning_rate": (1e-6, 1e-6), "optimizer.floor": (0.1, 0.1), "optimizer.warmup_steps": (0, 0),
         "optimizer.warmup_ratio": (None, None), "optimizer.schedule": ("cosine", "cosine"), "optimizer.betas": ((0.9, 0.99), (0.9, 0.99)),
         "optimizer.weight_decay": (0.1, 0.1), "optimizer.max_grad_norm": (0.2, 0.2),
