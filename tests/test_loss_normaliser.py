@@ -13,7 +13,7 @@ from grpo_runs import make_place
 from torch import Tensor
 
 from dcoder_cli.base.config import build
-from dcoder_cli.training import coupled_grpo, variance
+from dcoder_cli.training import coupled_grpo, variance, variance_bench
 from dcoder_cli.training.grpo_config import GrpoConfig
 from dcoder_cli.training.grpo_loss import grpo_loss
 
@@ -135,25 +135,25 @@ def test_the_lab_measures_the_gradient_that_the_setting_names(
     monkeypatch.syspath_prepend(place)
     made: list[Any] = []
 
-    class Kept(variance._Bench):
+    class Kept(variance_bench.Bench):
         def __init__(self, model: Any, rollouts: Any, advantage_C: Any, config: Any) -> None:
             for item, length in zip(rollouts, LENGTHS, strict=True):
                 object.__setattr__(item.completion, "scored", length)
             super().__init__(model, rollouts, advantage_C, config)
             made.append(self)
 
-    monkeypatch.setattr(variance, "_Bench", Kept)
+    monkeypatch.setattr(variance, "Bench", Kept)
     config = build(GrpoConfig, CONFIG, {"loss_normaliser": normaliser, "micro_batch": 2})
     variance.measure(str(place / "model"), str(place / "data"), config, draws=2, prompts=2, pairs=(1,), device="cpu")
     bench = made[0]
     gradient_W = bench._once("coupled", 1, ("test", 0), True)[1]
-    log_probabilities, losses = variance.log_probabilities, []
+    log_probabilities, losses = variance_bench.log_probabilities, []
 
     def keep(*arguments: Any) -> Tensor:
         losses.append(log_probabilities(*arguments))
         return losses[-1]
 
-    monkeypatch.setattr(variance, "log_probabilities", keep)
+    monkeypatch.setattr(variance_bench, "log_probabilities", keep)
     with monkeypatch.context() as plain:
         plain.setattr(torch.Tensor, "backward", lambda *_: None)
         bench._once("coupled", 1, ("test", 0), True)
