@@ -99,6 +99,8 @@ def arness(
     if data is not None and len(task) != 1:
         raise UserError(f"--data is the file of one --task, and {len(task)} are given; set DCODER_BENCHMARKS instead")
     temperature_list = _temperatures(temperatures)
+    if tie_break is not None and not model:
+        raise UserError(f"--tie-break {tie_break} is of decoding, and --trajectories are decoded already; leave it out")
     if sensitivity:
         _check_sensitivity(model, rule, tie_break, top_p)
     from dcoder_cli.analysis import measure as measuring

@@ -122,6 +122,7 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--model", "m", "--task", "mikro"], "unknown task 'mikro'; did you mean 'micro'"),
         (["--model", "m", "--task", "evalplus", "--data", "f"], "evalplus reads several files and --data names one"),
         (["--model", "m", "--task", "bigcodebench"], "needs an interpreter with its libraries"),
+        (["--trajectories", "a", "--tie-break", "left"], "--trajectories are decoded already"),
         (["--trajectories", "a", "--sensitivity"], "--sensitivity decodes anew, so it needs --model"),
         (
             ["--model", "m", "--prompts", "p", "--sensitivity", "--tie-break", "left"],

@@ -21,7 +21,7 @@ from dcoder_cli.diffusion.trajectory import Trajectory
 
 Preference = Literal["left", "right", "follow", "avoid"]
 PREFERENCES: tuple[Preference, ...] = get_args(Preference)
-MUCH = 0.1  # ours: a share of tied steps above which a number is said to be of the tie break; issue of 2026-11
+MUCH = 0.1  # ours: a share of tied steps above which a number is said to be of the tie break
 
 
 def tied_share(trajectory: Trajectory, length: int | None = None) -> float | None:

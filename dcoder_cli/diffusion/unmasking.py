@@ -14,8 +14,8 @@ from dcoder_cli.base.errors import UserError
 ALIASES = {"maskgit_plus": "confidence", "low_confidence": "confidence", "topk_margin": "margin", "origin": "random"}
 RULES = ("entropy", "confidence", "margin", "random", "left-to-right")
 # Which of equal scores is committed first. The first is the default: top-p leaves most distributions one token, whose
-# scores are all equal, and the leftmost of them would make the order left to right (docs: 99% of steps at temperature
-# 0.2, top-p 0.95 on a desk-size model). "topk" is what the public samplers do; see `pick_by_topk`.
+# scores are all equal, and the leftmost of them would make the order left to right (95% of steps at temperature
+# 0.2, top-p 0.95 on a desk-size model: docs/decoding-order.md). "topk" is what the public samplers do; see `pick_by_topk`.
 TIE_BREAKS = ("model", "left", "right", "random", "topk")
 
 _TOP = 256  # ours: nearly all of a language model's nucleus; where it is not enough, the whole row is sorted
