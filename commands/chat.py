@@ -46,10 +46,10 @@ def chat(
         raise UserError("--model is missing; give a checkpoint folder or hub id")
     layers = [presets.section(preset, "generate")] if preset else []
     settings = configs.merge(*layers, configs.parse_assignments(sets or []))
-    from dcoder_cli.analysis.conversation import converse
-    from dcoder_cli.diffusion.chat import Session
-    from dcoder_cli.diffusion.requests import Settings
+    from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.model import backbone
+    from dcoder_cli.terminal.chat import Session
+    from dcoder_cli.terminal.conversation import converse
 
     configs.build(Settings, settings, where="the settings of chat")  # before the model is loaded
     if console.world_size() > 1:

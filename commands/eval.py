@@ -12,8 +12,8 @@ from dcoder_cli.base import config, console
 from dcoder_cli.base.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.campaign import Campaign
     from dcoder_cli.benchmarks.evaluation import Result
+    from dcoder_cli.benchmarks.sweep import Campaign
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 
@@ -103,7 +103,8 @@ def evaluate(
             raise UserError(f"--set {name} has an option of its own: {flag}")
     temperature_list, speeds = _numbers("--temperatures", temperatures, float), _numbers("--speed", speed, int)
     lengths = _numbers("--infill-lengths", infill_lengths, int)
-    from dcoder_cli.benchmarks import campaign, protocols
+    from dcoder_cli.benchmarks import protocols
+    from dcoder_cli.benchmarks import sweep as campaign
 
     options = campaign.Options(
         subset, data, limit, protocol, instruct, settings, temperature_list, speeds,
@@ -162,7 +163,7 @@ def judge(
 
       dcoder eval judge samples.jsonl --task humaneval+ --out judged/
     """
-    from dcoder_cli.benchmarks.elsewhere import judge_file
+    from dcoder_cli.benchmarks.external import judge_file
 
     with console.bar(f"judging {task}", None, quiet=json) as bar:
         result = judge_file(

@@ -150,8 +150,8 @@ def generate(
         )
     if watch and lengths is not None:
         raise UserError("--watch shows one decoding and --infill-lengths may try several; give one of them")
-    from dcoder_cli.analysis import watch as watching
-    from dcoder_cli.diffusion.requests import Settings
+    from dcoder_cli.decoding.requests import Settings
+    from dcoder_cli.terminal import watch as watching
 
     given = {
         "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "temperature": temperature, "top_p": top_p,
@@ -164,8 +164,8 @@ def generate(
     chosen: dict[str, Any] = configs.merge(*layers, {key: value for key, value in given.items() if value is not None})
     settings = configs.build(Settings, chosen, where="the settings of generate")
 
-    from dcoder_cli.diffusion import prompts as reading
-    from dcoder_cli.diffusion import sampler, trajectory
+    from dcoder_cli.decoding import prompts as reading
+    from dcoder_cli.decoding import sampler, trajectory
     from dcoder_cli.model.backbone import load
 
     loaded = load(model, device, dtype, attention)

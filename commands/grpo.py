@@ -71,7 +71,7 @@ def grpo(
 
       dcoder grpo --measure-variance --model runs/sft/checkpoints/last --data data/rl --out variance
     """
-    from dcoder_cli.training.grpo_config import GrpoConfig
+    from dcoder_cli.training.grpo.config import GrpoConfig
 
     if draws is not None and not variance:
         raise UserError(f"--draws {draws} is of --measure-variance; leave it out")
@@ -92,7 +92,7 @@ def grpo(
     if variance:
         return _measure(model, data, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness
-    from dcoder_cli.training.coupled_grpo import train
+    from dcoder_cli.training.grpo.train import train
 
     def order(trajectories: Any) -> dict[str, float]:
         numbers = arness(trajectories, local_k=1, global_k=1)
@@ -125,7 +125,7 @@ def _measure(
     from dcoder_cli.analysis.plots import save
     from dcoder_cli.analysis.variance_plot import estimator_variance
     from dcoder_cli.base.files import write_json
-    from dcoder_cli.training.variance import TRUTHS, measure
+    from dcoder_cli.training.grpo.variance import TRUTHS, measure
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")

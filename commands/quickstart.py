@@ -39,7 +39,7 @@ def quickstart(
         if not json:
             console.note(f"[{time.perf_counter() - began:5.0f} s] {name}")
 
-    from dcoder_cli.benchmarks.quickstart import quickstart as run
+    from dcoder_cli.experiments.quickstart import quickstart as run
 
     result = run(out, seed, effort, announce, force, unsafe_exec)
     if json:

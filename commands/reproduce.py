@@ -12,7 +12,7 @@ from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.reproduce import Outcome
+    from dcoder_cli.experiments.reproduce import Outcome
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -62,9 +62,9 @@ def reproduce(
 
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
-    from dcoder_cli.benchmarks.claims import choose
-    from dcoder_cli.benchmarks.quantities import Settings, at_desk_size
-    from dcoder_cli.benchmarks.reproduce import reproduce as run
+    from dcoder_cli.experiments.claims import choose
+    from dcoder_cli.experiments.quantities import Settings, at_desk_size
+    from dcoder_cli.experiments.reproduce import reproduce as run
 
     models = dict(_role(text) for text in model or [])
     if not models and (pretrain or rl):
@@ -94,8 +94,8 @@ def reproduce(
 
 
 def _show(result: Outcome, out: Path) -> None:
-    from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS
-    from dcoder_cli.benchmarks.reproduce_report import (
+    from dcoder_cli.experiments.quantities import HELD_OUT, KINDS
+    from dcoder_cli.experiments.reproduce_report import (
         HOW_TO_READ,
         claim_table,
         groups,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.arness import arness
-    from dcoder_cli.diffusion.sampler import generate
+    from dcoder_cli.decoding.sampler import generate
     from dcoder_cli.execution.judge import judge
     from dcoder_cli.model.backbone import load
 
@@ -23,7 +23,7 @@ __all__ = ["arness", "generate", "judge", "load"]
 _HOME = {
     "arness": "dcoder_cli.analysis.arness",
     "load": "dcoder_cli.model.backbone",
-    "generate": "dcoder_cli.diffusion.sampler",
+    "generate": "dcoder_cli.decoding.sampler",
     "judge": "dcoder_cli.execution.judge",
 }
 

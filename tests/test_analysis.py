@@ -21,7 +21,7 @@ from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile, fit
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.text_picture import layout, ordered_text
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=http://x.example/a.png onerror=alert(2)> & \u2028 \ud800"
 

@@ -13,7 +13,7 @@ import pytest
 from dcoder_cli.analysis.arness import answer_length, arness, global_curve, local_curve, random_order
 from dcoder_cli.analysis.statistics import summary, t_quantile
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 
 def sample(reveal_step: list[int], **fields: object) -> Trajectory:

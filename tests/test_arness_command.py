@@ -193,7 +193,7 @@ def test_pass_at_k_joins_samples_with_their_tasks() -> None:
     from dcoder_cli.benchmarks import orders, suites
     from dcoder_cli.benchmarks.judging import Judging
     from dcoder_cli.benchmarks.protocols import Ask, Protocol
-    from dcoder_cli.diffusion.trajectory import Trajectory
+    from dcoder_cli.decoding.trajectory import Trajectory
 
     suite = suites.load("micro", limit=3)
     right = [item.source.messages()[1]["content"] for item in suite.items]

@@ -13,7 +13,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.constants import above_baseline, constant_share, expected
 from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.training.rewards import Rewarder, check_prompts
+from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from parrot import LENGTH, NICE, parrot
 from terminal import Display, Program, terminal_file
 
 from dcoder_cli import load
-from dcoder_cli.analysis.conversation import Stream, Turn, converse, history_file, read_turn
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.diffusion import trajectory
-from dcoder_cli.diffusion.chat import Quit, Session, command
+from dcoder_cli.decoding import trajectory
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.terminal.chat import Quit, Session, command
+from dcoder_cli.terminal.conversation import Stream, Turn, converse, history_file, read_turn
 
 SETTINGS = {"max_new_tokens": LENGTH}
 

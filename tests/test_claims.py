@@ -21,18 +21,19 @@ import unit_work
 from helpers import make_model, make_tokenizer
 
 from dcoder_cli.base.errors import UserError, WorkFailed
-from dcoder_cli.benchmarks import desk, effects
-from dcoder_cli.benchmarks.claims import CLAIMS, PRIMARY, Claim, choose
-from dcoder_cli.benchmarks.desk import Desk
-from dcoder_cli.benchmarks.effects import effect_of, holm
-from dcoder_cli.benchmarks.family import ROLES as ROLE_WORDS
-from dcoder_cli.benchmarks.family import STARTS, Family, given, parts, train_part, trained
-from dcoder_cli.benchmarks.findings import check
-from dcoder_cli.benchmarks.measures import Measures
-from dcoder_cli.benchmarks.parallel import run_units
-from dcoder_cli.benchmarks.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_desk_size
-from dcoder_cli.benchmarks.reproduce import Outcome, _identity, reproduce
-from dcoder_cli.benchmarks.scores import COLUMNS, quantities_of, scores
+from dcoder_cli.experiments import effects
+from dcoder_cli.experiments import stages as desk
+from dcoder_cli.experiments.claims import CLAIMS, PRIMARY, Claim, choose
+from dcoder_cli.experiments.effects import effect_of, holm
+from dcoder_cli.experiments.findings import check
+from dcoder_cli.experiments.measures import Measures
+from dcoder_cli.experiments.processes import run_units
+from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_desk_size
+from dcoder_cli.experiments.reproduce import Outcome, _identity, reproduce
+from dcoder_cli.experiments.scores import COLUMNS, quantities_of, scores
+from dcoder_cli.experiments.seeds import ROLES as ROLE_WORDS
+from dcoder_cli.experiments.seeds import STARTS, Family, given, parts, train_part, trained
+from dcoder_cli.experiments.stages import Desk
 
 ROLES = tuple(ROLE_WORDS)
 
@@ -183,7 +184,7 @@ def test_every_temperature_is_decoded_with_the_same_top_p(tmp_path: Path, monkey
         asked.append({**settings, "prompts": len(prompts)})
         raise WorkFailed("asked")
 
-    monkeypatch.setattr("dcoder_cli.diffusion.sampler.generate", spy)
+    monkeypatch.setattr("dcoder_cli.decoding.sampler.generate", spy)
     for top_p in (None, 0.8):
         settings = replace(at_desk_size(Settings(limit=7, top_p=top_p)), max_new_tokens=8)
         found: dict[str, dict[str, Any]] = {}
@@ -295,7 +296,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     for name, value in {"TRAIN_TASKS": 140, "RL_TASKS": 20, "STDLIB_SHARE": 0.01}.items():
         monkeypatch.setattr(desk, name, value)
     from dcoder_cli.base import presets
-    from dcoder_cli.benchmarks import measures
+    from dcoder_cli.experiments import measures
 
     monkeypatch.setattr(measures, "LAB_DRAWS", 2)
     small = presets.load("cpu-tiny")
@@ -493,7 +494,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcoder_cli.benchmarks.reproduce.reproduce", stopped)
+    monkeypatch.setattr("dcoder_cli.experiments.reproduce.reproduce", stopped)
     monkeypatch.setattr(sys, "argv", ["dcoder", "reproduce", "--out", str(tmp_path / "r")])
     with pytest.raises(SystemExit) as left:
         main()

@@ -108,7 +108,7 @@ def test_the_system_message_stands_in_the_prompts_and_counts(tokenizer: str, tmp
     from types import SimpleNamespace
 
     from dcoder_cli.model.tokenizer import load_tokenizer
-    from dcoder_cli.training.rollouts import encode_prompts
+    from dcoder_cli.training.grpo.rollouts import encode_prompts
 
     own = {
         "messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "u"}],

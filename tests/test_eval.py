@@ -19,11 +19,11 @@ from helpers import make_model, refused
 
 from dcoder_cli import load
 from dcoder_cli.benchmarks import compare, published, scoring, suites
-from dcoder_cli.benchmarks.campaign import Run
 from dcoder_cli.benchmarks.evaluation import Result, encode
 from dcoder_cli.benchmarks.protocols import Protocol, choose
 from dcoder_cli.benchmarks.samples import Store
-from dcoder_cli.diffusion.requests import Infill
+from dcoder_cli.benchmarks.sweep import Run
+from dcoder_cli.decoding.requests import Infill
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from dcoder_cli import generate, load
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.decoding.sampler import Infill
 from dcoder_cli.diffusion import commits
-from dcoder_cli.diffusion.sampler import Infill
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.key_values import KeyValues
 

@@ -12,7 +12,7 @@ from dcoder_cli import load
 from dcoder_cli.diffusion.coupled import ESTIMATORS, Passes, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training.estimate import (
+from dcoder_cli.training.grpo.estimate import (
     Completion,
     EntryLogProbs,
     completion_of,
@@ -20,7 +20,7 @@ from dcoder_cli.training.estimate import (
     plan_rows,
     scored_mask,
 )
-from dcoder_cli.training.grpo_loss import advantages, grpo_loss
+from dcoder_cli.training.grpo.loss import advantages, grpo_loss
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 
@@ -196,7 +196,7 @@ PROMPT = {
 )
 def test_rewards_gate_and_cheats(text: str, code: float, form: float) -> None:
     from dcoder_cli.execution.judge import Judge
-    from dcoder_cli.training.rewards import Rewarder
+    from dcoder_cli.training.grpo.rewards import Rewarder
 
     with Judge(workers=1) as judge:
         rewarder = Rewarder({"code": 2.0, "format": 0.5}, judge)

@@ -13,7 +13,7 @@ from helpers import dcoder, refused
 
 from dcoder_cli import load
 from dcoder_cli.base.config import build
-from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.grpo.config import GrpoConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half the groups have equal rewards: with and without them the weights are the same, and fewer rows are run."""
-    from dcoder_cli.training import coupled_grpo
+    from dcoder_cli.training.grpo import train as coupled_grpo
 
     (tmp_path / "half.py").write_text(
         "def reward(prompt, text):\n    return 1.0 if int(prompt['task_id'][1:]) % 2 else sum(map(ord, text)) % 97 / 97\n"
@@ -146,8 +146,8 @@ def test_embeddings_and_head_stay_where_they_are_not_trained(place: Path, tmp_pa
 def test_a_repeated_text_is_judged_once_and_rewards_stay_with_their_texts(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dcoder_cli.training.rewards import Rewarder
-    from dcoder_cli.training.rollouts import encode_prompts, roll_out
+    from dcoder_cli.training.grpo.rewards import Rewarder
+    from dcoder_cli.training.grpo.rollouts import encode_prompts, roll_out
 
     class Counting(Rewarder):
         def submit(self, prompt: Any, text: str) -> Any:
@@ -207,7 +207,7 @@ def test_nothing_passes_where_no_reward_knows_right_from_wrong(place: Path, tmp_
 
 
 def test_one_completion_stays_where_all_teach_nothing() -> None:
-    from dcoder_cli.training.coupled_grpo import _taught
+    from dcoder_cli.training.grpo.train import _taught
 
     free, bound = GrpoConfig(kl_coef=0.0), GrpoConfig()
     assert _taught(torch.zeros(4), free) == [0] and _taught(torch.zeros(4), bound) == [0, 1, 2, 3]

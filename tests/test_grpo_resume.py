@@ -43,16 +43,16 @@ if os.environ.get("DIE_AT"):
 # Where to die: module, class or "-", function, which call. A step has 8 completions in 3 micro-batches, 2 inner iterations.
 # A process starts with an evaluation of 2 prompts if none was kept.
 PLACES = {
-    "inside the first rollout": "dcoder_cli.training.rewards Rewarder submit 5",
-    "inside the judging": "dcoder_cli.training.rewards Rewarder result 6",
-    "between judging and update": "dcoder_cli.training.coupled_grpo - advantages 3",
-    "inside the update": "dcoder_cli.training.coupled_grpo - grpo_loss 2",
+    "inside the first rollout": "dcoder_cli.training.grpo.rewards Rewarder submit 5",
+    "inside the judging": "dcoder_cli.training.grpo.rewards Rewarder result 6",
+    "between judging and update": "dcoder_cli.training.grpo.train - advantages 3",
+    "inside the update": "dcoder_cli.training.grpo.train - grpo_loss 2",
     "between inner iterations": "torch.optim AdamW step 2",
-    "inside the metrics": "dcoder_cli.training.coupled_grpo - sample_record 3",
+    "inside the metrics": "dcoder_cli.training.grpo.train - sample_record 3",
     "inside a checkpoint": "dcoder_cli.training.setup - _write_parts 1",
     "between checkpoint and its link": "dcoder_cli.base.runs RunFolder link 1",
     "after a checkpoint": "dcoder_cli.base.runs RunFolder prune 1",
-    "inside a later rollout": "dcoder_cli.training.rewards Rewarder submit 12",
+    "inside a later rollout": "dcoder_cli.training.grpo.rewards Rewarder submit 12",
 }
 
 

@@ -25,11 +25,12 @@ from dcoder_cli.base.config import build, parse_assignments, to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import coupled_grpo, denoise, setup
+from dcoder_cli.training import denoise, setup
 from dcoder_cli.training.config import LoraConfig, StageConfig
-from dcoder_cli.training.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
-from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.grpo_loss import grpo_loss
+from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
+from dcoder_cli.training.grpo.loss import grpo_loss
 from dcoder_cli.training.lora import adapter_off, adapter_state, add_adapter, load_adapter, merged_weights
 
 CPU = torch.device("cpu")

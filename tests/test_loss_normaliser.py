@@ -13,9 +13,10 @@ from grpo_runs import make_place
 from torch import Tensor
 
 from dcoder_cli.base.config import build
-from dcoder_cli.training import coupled_grpo, variance, variance_bench
-from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.grpo_loss import grpo_loss
+from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo import variance, variance_bench
+from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.loss import grpo_loss
 
 LENGTHS = [1, 5, 2, 6, 3, 4]  # scored tokens of the six completions: 21
 CONFIG: dict[str, Any] = {

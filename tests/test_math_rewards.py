@@ -17,7 +17,7 @@ from dcoder_cli.data.answers import final_number, last_number
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.problems import read_problem
 from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
-from dcoder_cli.training.rewards import Reward, Rewarder, check_prompts, math_reward
+from dcoder_cli.training.grpo.rewards import Reward, Rewarder, check_prompts, math_reward
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ def test_bad_requests() -> None:
 def test_the_score_counts_tasks_solved_in_n_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples a task: one right for the first task, two for the second, none for the third."""
     from dcoder_cli.benchmarks import micro_score
-    from dcoder_cli.diffusion.trajectory import Trajectory
+    from dcoder_cli.decoding.trajectory import Trajectory
 
     tasks = micro.benchmark()[:3]
     right = [task.messages()[1]["content"] for task in tasks]

@@ -14,7 +14,7 @@ from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.rl import RlSettings
 from dcoder_cli.training.config import StageConfig
-from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.grpo.config import GrpoConfig
 
 STAGES = ("stage0", "stage1", "stage2", "stage3")
 
@@ -23,7 +23,7 @@ STAGES = ("stage0", "stage1", "stage2", "stage3")
 def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from dcoder_cli.diffusion.requests import Settings
+    from dcoder_cli.decoding.requests import Settings
 
     values = presets.load(name)
     stages = () if name == "released" else STAGES  # only stage 4 was released

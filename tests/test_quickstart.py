@@ -10,8 +10,9 @@ from dcoder_cli.commands.quickstart import _show
 from helpers import refused
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import desk, quickstart
 from dcoder_cli.execution import judge
+from dcoder_cli.experiments import quickstart
+from dcoder_cli.experiments import stages as desk
 
 
 def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

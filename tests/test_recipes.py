@@ -13,9 +13,9 @@ from helpers import refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.training import coupled_grpo
-from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.reference import move_reference
+from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.reference import move_reference
 
 SMALL: dict[str, Any] = {
     "steps": 6, "prompts_per_step": 2, "group_size": 2, "micro_batch": 4, "precision": "fp32", "inner_iterations": 2,
@@ -143,7 +143,7 @@ def test_the_tie_break_of_rollouts_reaches_the_sampler(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tie_break: str | None
 ) -> None:
     """In a run: what `generate` is called with, and what the trajectories then say; null is the model's own order."""
-    from dcoder_cli.training import rollouts
+    from dcoder_cli.training.grpo import rollouts
 
     monkeypatch.syspath_prepend(place)
     asked: list[tuple[str | None, float | None]] = []
@@ -175,7 +175,7 @@ def test_a_wrong_tie_break_is_one_line_before_the_model_loads(place: Path, tmp_p
 
 def test_the_loss_over_tokens_and_over_completions_against_a_plain_loop() -> None:
     """Completions of 3, 1 and 4 tokens in micro-batches of 1, 2 and 3: value and gradient, in float64."""
-    from dcoder_cli.training.grpo_loss import grpo_loss, units
+    from dcoder_cli.training.grpo.loss import grpo_loss, units
 
     source = torch.Generator().manual_seed(0)
     lengths, advantages = [3, 1, 4], torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)

@@ -14,7 +14,7 @@ from helpers import refused
 from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.execution import sandbox
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.training.rewards import Reward, Rewarder, probe
+from dcoder_cli.training.grpo.rewards import Reward, Rewarder, probe
 
 # --- functions of the user's own -------------------------------------------------------------------------------------
 
@@ -317,8 +317,9 @@ def test_a_run_scores_by_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from grpo_runs import make_place
 
     from dcoder_cli.base.config import build
-    from dcoder_cli.training import coupled_grpo, variance
-    from dcoder_cli.training.grpo_config import GrpoConfig
+    from dcoder_cli.training.grpo import train as coupled_grpo
+    from dcoder_cli.training.grpo import variance
+    from dcoder_cli.training.grpo.config import GrpoConfig
 
     class Made(Exception):
         pass

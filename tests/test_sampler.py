@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from dcoder_cli import generate, load
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.decoding.sampler import Infill
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.diffusion.randomness import generator
-from dcoder_cli.diffusion.requests import Settings
-from dcoder_cli.diffusion.sampler import Infill
 from dcoder_cli.model.backbone import Model
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"

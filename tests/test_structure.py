@@ -13,7 +13,20 @@ import pytest
 
 from dcoder_cli.main import COMMANDS
 
-LAYERS = ("base", "model", "diffusion", "data", "execution", "training", "analysis", "benchmarks", "commands")
+LAYERS = (
+    "base",
+    "model",
+    "diffusion",
+    "decoding",
+    "data",
+    "execution",
+    "training",
+    "analysis",
+    "benchmarks",
+    "terminal",
+    "experiments",
+    "commands",
+)
 HEAVY = {"torch", "scipy", "transformers", "accelerate", "datasets", "matplotlib", "pyarrow", "datasketch", "numpy"}
 
 

@@ -19,9 +19,11 @@ from dcoder_cli import generate, load
 from dcoder_cli.analysis.arness import arness, global_curve, local_curve
 from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.diffusion import denoise, trajectory, unmasking
-from dcoder_cli.diffusion.requests import Settings
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding import exact as denoise
+from dcoder_cli.decoding import trajectory
+from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.diffusion import unmasking
 from dcoder_cli.model.backbone import Model
 
 ONE_TOKEN = 1e-6  # a top-p that leaves every place one token: entropy 0, confidence 1, margin 1 everywhere
@@ -131,7 +133,7 @@ def test_a_bfloat16_model_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
     """Scores of four candidates; the rule's order decides only where nothing is above the threshold."""
-    from dcoder_cli.diffusion.fast import _chosen
+    from dcoder_cli.decoding.fast import _chosen
 
     logits_NV = torch.tensor([[4.0, 0.0, -9.0], [4.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.5, -9.0]])
     for settings, chosen, tied in (

@@ -16,16 +16,16 @@ import torch
 from helpers import make_model
 
 from dcoder_cli import generate, load
+from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.diffusion.randomness import generator
-from dcoder_cli.diffusion.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import truths
-from dcoder_cli.training.estimate import Completion, EntryLogProbs
-from dcoder_cli.training.grpo_config import GrpoConfig
-from dcoder_cli.training.rewards import Reward
-from dcoder_cli.training.rollouts import Rollout
-from dcoder_cli.training.variance import TRUTHS, Lab, Row, _row, _truths
-from dcoder_cli.training.variance_bench import Bench
+from dcoder_cli.training.grpo import truths
+from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.estimate import Completion, EntryLogProbs
+from dcoder_cli.training.grpo.rewards import Reward
+from dcoder_cli.training.grpo.rollouts import Rollout
+from dcoder_cli.training.grpo.variance import TRUTHS, Lab, Row, _row, _truths
+from dcoder_cli.training.grpo.variance_bench import Bench
 
 PROMPT = (5, 6, 7)
 
@@ -226,7 +226,7 @@ def test_every_truth_is_named_where_it_is_shown(tmp_path: Path, monkeypatch: pyt
         for count, own in ((1, 0.5), (2, 0.25))
     ]
     lab = Lab([full, *pairs], 8, 4, 0.0, 32, 128, 1.0, 0.0625)
-    monkeypatch.setattr("dcoder_cli.training.variance.measure", lambda *_, **__: lab)
+    monkeypatch.setattr("dcoder_cli.training.grpo.variance.measure", lambda *_, **__: lab)
 
     def printed(*more: str) -> str:
         out = io.StringIO()

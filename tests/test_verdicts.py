@@ -12,7 +12,7 @@ import pytest
 
 from dcoder_cli.base.errors import valid_text
 from dcoder_cli.benchmarks import suites
-from dcoder_cli.benchmarks.elsewhere import judge_file
+from dcoder_cli.benchmarks.external import judge_file
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.execution import sandbox, testcode, unittests

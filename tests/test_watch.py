@@ -20,11 +20,11 @@ from terminal import Display, Program, terminal_file
 
 from dcoder_cli import generate, load
 from dcoder_cli.analysis.colours import luminance, terminal_colour
-from dcoder_cli.analysis.screen import Screen
-from dcoder_cli.analysis.watch import Watch, layout
 from dcoder_cli.base.console import visible
-from dcoder_cli.diffusion.requests import Settings
+from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.terminal.screen import Screen
+from dcoder_cli.terminal.watch import Watch, layout
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from dcoder_cli.analysis.statistics import LEVEL, summary
 from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 Convention = Literal["defined", "paper"]
 Ties = Literal["random", "left-to-right"]

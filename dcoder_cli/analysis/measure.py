@@ -17,8 +17,8 @@ from dcoder_cli.analysis.text_picture import ordered_text
 from dcoder_cli.analysis.ties import MUCH
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
-from dcoder_cli.diffusion import trajectory
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding import trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 _REPLAYED = 20  # samples in the report's player: some MB of text at 512 tokens
 _PICTURED = 6  # series with pictures of their own
@@ -137,7 +137,7 @@ def of_model(
         on_done: called with each finished trajectory.
         settings: of `generate`.
     """
-    from dcoder_cli.diffusion.sampler import generate
+    from dcoder_cli.decoding.sampler import generate
 
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     names = [f"{index}" if samples == 1 else f"{index}.{n}" for index in range(len(prompts)) for n in range(samples)]
@@ -152,7 +152,7 @@ def of_model(
 
 def profile_of(model: Any, prompts: Sequence[Any], length: int) -> dict[str, Any]:
     """The first-step profile of a diffusion model on prompts in any form that `generate` takes."""
-    from dcoder_cli.diffusion.requests import Settings, encode
+    from dcoder_cli.decoding.requests import Settings, encode
 
     requests = encode(model, prompts, Settings(max_new_tokens=length), None, None)
     return first_step_profile(model, [request.prefix for request in requests], length)

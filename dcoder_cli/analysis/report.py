@@ -20,7 +20,7 @@ from typing import Any
 from dcoder_cli.analysis.colours import ORDER_MAPS
 from dcoder_cli.analysis.plots import data_uri
 from dcoder_cli.base.files import atomic_file
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 _CONTROLS = """
 <div class="controls">

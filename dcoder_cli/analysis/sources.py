@@ -8,8 +8,8 @@ from typing import Any
 
 from dcoder_cli.analysis.pieces import Pieces
 from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.diffusion import trajectory
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding import trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 
 def read_trajectories(path: str | Path) -> list[Trajectory]:

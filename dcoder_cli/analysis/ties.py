@@ -17,7 +17,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.trajectory import Trajectory
 
 Preference = Literal["left", "right", "follow", "avoid"]
 PREFERENCES: tuple[Preference, ...] = get_args(Preference)

@@ -10,7 +10,7 @@ from dcoder_cli.benchmarks import scoring
 from dcoder_cli.benchmarks.passk import paired_difference
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.campaign import Run
+    from dcoder_cli.benchmarks.sweep import Run
 
 
 def difference(before: Run, after: Run, metric: str) -> dict[str, Any]:

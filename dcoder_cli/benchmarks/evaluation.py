@@ -21,9 +21,9 @@ from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Ask, Protocol
 from dcoder_cli.benchmarks.samples import Key, Row, Store
 from dcoder_cli.benchmarks.suites import Item, Suite
-from dcoder_cli.diffusion.requests import Infill, Prompt
-from dcoder_cli.diffusion.sampler import generate
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.requests import Infill, Prompt
+from dcoder_cli.decoding.sampler import generate
+from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 
 _CHUNK = 8  # batches decoded by one call of `generate`: bounds the memory for decodings that are written already

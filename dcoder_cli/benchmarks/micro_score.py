@@ -9,8 +9,8 @@ from typing import Any
 
 from dcoder_cli.benchmarks.passk import Estimate, pass_at_k_mean
 from dcoder_cli.data.micro import MicroTask
-from dcoder_cli.diffusion.sampler import generate
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.sampler import generate
+from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.execution.extract import extract_solution
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem

@@ -12,8 +12,8 @@ from dcoder_cli.benchmarks.evaluation import encode
 from dcoder_cli.benchmarks.judging import Judging, Row
 from dcoder_cli.benchmarks.protocols import Ask, Protocol, choose
 from dcoder_cli.benchmarks.suites import Suite
-from dcoder_cli.diffusion.requests import Prompt
-from dcoder_cli.diffusion.trajectory import Trajectory
+from dcoder_cli.decoding.requests import Prompt
+from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 
 Share = tuple[float, float, float]

@@ -14,7 +14,7 @@ from dcoder_cli.benchmarks.suites import Item, Kind, Suite
 from dcoder_cli.execution.extract import extract_solution, truncate_at_stops
 
 if TYPE_CHECKING:
-    from dcoder_cli.diffusion.requests import Prompt
+    from dcoder_cli.decoding.requests import Prompt
     from dcoder_cli.model.backbone import Model
 
 Name = Literal["diffucoder", "dream", "qwen", "llada"]
@@ -85,7 +85,7 @@ class Protocol:
             UserError: the protocol has no prompt for it.
         """
         if item.kind == "infill":
-            from dcoder_cli.diffusion.requests import Infill
+            from dcoder_cli.decoding.requests import Infill
 
             return Ask(Infill(item.prompt, item.suffix))
         bos = self.name == "dream" and not self.instruct  # Dream's harness sets add_bos_token

@@ -20,7 +20,7 @@ from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model, load
 from dcoder_cli.training import lora
 from dcoder_cli.training.config import OptimizerConfig, StageConfig
-from dcoder_cli.training.grpo_config import GrpoConfig
+from dcoder_cli.training.grpo.config import GrpoConfig
 
 
 def make_accelerator(precision: str, device: str | None, track: str | None, run: Path) -> Any:

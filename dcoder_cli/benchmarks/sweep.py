@@ -1,0 +1,222 @@
+"""Everything one call of `dcoder eval` runs: models, the parts of a task, temperatures and speeds, each in its folder.
+
+A single evaluation writes straight into the folder. Several write into folders below it, and a results.json above them
+holds their scores, the drop of each speed, and paired comparisons of the models.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base import config
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_json
+from dcoder_cli.benchmarks import compare, protocols, published, ranks, suites
+from dcoder_cli.benchmarks.evaluation import Result, Setup, evaluate
+from dcoder_cli.benchmarks.judging import Judging, check_interpreter
+from dcoder_cli.benchmarks.protocols import Protocol
+from dcoder_cli.benchmarks.suites import Suite
+from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.model.backbone import Model, load
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None takes the protocol's or the machine's.
+
+    Attributes:
+        settings: of the sampler, over the protocol's.
+        temperatures: one evaluation each.
+        speeds: divisors of the number of steps, one evaluation each.
+    """
+
+    subset: str | None = None
+    data: Path | None = None
+    limit: int | None = None
+    protocol: str | None = None
+    instruct: bool | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    temperatures: tuple[float, ...] = ()
+    speeds: tuple[int, ...] = (1,)
+    infill_lengths: tuple[int, ...] = protocols.INFILL_LENGTHS
+    n: int = 1
+    seed: int = 0
+    batch_size: int = 8
+    device: str | None = None
+    dtype: str | None = None
+    attention: str = "sdpa"
+    workers: int | None = None
+    python: str | None = None
+    unsafe: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation that was run: where it stands among the others, and its result."""
+
+    model: str
+    task: str
+    subset: str
+    instruct: bool
+    temperature: float
+    speed: int
+    folder: Path
+    result: Result
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of its scores."""
+        return list(self.result.record["scores"])
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """All runs, with what follows from them together (`summary`, as in results.json above several runs)."""
+
+    runs: list[Run]
+    summary: dict[str, Any]
+
+
+Announce = Callable[[str], None]
+Progress = Callable[[str, int, Callable[[Callable[[int], None]], Result]], Result]
+
+
+def run(models: list[str], task: str, out: Path, options: Options, announce: Announce, progress: Progress) -> Campaign:
+    """Evaluate every model on every part of the task at every temperature and speed.
+
+    Args:
+        announce: told what people should know (prompts that are shortened, and the like).
+        progress: given a label, a number of samples and the work, which it calls with a function to tell progress to.
+
+    Raises:
+        UserError: whatever of the input is wrong; found before anything is decoded where it can be.
+        WorkFailed: the judge does not work.
+    """
+    names_of_parts = suites.parts(task)
+    if options.data is not None and task not in names_of_parts:
+        raise UserError(f"{task} reads two files and --data names one; set {'DCODER_BENCHMARKS'} to their folder")
+    parts = [suites.load(part, options.subset, options.data, options.limit) for part in names_of_parts]
+    if task == "bigcodebench":
+        check_interpreter(options.python, options.unsafe)
+    names = _labels(models)
+    ranks.join()
+    runs: list[Run] = []
+    for name, path in zip(names, models, strict=True):
+        model = load(path, ranks.device(options.device), options.dtype, options.attention)
+        protocol = protocols.choose(model, options.protocol, options.instruct)
+        for suite in parts:
+            setups = _setups(model, protocol, suite, options, announce)
+            with _judging(suite, options, announce) as judging:
+                for (temperature, speed), setup in setups.items():
+                    pieces = [
+                        name if len(models) > 1 else "",
+                        suite.task if len(parts) > 1 else "",
+                        f"t{temperature:g}" if len(options.temperatures) > 1 else "",
+                        f"x{speed}" if len(options.speeds) > 1 else "",
+                    ]
+                    folder = out.joinpath(*[piece for piece in pieces if piece])
+                    label = " ".join([*(piece for piece in pieces if piece), suite.name, protocol.title])
+                    work = _work(model, setup, folder, judging, options.batch_size)
+                    result = progress(label, len(setup.keys) // ranks.world_size(), work)
+                    runs.append(
+                        Run(name, suite.task, suite.subset, protocol.instruct, temperature, speed, folder, result)
+                    )
+        del model
+    summary = summarize(task, runs)
+    if len(runs) > 1 and ranks.rank() == 0:
+        write_json(out / "results.json", {**summary, "runs": [_entry(one, out) for one in runs]})
+    ranks.leave()
+    return Campaign(runs, summary)
+
+
+def summarize(task: str, runs: list[Run]) -> dict[str, Any]:
+    """What several runs say together: EvalPlus's mean, the drop of each speed, comparisons, the paper's rows."""
+    first = runs[0]
+    subset = first.subset if task not in suites.PARTS else ""
+    return {
+        "task": task,
+        "means": compare.means(task, runs),
+        "speed": compare.speeds(runs),
+        "comparisons": compare.models(runs),
+        "published": [
+            {"system": system, "scores": scores} for system, scores in published.rows(task, subset, first.instruct)
+        ],
+    }
+
+
+def _entry(one: Run, out: Path) -> dict[str, Any]:
+    return {
+        "model": one.model, "task": one.task, "temperature": one.temperature, "speed": one.speed,
+        "folder": str(one.folder.relative_to(out)), "scores": one.result.record["scores"],
+    }  # fmt: skip
+
+
+def _work(
+    model: Model, setup: Setup, folder: Path, judging: Judging, batch_size: int
+) -> Callable[[Callable[[int], None]], Result]:
+    return lambda tell: evaluate(model, setup, folder, judging, batch_size, tell)
+
+
+def _labels(models: list[str]) -> list[str]:
+    """A short name for each model, different ones; a run's checkpoint takes the run's name."""
+    names = []
+    for path in models:
+        parts = [part for part in Path(path).parts if part not in ("/", "checkpoints", "last", "best", "..", ".")]
+        names.append(parts[-1] if parts else "model")
+    return [name if names.count(name) == 1 else f"{name}-{place + 1}" for place, name in enumerate(names)]
+
+
+def default_folder(task: str, models: list[str]) -> Path:
+    """Where results go when nothing is said: `eval/TASK-MODEL` below the current folder."""
+    return Path("eval") / "-".join([task, *_labels(models)])
+
+
+def _judging(suite: Suite, options: Options, announce: Announce) -> Judging:
+    """The judge; plus tests' expected values are computed by the first process and read by the others."""
+    told: list[str] = []
+
+    def tell(task_id: str) -> None:
+        if not told:
+            announce(f"{suite.name}: running the reference solutions once, for what plus tests expect")
+        told.append(task_id)
+
+    if ranks.rank() != 0:
+        ranks.wait()
+    judging = Judging(suite, ranks.workers(options.workers), options.unsafe, options.python, tell)
+    if ranks.rank() == 0:
+        ranks.wait()
+    return judging
+
+
+def _setups(
+    model: Model, protocol: Protocol, suite: Suite, options: Options, announce: Announce
+) -> dict[tuple[float, int], Setup]:
+    """The evaluation at each temperature and speed, all settings checked."""
+    settings = config.merge(protocol.settings(suite.items[0].kind), options.settings)
+    room = model.max_length // 2  # ours: half the context for the prompt
+    if "max_new_tokens" not in options.settings and settings["max_new_tokens"] > room:
+        announce(
+            f"{model.name}: {room} new tokens and not {settings['max_new_tokens']}, for a context of {model.max_length}"
+        )
+        settings["max_new_tokens"] = room
+    if model.is_diffusion:
+        settings.setdefault("rule", model.default_rule)
+    elif options.speeds != (1,) or "steps" in settings:
+        raise UserError(
+            f"--speed and --steps are for diffusion models, and {model.name!r} is an AR model; leave them out"
+        )
+    found = {}
+    for temperature, speed in itertools.product(options.temperatures or (settings["temperature"],), options.speeds):
+        chosen = {**settings, "temperature": temperature}
+        if speed != 1:
+            if settings.get("mode", "exact") != "exact" or suite.items[0].kind == "infill":
+                raise UserError(f"--speed {speed} divides the steps of mode exact, and not of fast mode or of infills")
+            chosen["steps"] = (settings.get("steps") or settings["max_new_tokens"]) // speed
+        # Settings checks each value; a fast mode's defaults are filled in by the sampler again
+        config.build(Settings, chosen, where="the settings of eval")
+        found[temperature, speed] = Setup(suite, protocol, chosen, options.n, options.seed, options.infill_lengths)
+    return found

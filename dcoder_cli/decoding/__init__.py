@@ -1,0 +1,1 @@
+"""Decoding: prompt -> tokens -> trajectory, for every model and unmasking rule."""

@@ -1,0 +1,188 @@
+"""`dcoder reproduce`: the paper's claims on families of checkpoints, with effects, intervals and verdicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli import __version__
+from dcoder_cli.base import presets
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import require_space, write_json
+from dcoder_cli.base.machine import cores
+from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.execution.judge import resolve_tier
+from dcoder_cli.experiments import processes as parallel
+from dcoder_cli.experiments import seeds as families
+from dcoder_cli.experiments import stages as desk
+from dcoder_cli.experiments.claims import PRIMARY, Claim
+from dcoder_cli.experiments.effects import Effect
+from dcoder_cli.experiments.findings import Finding, check
+from dcoder_cli.experiments.measures import LAB_DRAWS, Measures
+from dcoder_cli.experiments.quantities import Settings, check_settings, views
+from dcoder_cli.experiments.reproduce_report import HOW_TO_READ, write_report
+from dcoder_cli.experiments.scores import Score, quantities_of, scores
+
+_SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at desk size: what all families share, and each
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All findings, the scores behind them, the settings, and the wall time of this call.
+
+    Attributes:
+        ran_with: what rounding depends on: jobs, threads a process, versions.
+    """
+
+    findings: list[Finding]
+    scores: list[Score]
+    seeds: tuple[int, ...]
+    settings: Settings
+    ran_with: dict[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json and reproduce.json."""
+        return {
+            "claims": [_finding(one) for one in self.findings],
+            "primary": list(PRIMARY),
+            "how_to_read": HOW_TO_READ,
+            "scores": [one.to_json() for one in self.scores],
+            "views": {name: str(view) for name, view in views(self.settings).items()},
+            "seeds": list(self.seeds),
+            "settings": vars(self.settings),
+            "ran_with": self.ran_with,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    claim, effect = one.claim, one.effect or Effect(float("nan"), ())
+    return {
+        "name": claim.name, "statement": claim.statement, "source": claim.source, "primary": claim.primary,
+        "unit": claim.unit, **effect.to_json(), "mean": None if one.effect is None else effect.mean,
+        "p_holm": one.adjusted, "verdict": one.verdict, "why": one.why,
+        "sides": [
+            {"sign": side.sign, **vars(side.quantity), **side.effect.to_json(), "tied_share": side.tied}
+            for side in one.sides
+        ],
+    }  # fmt: skip
+
+
+def reproduce(
+    out: Path,
+    claims: Sequence[Claim],
+    settings: Settings,
+    seeds: int,
+    effort: float,
+    models: dict[str, str],
+    pretrain: str | None,
+    rl: str | None,
+    announce: Callable[[str], None],
+    unsafe: bool = False,
+    jobs: int | None = None,
+) -> Outcome:
+    """Train or take families, check the claims, write `reproduce.json` and `report.html`.
+
+    Args:
+        out: folder; a stopped call goes on in it.
+        claims: what to check.
+        settings: how models are decoded.
+        seeds: families trained at desk size, where no `models` are given.
+        effort: factor on their training steps.
+        models: role -> checkpoint; a single family.
+        pretrain, rl: data of given checkpoints.
+        announce: told what begins.
+        unsafe: agree to run model-written code without a sandbox where none holds.
+        jobs: parts of families trained at a time, each in a process of its own (see parallel.py); None = one for each
+            core. What is trained does not depend on it, but for rounding in another number of threads.
+
+    Raises:
+        UserError: wrong input.
+    """
+    began = time.perf_counter()
+    if seeds < 1 or not 0 < effort < float("inf"):
+        raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} a number above 0")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs} must be at least 1")
+    made = [families.given(models, pretrain, rl, out)] if models else []
+    check_settings(settings, context=None if models else families.CONTEXT)
+    for folder in filter(None, (pretrain, rl)):
+        read_manifest(folder)
+    wanted = quantities_of(claims, settings)
+    if any(quantity.judged for quantity in wanted):
+        resolve_tier(unsafe=unsafe)
+    asked = {
+        "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
+        "effort": effort, "pretrain": pretrain, "rl": rl,
+        "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
+        "preset": None if models else {**presets.load("cpu-tiny"), "longest": [desk.LONGEST, desk.LOOKS]},
+    }  # fmt: skip
+    if not models and not out.exists():
+        require_space(out, (_SHARED_MIB + _FAMILY_MIB * seeds) * 2**20, f"{seeds} families")
+    count = 1 if models else min(cores() if jobs is None else jobs, parallel.MOST * seeds)
+    ran_with = _ran_with(count)
+    _same_call(out, asked, ran_with)
+    if not models:
+        families.prepare(out, effort, announce)
+        if count > 1:
+            parallel.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+        roles = list(dict.fromkeys(quantity.role for quantity in wanted))
+        made = [families.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
+    measures = [Measures(one, settings, announce, unsafe) for one in made]
+    for one in measures:
+        one.measure(wanted)
+    outcome = Outcome(
+        check(claims, measures), scores(wanted, measures), tuple(one.seed for one in made), settings, ran_with,
+        time.perf_counter() - began,
+    )  # fmt: skip
+    write_json(out / "reproduce.json", outcome.to_json())
+    write_report(out, outcome, made)
+    return outcome
+
+
+def _ran_with(jobs: int) -> dict[str, Any]:
+    """What the rounding of a call depends on beside its settings."""
+    import torch
+
+    threads = torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs)
+    return {"jobs": jobs, "threads": threads, "torch": torch.__version__, "dcoder": __version__}
+
+
+def _identity(name: str) -> str:
+    """A checkpoint's folder and its weights as they are now: `last` moves on, and its old scores are not the new ones.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    from dcoder_cli.model.checkpoint import find, weight_files
+
+    folder = find(name).resolve()
+    written = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in weight_files(folder)]
+    return f"{folder}: {', '.join(written)}"
+
+
+def _same_call(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
+    """Note the settings, or check that a folder that is gone on in was begun with the same.
+
+    What each call ran with is noted too, but may change: it decides the last digits of what is trained from here on.
+    """
+    import json
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a file; give a folder")
+    note, calls = out / "settings.json", [ran_with]
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        other = [name for name, value in asked.items() if before.get(name) != value]
+        if other:
+            raise UserError(f"--out {str(out)!r} was begun with other {', '.join(other)}; choose another folder")
+        known = before.get("ran_with", [])
+        calls = known if ran_with in known else [*known, ran_with]
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {str(out)!r} exists already and is not of `dcoder reproduce`; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(note, {**asked, "ran_with": calls})

@@ -1,0 +1,193 @@
+"""Families of checkpoints whose claims are checked: roles with paths, trained at desk size or given."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_json
+from dcoder_cli.experiments.stages import Announce, Desk
+from dcoder_cli.model.sizes import SIZES
+
+# What each role is; the names are also the options of `dcoder reproduce`.
+ROLES = {
+    "adapted": "diffusion model adapted from an AR model, before instruction tuning",
+    "scratch": "diffusion model from random weights, at the same diffusion training as `adapted`",
+    "scratch-long": "`scratch`, trained on until its held-out loss is that of `adapted`",
+    "sft": "`adapted`, instruction-tuned (stage 3)",
+    "scratch-sft": "`scratch-long`, instruction-tuned",
+    "grpo": "`sft` after coupled-GRPO",
+    "grpo-full-mask": "`sft` after GRPO with the full-mask estimator, at the same steps",
+    "grpo-decoupled": "`sft` after GRPO with the decoupled estimator, at the same steps",
+}
+CONTEXT = SIZES["tiny"].context  # of the models that are trained here
+RANDOM = "random"  # the weights that a family's AR model and its `scratch` start from
+# The parts that a family is trained in, one a role, and what each starts from.
+STARTS: dict[str, str | None] = {
+    RANDOM: None,
+    "adapted": RANDOM,
+    "scratch": RANDOM,
+    "scratch-long": "scratch",
+    "sft": "adapted",
+    "scratch-sft": "scratch-long",
+    "grpo": "sft",
+    "grpo-full-mask": "sft",
+    "grpo-decoupled": "sft",
+}
+# What else a part needs finished: the loss that it trains to is that of another.
+_ALSO = {"scratch-long": "adapted"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One seed's checkpoints.
+
+    Attributes:
+        seed: of training at desk size; of sampling where checkpoints are given.
+        models: role -> checkpoint.
+        pretrain, rl: shards with held-out rows, prompts with tests; None where they are not given.
+        folder: where its measurements are kept.
+    """
+
+    seed: int
+    models: Mapping[str, str]
+    pretrain: str | None
+    rl: str | None
+    folder: Path
+
+
+def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: Path) -> Family:
+    """A family of real checkpoints. Raises UserError for an unknown role, or none."""
+    unknown = sorted(set(models) - set(ROLES))
+    if unknown:
+        raise UserError(f"role {unknown[0]!r} is unknown; use {', '.join(ROLES)}")
+    return Family(0, dict(models), pretrain, rl, out)
+
+
+def prepare(out: Path, effort: float, announce: Announce) -> None:
+    """What all seeds share, into `out`/shared: tasks, tokenizer and shards, those of seed 0."""
+    shared = _shared(out)
+    record, desk = _Record(shared), Desk(shared, 0, effort, announce)
+    record.once("tasks", desk.tasks)
+    tokenizer = record.once("tokenizer", desk.tokenizer)
+    record.once("data/pretrain", lambda: desk.tokenize_code(tokenizer))
+    # Chats and prompts need a diffusion model's tokenizer, which is the same whatever its weights.
+    start = record.once("models/random", lambda: desk.new_model(tokenizer))
+    converted = record.once("models/from-random", lambda: desk.convert(start, "from-random"))
+    record.once("data/sft", lambda: desk.tokenize_chats(converted))
+    record.once("data/rl", lambda: desk.tokenize_prompts(converted))
+
+
+def before(part: str) -> set[str]:
+    """The parts that must be finished for this one."""
+    return {other for other in (STARTS[part], _ALSO.get(part)) if other is not None}
+
+
+def parts(roles: Iterable[str]) -> list[str]:
+    """The parts that make these roles, each after those it needs."""
+    needed: set[str] = set()
+    waiting = list(roles)
+    while waiting:
+        part = waiting.pop()
+        if part not in needed:
+            needed.add(part)
+            waiting += before(part)
+    return [part for part in STARTS if part in needed]
+
+
+def trained(
+    out: Path,
+    seed: int,
+    effort: float,
+    announce: Announce,
+    quiet: bool = False,
+    roles: Iterable[str] = ROLES,
+    unsafe: bool = False,
+) -> Family:
+    """Train a family's `roles` at desk size into `out`/seed-N, on what `prepare` made.
+
+    Each finished checkpoint is written down, so a stopped call goes on after the last of them.
+    """
+    models = {part: str(train_part(out, seed, part, effort, announce, quiet, unsafe)) for part in parts(roles)}
+    models.pop(RANDOM, None)
+    data = _shared(out) / "data"
+    return Family(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
+
+
+def train_part(
+    out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False, unsafe: bool = False
+) -> Path:
+    """One of `parts` of a family, once what it starts from is there. Several may run at the same time."""
+    folder, shared = out / f"seed-{seed}", _shared(out)
+    record = _Record(folder)
+    again = "run the same command again to go on"
+    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe)
+
+    def stage(number: int, model: Path, data: str, name: str) -> Path:
+        return record.once(f"runs/{name}", lambda: desk.stage(number, model, data, "", name))
+
+    if part == RANDOM:
+        return record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
+    start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet, unsafe)
+    if part in ("adapted", "scratch"):
+        source = "from-ar" if part == "adapted" else "from-random"
+        if part == "adapted":
+            start = stage(0, start, "pretrain", "ar")
+        begin = start
+        start = record.once(f"models/{source}", lambda: desk.convert(begin, source))
+        return stage(2, stage(1, start, "pretrain", f"{part}-1"), "pretrain", f"{part}-2")
+    if part == "scratch-long":
+        from dcoder_cli.model.backbone import load
+        from dcoder_cli.training.evaluation import heldout_loss
+
+        adapted = train_part(out, seed, "adapted", effort, announce, quiet, unsafe)
+        pretrain = str(shared / "data" / "pretrain")
+
+        def go_on() -> Path:
+            loss = heldout_loss(load(adapted), pretrain)
+            return desk.stage(2, start, "pretrain", "", part, until=loss)
+
+        return record.once(f"runs/{part}", go_on)
+    if part in ("sft", "scratch-sft"):
+        return stage(3, start, "sft", part)
+    estimator = "coupled" if part == "grpo" else part.removeprefix("grpo-")
+    return record.once(f"runs/{part}", lambda: desk.grpo(start, estimator))
+
+
+def _shared(out: Path) -> Path:
+    return out / "shared"
+
+
+class _Record:
+    """Name -> path of what is finished below a folder; what a stopped attempt left is removed before the next.
+
+    Several processes may each make a thing of another name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "family.json"
+
+    def made(self) -> dict[str, str]:
+        """What is finished, by paths within the folder, which may be moved."""
+        known: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return known
+
+    def once(self, name: str, make: Callable[[], Path | None]) -> Path:
+        """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""
+        known = self.made()
+        if name in known:
+            return self.folder / known[name]
+        place = self.folder / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = make() or place
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_json(self.path, {**self.made(), name: str(path.relative_to(self.folder))})
+        return path

@@ -1,0 +1,1 @@
+"""What draws in a terminal: the live view, the conversation."""

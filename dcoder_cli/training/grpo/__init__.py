@@ -1,0 +1,1 @@
+"""Stage 4: coupled-GRPO and its baselines, and the variance lab."""
