@@ -1,0 +1,165 @@
+r"""Reading JSON lines: the one reader of every file that holds a JSON value a line.
+
+A line ends at \n and nowhere else: U+2028, U+0085 and their like are text inside a value, though `str.splitlines`
+breaks there. A byte-order mark before a line is skipped, .gz and .zst are unpacked, empty lines count but hold nothing.
+What cannot be read is one line that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from dcoder_cli.base.errors import UserError, one_line
+
+
+class Line(NamedTuple):
+    """A value and the number of its line, from 1."""
+
+    number: int
+    value: Any
+
+
+def lines(path: str | Path, what: str = "file") -> Iterator[Line]:
+    """The values of a file, in order, read as they are asked for.
+
+    Args:
+        path: the file; .gz and .zst are unpacked.
+        what: what the user knows it as, for messages ("prompt file").
+
+    Raises:
+        UserError: no such file, damaged compression, or a line that is no JSON (see `parse`); names file and line.
+    """
+    number = 0
+    try:
+        with open_binary(path) as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield Line(number, parse(line, f"{what} {str(path)!r} line {number}"))
+    except _Damaged as error:
+        raise UserError(
+            f"{what} {str(path)!r} is damaged after line {number}: {error}; copy or make it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from None
+
+
+def objects(path: str | Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `lines`, where every value must be an object. Raises UserError for another, too."""
+    for number, value in lines(path, what):
+        if not isinstance(value, dict):
+            raise UserError(f"{what} {str(path)!r} line {number} holds {_kind(value)}, not an object")
+        yield number, value
+
+
+def parse(line: bytes | str, where: str) -> Any:
+    """One line's value.
+
+    Args:
+        line: with or without its end.
+        where: file and line, the beginning of a message.
+
+    Raises:
+        UserError: it is not UTF-8 or not JSON, is nested too deeply, or holds half of a surrogate pair, which is no
+            character and could not be written again.
+    """
+    try:
+        text = line.decode("utf-8-sig") if isinstance(line, bytes) else line.removeprefix("\ufeff")
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read; write it flatter") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {one_line(error)}") from None
+    # Only an escape can bring one in, so other lines are not walked.
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(
+                f"{where} holds {half}, half of a surrogate pair and no character; write it whole or leave it out"
+            ) from None
+    return value
+
+
+class _Damaged(UserError):
+    """What was compressed does not unpack."""
+
+
+@contextmanager
+def open_binary(path: str | Path) -> Iterator[BinaryIO]:
+    """A file opened for reading, .gz and .zst unpacked; iterating gives its lines.
+
+    Raises:
+        UserError: its compression is damaged. OSError: as `open`.
+    """
+    import zstandard
+
+    name = str(path).lower()
+    try:
+        with open(path, "rb") as raw:
+            if name.endswith(".gz"):
+                with gzip.open(raw) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            elif name.endswith(".zst"):
+                yield _Zstandard(raw)  # type: ignore[misc]
+            else:
+                yield raw
+    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise _Damaged(f"{str(path)!r} does not unpack: {one_line(error)}") from None
+
+
+class _Zstandard:
+    """`read` and iteration by lines over a .zst file.
+
+    The library's own stream reader says nothing where a file ends in the middle of a frame; here that is an EOFError.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._blocks, self._rest = self._unpack(raw), b""
+
+    @staticmethod
+    def _unpack(raw: BinaryIO) -> Iterator[bytes]:
+        import zstandard
+
+        frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+        while data := raw.read(2**18):
+            while data:
+                begun = True
+                yield frame.decompress(data)
+                data = frame.unused_data
+                if frame.eof:  # another frame may follow
+                    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+        if begun:
+            raise EOFError("it ends in the middle of a frame")
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._rest) < size:
+            block = next(self._blocks, None)
+            if block is None:
+                break
+            self._rest += block
+        size = len(self._rest) if size < 0 else size
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return taken
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            *whole, self._rest = (self._rest + block).split(b"\n")
+            for line in whole:
+                yield line + b"\n"
+        if self._rest:
+            last, self._rest = self._rest, b""
+            yield last
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
