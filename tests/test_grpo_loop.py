@@ -86,6 +86,8 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half the groups have equal rewards: with and without them the weights are the same, and fewer rows are run."""
+    from dcoder_cli.training import setup
+    from dcoder_cli.training.grpo import step
     from dcoder_cli.training.grpo import train as coupled_grpo
 
     (tmp_path / "half.py").write_text(
@@ -102,13 +104,13 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     )  # fmt: skip
 
     gradients: list[list[torch.Tensor]] = []
-    set_rate = coupled_grpo.setup.set_learning_rate
+    set_rate = setup.set_learning_rate
 
     def keep(optimizer: Any, rate: float) -> None:
         gradients.append([weight.grad.clone() for group in optimizer.param_groups for weight in group["params"]])
         set_rate(optimizer, rate)
 
-    monkeypatch.setattr(coupled_grpo.setup, "set_learning_rate", keep)
+    monkeypatch.setattr(setup, "set_learning_rate", keep)
 
     def run(name: str) -> dict[str, float]:
         out = tmp_path / name
@@ -117,7 +119,7 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
         return next(line for line in lines if "reward" in line)
 
     less = run("less")
-    monkeypatch.setattr(coupled_grpo, "_taught", lambda advantage_B, _: list(range(len(advantage_B))))
+    monkeypatch.setattr(step, "_taught", lambda advantage_B, _: list(range(len(advantage_B))))
     whole = run("whole")
     assert less["skipped"] >= 0.5 and whole["skipped"] == 0
     assert less["loss"] == pytest.approx(whole["loss"], abs=1e-6) and less["reward"] == whole["reward"]
@@ -135,7 +137,7 @@ def test_embeddings_and_head_stay_where_they_are_not_trained(place: Path, tmp_pa
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         ends = {name for name in before if "embed_tokens" in name or "lm_head" in name}
         assert any("mlp" in name for name in moved) and (ends <= moved if train == "true" else not ends & moved)
-    from dcoder_cli.training.setup import checkpoint_bytes
+    from dcoder_cli.training.saving import checkpoint_bytes
 
     folder = tmp_path / "true" / "checkpoints" / "last"  # with a reference, whose room is asked for too
     size = sum(file.stat().st_size for file in folder.resolve().rglob("*") if file.is_file())
@@ -207,7 +209,7 @@ def test_nothing_passes_where_no_reward_knows_right_from_wrong(place: Path, tmp_
 
 
 def test_one_completion_stays_where_all_teach_nothing() -> None:
-    from dcoder_cli.training.grpo.train import _taught
+    from dcoder_cli.training.grpo.step import _taught
 
     free, bound = GrpoConfig(kl_coef=0.0), GrpoConfig()
     assert _taught(torch.zeros(4), free) == [0] and _taught(torch.zeros(4), bound) == [0, 1, 2, 3]

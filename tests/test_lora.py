@@ -25,8 +25,9 @@ from dcoder_cli.base.config import build, parse_assignments, to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import denoise, setup
+from dcoder_cli.training import denoise, saving, setup
 from dcoder_cli.training.config import LoraConfig, StageConfig
+from dcoder_cli.training.grpo import step
 from dcoder_cli.training.grpo import train as coupled_grpo
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
@@ -78,7 +79,7 @@ def _own_rewards(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place)
 
 
-def grpo(place: Path, out: Path, resume: bool = False, on_step: Any = None, **changes: Any) -> coupled_grpo.Result:
+def grpo(place: Path, out: Path, resume: bool = False, on_step: Any = None, **changes: Any) -> coupled_grpo.GrpoResult:
     config = build(GrpoConfig, presets.load("cpu-tiny")["grpo"], GRPO, changes)  # as the command line does
     return coupled_grpo.train(
         str(place / "model"), str(place / "data"), str(out), config, resume, "cpu", quiet=True, on_step=on_step
@@ -122,7 +123,7 @@ def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     out = tmp_path_factory.mktemp("run") / "run"
     frozen: list[tuple[bool, Any, torch.Tensor]] = []
     held: list[int] = []
-    plain = coupled_grpo._frozen
+    plain = step._frozen
 
     def keep(accelerator: Any, module: Any, plan: Any) -> torch.Tensor:
         value = plain(accelerator, module, plan)
@@ -136,7 +137,7 @@ def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.syspath_prepend(place)
-        patch.setattr(coupled_grpo, "_frozen", keep)
+        patch.setattr(step, "_frozen", keep)
         gc.collect()
         before = sum(isinstance(item, torch.nn.Embedding) for item in gc.get_objects())
         result = grpo(place, out, on_step=count, inner_iterations=2)
@@ -177,7 +178,7 @@ def test_no_copy_of_the_model_is_held_or_stored(place: Path, run: dict[str, Any]
     sizes = {file.name: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     assert 4 * trained <= sizes["adapter.pt"] and 8 * trained <= sizes["optimizer.pt"]
     needed = sizes["adapter.pt"] + sizes["optimizer.pt"] + sizes["model.safetensors"]
-    assert needed == pytest.approx(setup.checkpoint_bytes(model), rel=0.3)  # torch.save adds 300 bytes a tensor
+    assert needed == pytest.approx(saving.checkpoint_bytes(model), rel=0.3)  # torch.save adds 300 bytes a tensor
     grpo(place, tmp_path / "full", steps=1, lora=None)
     full = tmp_path / "full" / "checkpoints" / "step-1" / "training"
     assert (full / "reference.pt").exists() and (full / "optimizer.pt").stat().st_size > 4 * sizes["optimizer.pt"]

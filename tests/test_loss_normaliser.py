@@ -13,8 +13,9 @@ from grpo_runs import make_place
 from torch import Tensor
 
 from dcoder_cli.base.config import build
+from dcoder_cli.training import setup
+from dcoder_cli.training.grpo import step, variance, variance_bench
 from dcoder_cli.training.grpo import train as coupled_grpo
-from dcoder_cli.training.grpo import variance, variance_bench
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.loss import grpo_loss
 
@@ -44,7 +45,7 @@ class Seen:
 def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A step of training whose completions have LENGTHS: the random model's own are all of one length."""
     monkeypatch.syspath_prepend(place)
-    roll_out, set_rate = coupled_grpo.roll_out, coupled_grpo.setup.set_learning_rate
+    roll_out, set_rate = step.roll_out, setup.set_learning_rate
     seen = Seen()
 
     def uneven(*arguments: Any, **named: Any) -> list[Any]:
@@ -61,9 +62,9 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         seen.gradients.append([w.grad.clone() for group in optimizer.param_groups for w in group["params"]])
         set_rate(optimizer, value)
 
-    monkeypatch.setattr(coupled_grpo, "roll_out", uneven)
-    monkeypatch.setattr(coupled_grpo, "grpo_loss", loss)
-    monkeypatch.setattr(coupled_grpo.setup, "set_learning_rate", rate)
+    monkeypatch.setattr(step, "roll_out", uneven)
+    monkeypatch.setattr(step, "grpo_loss", loss)
+    monkeypatch.setattr(setup, "set_learning_rate", rate)
 
     def once(**changes: Any) -> Seen:
         nonlocal seen

@@ -13,6 +13,8 @@ from helpers import refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.training import setup
+from dcoder_cli.training.grpo import step
 from dcoder_cli.training.grpo import train as coupled_grpo
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.reference import move_reference
@@ -45,7 +47,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[list[int], li
     moves: list[int] = []
     policies: list[dict[str, torch.Tensor]] = []
     updates = 0
-    set_rate = coupled_grpo.setup.set_learning_rate
+    set_rate = setup.set_learning_rate
 
     def count(optimizer: Any, rate: float) -> None:
         nonlocal updates
@@ -57,8 +59,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[list[int], li
         policies.append({name: weight.detach().clone() for name, weight in policy.named_parameters()})
         move_reference(reference, policy, alpha)
 
-    monkeypatch.setattr(coupled_grpo.setup, "set_learning_rate", count)
-    monkeypatch.setattr(coupled_grpo, "move_reference", move)
+    monkeypatch.setattr(setup, "set_learning_rate", count)
+    monkeypatch.setattr(step, "move_reference", move)
     monkeypatch.syspath_prepend(place)
     return moves, policies
 

@@ -15,21 +15,20 @@ from typing import Any
 
 import torch
 
-from dcoder_cli.base import console
 from dcoder_cli.base.config import to_dict
-from dcoder_cli.base.errors import UserError, WorkFailed
-from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.batches import RowOrder, RowRules, check_fit, read_batch
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import setup
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
+from dcoder_cli.training.context import Context
 from dcoder_cli.training.evaluation import evaluate
 from dcoder_cli.training.objective import TokenLoss, attention_pattern, make_example, token_losses
+from dcoder_cli.training.saving import check_space
 
 
 @dataclass(frozen=True)
-class Result:
+class StageResult:
     """How a stage ended.
 
     Attributes:
@@ -65,7 +64,7 @@ def train(
     track: str | None = None,
     quiet: bool = False,
     on_step: Callable[[int, int, float], None] | None = None,
-) -> Result:
+) -> StageResult:
     """Run a training stage in a run folder.
 
     Args:
@@ -82,36 +81,25 @@ def train(
 
     Raises:
         UserError: anything wrong with the input, before the first step.
-        WorkFailed: the loss became NaN or infinite.
+        WorkFailed: the loss or a gradient became NaN or infinite; see `Context.update`.
     """
-    name = STAGE_NAMES[stage]
     shards = ShardSet.open(data, "train")
     heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
-    run = RunFolder.check(out, resume)
-    start = run.last() if resume else 0
     if config.stop_at_loss is not None and heldout is None:
         raise UserError(
             f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
         )
-    accelerator = setup.make_accelerator(config.precision, device, track, run.path)
-    model = setup.load_model(accelerator, run, resume, model_name, config, stage)
-    _check(stage, model, shards, config, accelerator.num_processes)
-    setup.check_space(run, model, config.keep_checkpoints)
+    context = Context.open(stage, STAGE_NAMES[stage], out, config, resume, device, track)
+    accelerator = context.accelerator
+    model = context.load_model(model_name)
+    _check(stage, model, shards, config, context.processes)
+    check_space(context.folder, model, config.keep_checkpoints)
     total_steps = config.total_steps(len(shards))
-    model.to(accelerator.device)
-    set_attention(model, config.attention, accelerator.device)
-    module, optimizer = _prepare(accelerator, model, config)
-    state: dict[str, Any] = {"best": None, "waited": 0, "tail": []}
-    if start:
-        state = setup.load_training_state(accelerator, run.checkpoint(start), optimizer)
-    accelerator.wait_for_everyone()  # all have checked the folder before it changes
-    if accelerator.is_main_process:
-        run.make()
-        if resume:
-            run.cut_after(start)
-        run.write_config({"stage": stage, "model": model_name, "data": str(data), "config": to_dict(config)})
-    if track is not None:
-        accelerator.init_trackers("dcoder", config={"stage": stage})
+    if config.compile:
+        model.network.model.compile()
+    context.prepare(TokenLoss(model), {"best": None, "waited": 0, "tail": []})
+    context.begin({"stage": stage, "model": model_name, "data": str(data), "config": to_dict(config)})
+    module, state = context.module, context.state
     mask_id = model.ids.mask if stage > 0 else None
     rules = RowRules(
         config.seed,
@@ -122,14 +110,14 @@ def train(
         conditional_phase_in=config.conditional_phase_in if stage == 3 else 0.0,
     )
     order = RowOrder(len(shards), config.seed)
-    mine = config.global_batch // accelerator.num_processes
+    mine = config.global_batch // context.processes
     first_row = accelerator.process_index * mine
     tokens_a_step = config.global_batch * shards.sequence_length
     began, stopped, heldout_now = time.perf_counter(), None, state.get("heldout")
 
     module.train()
-    step = start
-    with setup.stoppable() as stop, console.bar(f"stage {stage} ({name})", total_steps, start, quiet) as bar:
+    step = context.start
+    with context.running(total_steps, quiet) as bar:
         while step < total_steps:
             step_began = time.perf_counter()
             # 1. This process's rows, noised on the CPU: each row's noise depends on (seed, step, row) alone.
@@ -141,7 +129,7 @@ def train(
                 examples.append(
                     make_example(read_batch(shards, indices, rows, step, epoch, rules), config, step, mask_id)
                 )
-            denominator = _sum(accelerator, sum(float(example.denominator) for example in examples))
+            denominator = context.sum(sum(float(example.denominator) for example in examples))
             pattern_LL = attention_pattern(config, step, shards.sequence_length) if stage == 1 else None
             # 2. Forward and backward, gradients synchronised once.
             loss_sum = torch.zeros((), device=accelerator.device)
@@ -154,28 +142,23 @@ def train(
                         )
                     weights_N = example.weights_BL[example.masked_BL].to(accelerator.device)
                     loss = (losses_N * weights_N).sum() / max(denominator, 1.0)
-                    accelerator.backward(loss * accelerator.num_processes)  # gradients are averaged over processes
+                    accelerator.backward(loss * context.processes)  # gradients are averaged over processes
                 loss_sum += loss.detach()
             # 3. Update.
-            rate = setup.learning_rate(config.optimizer, step, total_steps)
-            setup.set_learning_rate(optimizer, rate)
-            norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.max_grad_norm or float("inf"))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update = context.update(step, total_steps, float(loss_sum))
             step += 1
-            loss_value = _sum(accelerator, float(loss_sum))
-            if not torch.isfinite(torch.tensor(loss_value)):
-                raise WorkFailed(
-                    f"the loss became {loss_value} at step {step}; lower optimizer.learning_rate and resume from step {run.steps()[-1:] or 0}"
-                )
             # 4. Record.
-            state["tail"] = [*state["tail"], loss_value][-max(1, total_steps // 10) :]
+            state["tail"] = [*state["tail"], update.loss][-max(1, total_steps // 10) :]
             seconds = time.perf_counter() - step_began
             if step % config.log_every == 0 or step == total_steps:
-                _log(accelerator, run, step, tokens_a_step, loss_value, rate, norm, seconds, track)
-            bar.advance(1, f"loss {loss_value:.3f}  {tokens_a_step / seconds:,.0f} tok/s")
-            if on_step is not None and accelerator.is_main_process:
-                on_step(step, total_steps, loss_value)
+                context.log(
+                    step,
+                    {"tokens": step * tokens_a_step, "loss": update.loss, "learning_rate": update.learning_rate, "grad_norm": update.grad_norm},
+                    {"seconds": round(seconds, 5), "tokens_per_second": round(tokens_a_step / seconds, 1)},
+                )  # fmt: skip
+            bar.advance(1, f"loss {update.loss:.3f}  {tokens_a_step / seconds:,.0f} tok/s")
+            if on_step is not None and context.is_first:
+                on_step(step, total_steps, update.loss)
             # 5. Evaluate, stop, checkpoint.
             better = heldout is None
             if heldout is not None and (step == total_steps or _due(step, config.evaluate_every)):
@@ -184,29 +167,23 @@ def train(
                 state["best"], state["waited"] = (
                     (heldout_now["loss"], 0) if better else (state["best"], state["waited"] + 1)
                 )
-                if accelerator.is_main_process:
-                    run.append("metrics", {"step": step, "heldout": heldout_now})
+                context.log_heldout(step, heldout_now)
                 if config.early_stopping and state["waited"] >= config.early_stopping:
                     stopped = "early"
                 if config.stop_at_loss is not None and heldout_now["loss"] <= config.stop_at_loss:
                     stopped = "reached"
-            if stop.agreed(accelerator):
+            if context.stop_asked():
                 stopped = "asked"
             ends = stopped is not None or step == total_steps
             if ends or _due(step, config.checkpoint_every) or (better and heldout is not None):
                 state["heldout"] = heldout_now
-                setup.save_checkpoint(accelerator, run, step, module, model, optimizer, state, name)
-                if accelerator.is_main_process:
-                    if better or run.linked("best") is None:
-                        run.link("best", step)
-                    run.prune(config.keep_checkpoints)
+                context.save(step, best=better or context.folder.linked("best") is None)
             if stopped:
                 break
-    if track is not None:
-        accelerator.end_training()
     tail = state["tail"] or [float("nan")]
-    return Result(
-        name, step, step * tokens_a_step, sum(tail) / len(tail), heldout_now, time.perf_counter() - began, run.checkpoint(step), stopped
+    return StageResult(
+        context.name, step, step * tokens_a_step, sum(tail) / len(tail), heldout_now, time.perf_counter() - began,
+        context.folder.checkpoint(step), stopped,
     )  # fmt: skip
 
 
@@ -230,57 +207,5 @@ def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, proc
         )
 
 
-def set_attention(model: Model, implementation: str, device: torch.device) -> None:
-    """Switch a loaded model to an attention implementation."""
-    from dcoder_cli.model.backbone import check_attention
-
-    check_attention(implementation, device)
-    model.implementation = implementation
-    model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
-
-
-def _prepare(accelerator: Any, model: Model, config: StageConfig) -> tuple[Any, Any]:
-    if config.activation_checkpointing:
-        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.compile:
-        model.network.model.compile()
-    module = TokenLoss(model)
-    return accelerator.prepare(module, setup.make_optimizer(module, config.optimizer))  # type: ignore[no-any-return]
-
-
 def _filler(model: Model) -> int:
     return model.ids.pad if model.ids.pad is not None else 0
-
-
-def _sum(accelerator: Any, value: float) -> float:
-    if accelerator.num_processes == 1:
-        return value
-    return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum"))
-
-
-def _log(
-    accelerator: Any,
-    run: RunFolder,
-    step: int,
-    tokens_a_step: int,
-    loss: float,
-    rate: float,
-    norm: Any,
-    seconds: float,
-    track: str | None,
-) -> None:
-    record = {
-        "step": step,
-        "tokens": step * tokens_a_step,
-        "loss": loss,
-        "learning_rate": rate,
-        "grad_norm": float(norm),
-    }
-    if accelerator.is_main_process:
-        run.append("metrics", record)
-        run.append(
-            "timings",
-            {"step": step, "seconds": round(seconds, 5), "tokens_per_second": round(tokens_a_step / seconds, 1)},
-        )
-    if track is not None:
-        accelerator.log({**record, "tokens_per_second": tokens_a_step / seconds}, step=step)

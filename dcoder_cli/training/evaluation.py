@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +15,42 @@ from dcoder_cli.diffusion.noise import uniforms
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.objective import TokenLoss, make_example, noised, token_losses
+from dcoder_cli.training.totals import total
 
 BANDS = 10
 _SEED = 1234  # of the evaluation's noise: the same in every run, so that runs compare
+
+
+def _bands() -> Tensor:
+    return torch.zeros(BANDS, dtype=torch.float64)
+
+
+@dataclass
+class HeldoutSums:
+    """What an evaluation adds up over the rows of one source, float64; K bands of t.
+
+    Attributes:
+        loss: cross-entropy times its weight. eligible: tokens that may be masked.
+        band_loss_K, band_masked_K: cross-entropy of the masked tokens, and their number.
+    """
+
+    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    eligible: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    band_loss_K: Tensor = field(default_factory=_bands)
+    band_masked_K: Tensor = field(default_factory=_bands)
+
+    def add(self, other: HeldoutSums) -> None:
+        """Add the sums of more rows."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def over_processes(self, accelerator: Any) -> HeldoutSums:
+        """The sums of all processes."""
+        return HeldoutSums(**{name: total(accelerator, value) for name, value in vars(self).items()})
+
+    def per_token(self) -> float:
+        """The loss in nats per token that may be masked."""
+        return float(self.loss / self.eligible.clamp(min=1))
 
 
 @torch.no_grad()
@@ -41,7 +75,7 @@ def evaluate(
     plain = RowRules(rules.seed, rules.pad_id, rules.keep_first)
     was_training = module.training
     module.eval()
-    total = torch.zeros(len(sources), 2 + 2 * BANDS, dtype=torch.float64)
+    sums = [HeldoutSums() for _ in sources]
     size = max(1, config.micro_batch)
     with accelerator.autocast():
         for place, (source, count) in enumerate(zip(sources, counts, strict=True)):
@@ -52,14 +86,11 @@ def evaluate(
             for number, piece in enumerate([*pieces, *[[0]] * idle]):
                 rows = [source.rows[index] for index in piece]
                 times = [(index + 0.5) / count for index in piece]
-                sums = _piece(accelerator, module, shards, config, plain, mask_id, rows, times)
-                total[place] += sums if number < len(pieces) else 0
+                found = _piece(accelerator, module, shards, config, plain, mask_id, rows, times)
+                if number < len(pieces):
+                    sums[place].add(found)
     module.train(was_training)
-    sums = (
-        accelerator.reduce(total.float().to(accelerator.device), reduction="sum").cpu().double()
-        if accelerator.num_processes > 1
-        else total
-    )
+    sums = [one.over_processes(accelerator) for one in sums]
     return _result(sums, sources, counts, bool(shards.sources), mask_id is not None)
 
 
@@ -74,12 +105,12 @@ def _shared_out(rows: int, available: Sequence[int]) -> list[int]:
 
 
 def _result(
-    sums: Tensor, sources: Sequence[SourceRows], counts: Sequence[int], known: bool, noised: bool
+    sums: Sequence[HeldoutSums], sources: Sequence[SourceRows], counts: Sequence[int], known: bool, noised: bool
 ) -> dict[str, Any]:
-    """From each source's sums [source, weighted loss, maskable tokens, loss by band of t, masked tokens by band]."""
+    """What `evaluate` returns, from the sums of each source."""
     asked = [place for place, count in enumerate(counts) if count]
     whole = sum(sources[place].share for place in asked)
-    losses = [float(row[0] / row[1].clamp(min=1)) for row in sums]
+    losses = [one.per_token() for one in sums]
     shares = [sources[place].share / whole if whole and counts[place] else 0.0 for place in range(len(sources))]
     result: dict[str, Any] = {
         "loss": sum(share * loss for share, loss in zip(shares, losses, strict=True)),
@@ -92,10 +123,13 @@ def _result(
             for place in asked
         ]
     if noised:
-        mixed = (torch.tensor(shares, dtype=torch.float64)[:, None] / sums[:, 1:2].clamp(min=1) * sums).sum(0)
+        loss_K, masked_K = _bands(), _bands()
+        for share, one in zip(shares, sums, strict=True):
+            weight = share / one.eligible.clamp(min=1)
+            loss_K += weight * one.band_loss_K
+            masked_K += weight * one.band_masked_K
         result["by_t"] = [
-            float(mixed[2 + band] / mixed[2 + BANDS + band]) if mixed[2 + BANDS + band] > 0 else None
-            for band in range(BANDS)
+            float(loss / masked) if masked > 0 else None for loss, masked in zip(loss_K, masked_K, strict=True)
         ]
     return result
 
@@ -121,8 +155,8 @@ def _piece(
     mask_id: int | None,
     piece: list[int],
     times: list[float],
-) -> Tensor:
-    """[weighted loss, maskable tokens, loss by band of t, masked tokens by band of t] of a few rows at their t."""
+) -> HeldoutSums:
+    """The sums of a few rows at their t."""
     batch = read_batch(shards, piece, range(len(piece)), 0, float("inf"), rules)
     for place, index in enumerate(piece):
         if index in shards.padding:  # no text of any source
@@ -139,14 +173,14 @@ def _piece(
         .double()
         .cpu()
     )
-    sums = torch.zeros(2 + 2 * BANDS, dtype=torch.float64)
-    sums[0] = (losses_N * example.weights_BL[example.masked_BL].double()).sum()
-    sums[1] = batch.eligible_BL.sum()
     row_N = example.masked_BL.nonzero()[:, 0]
     band_N = (example.t_B[row_N] * BANDS).long().clamp(max=BANDS - 1)
-    sums[2 : 2 + BANDS].index_add_(0, band_N, losses_N)
-    sums[2 + BANDS :].index_add_(0, band_N, torch.ones_like(losses_N))
-    return sums
+    return HeldoutSums(
+        (losses_N * example.weights_BL[example.masked_BL].double()).sum(),
+        batch.eligible_BL.sum().double(),
+        _bands().index_add_(0, band_N, losses_N),
+        _bands().index_add_(0, band_N, torch.ones_like(losses_N)),
+    )
 
 
 def heldout_loss(model: Model, data: str) -> float:

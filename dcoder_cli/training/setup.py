@@ -1,11 +1,8 @@
-"""What all training stages share: Accelerate, the optimiser, its schedule, checkpoints and stopping."""
+"""What a training run is set up from: Accelerate, the model with its adapter and attention, the optimiser and its schedule."""
 
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,8 @@ from torch import nn
 
 from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import atomic_folder, require_space
 from dcoder_cli.base.runs import RunFolder
-from dcoder_cli.model import checkpoint as checkpoints
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model, check_attention, load
 from dcoder_cli.training import lora
 from dcoder_cli.training.config import OptimizerConfig, StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -97,6 +92,13 @@ def load_model(
     return model
 
 
+def set_attention(model: Model, implementation: str, device: torch.device) -> None:
+    """Switch a loaded model to an attention implementation. Raises UserError where it cannot run on `device`."""
+    check_attention(implementation, device)
+    model.implementation = implementation
+    model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
+
+
 def freeze_embeddings(model: Model) -> None:
     """Leave token embeddings and head out of training."""
     for part in (model.network.get_input_embeddings(), model.network.lm_head):
@@ -136,124 +138,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def is_sharded(accelerator: Any) -> bool:
     """Whether weights or optimiser states are spread over processes (FSDP, DeepSpeed)."""
     return str(accelerator.distributed_type).rsplit(".", 1)[-1] in ("FSDP", "DEEPSPEED")
-
-
-def checkpoint_bytes(model: Model, copies: int = 0) -> int:
-    """What one checkpoint takes on disk: float32 weights, two Adam moments of those that train, and `copies` (a reference)."""
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return copies * weights + sum(
-        (12 if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters()
-    )
-
-
-def check_space(run: RunFolder, model: Model, kept: int, copies: int = 0) -> None:
-    """Raises UserError now if the checkpoints to come will not fit: `kept`, the best, and one being written."""
-    require_space(run.path, checkpoint_bytes(model, copies) * (kept + 2), f"{kept + 2} checkpoints")
-
-
-def save_checkpoint(
-    accelerator: Any,
-    run: RunFolder,
-    step: int,
-    module: Any,
-    model: Model,
-    optimizer: Any,
-    state: dict[str, Any],
-    stage: str,
-    extra: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write `checkpoints/step-N`: a loadable model folder, and in `training/` what resuming needs. Whole or not at all.
-
-    `extra`: more files of `training/`, each a value for torch.save.
-    """
-    target = run.checkpoint(step)
-    weights = _full_weights(accelerator, module, model)
-    if is_sharded(accelerator):
-        # Every process writes its part of the optimiser; the folder is put in place by the first.
-        temporary = target.with_name(f".{target.name}.sharded.tmp")
-        accelerator.save_state(str(temporary / "training" / "accelerate"))
-        if accelerator.is_main_process:
-            _write_parts(temporary, model, weights, state, stage)
-            temporary.rename(target)
-    elif accelerator.is_main_process:
-        require_space(run.path, checkpoint_bytes(model, len(extra or {})), "a checkpoint")
-        with atomic_folder(target) as temporary:
-            (temporary / "training").mkdir()
-            files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
-            if lora.is_adapted(model):
-                files["adapter.pt"] = lora.adapter_state(model)
-            for name, value in files.items():
-                torch.save(value, temporary / "training" / name)
-            _write_parts(temporary, model, weights, state, stage)
-    if accelerator.is_main_process:
-        run.link("last", step)
-    accelerator.wait_for_everyone()
-    return target
-
-
-def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
-    """By transformers key, adapters merged; under FSDP every process takes part and the first has them."""
-    if lora.is_adapted(model):
-        return dict(lora.merged_weights(model)) if accelerator.is_main_process else {}
-    full = accelerator.get_state_dict(module)
-    return {key.removeprefix("model.network."): value for key, value in full.items()} if full else {}
-
-
-def _write_parts(folder: Path, model: Model, weights: dict[str, Any], state: dict[str, Any], stage: str) -> None:
-    checkpoints.write_into(folder, model.stored_config(stage=stage), weights, model.layout, model.tokenizer)
-    (folder / "training").mkdir(exist_ok=True)
-    torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / "training" / "state.pt")
-
-
-def load_training_state(accelerator: Any, folder: Path, optimizer: Any) -> dict[str, Any]:
-    """Optimiser, RNG and counters of a checkpoint. The weights were loaded with the model, or come with the shards.
-
-    Raises:
-        UserError: the checkpoint's training state is damaged.
-    """
-    try:
-        if is_sharded(accelerator):
-            accelerator.load_state(str(folder / "training" / "accelerate"))
-        else:
-            optimizer.load_state_dict(
-                torch.load(folder / "training" / "optimizer.pt", map_location="cpu", weights_only=True)
-            )
-        state: dict[str, Any] = torch.load(folder / "training" / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); remove that folder to resume from the one before"
-        ) from None
-    torch.set_rng_state(state["torch_rng"])
-    return state
-
-
-class Stop:
-    """Set by Ctrl-C or a polite kill: the loop ends after its step, with a checkpoint."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def agreed(self, accelerator: Any) -> bool:
-        """Whether any process was asked to stop."""
-        if accelerator.num_processes == 1:
-            return self.asked
-        flag = torch.tensor(float(self.asked), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second one stops at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from dcoder_cli.decoding.sampler import generate
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.rewards import Rewarder, says_passed
+from dcoder_cli.training.totals import totals
 
 TEMPERATURE, TOP_P = 0.2, 0.95  # DiffuCoder B.2
 _SEED = 1234  # the same samples' draws in every evaluation, so that they compare
@@ -49,12 +49,15 @@ def evaluate(
             on_done=judge,
         )
     rewards = [rewarder.result(pending[str(index)]) for index in mine]
-    known = [reward for reward in rewards if reward.total == reward.total]
-    sums = torch.tensor(
-        [sum(r.status == "passed" for r in known), sum(r.total for r in known), len(known)], dtype=torch.float64
+    known = [reward for reward in rewards if not math.isnan(reward.total)]
+    seen = totals(
+        accelerator,
+        {
+            "passed": sum(reward.status == "passed" for reward in known),
+            "reward": sum(reward.total for reward in known),
+            "prompts": len(known),
+        },
     )
-    if accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").double().cpu()
-    total = max(1.0, float(sums[2]))
-    passed = {"pass@1": float(sums[0]) / total} if says_passed(config.rewards) else {}
-    return {**passed, "reward": float(sums[1]) / total, "prompts": int(sums[2])}
+    divisor = max(1.0, seen["prompts"])
+    passed = {"pass@1": seen["passed"] / divisor} if says_passed(config.rewards) else {}
+    return {**passed, "reward": seen["reward"] / divisor, "prompts": int(seen["prompts"])}

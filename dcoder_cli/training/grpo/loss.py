@@ -1,6 +1,6 @@
 """Advantages and the clipped loss of GRPO with a k3 KL term.
 
-Shapes: B completions, N completion tokens, G completions of one prompt.
+Shapes: B completions, L completion tokens, G completions of one prompt.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Loss:
 
 
 def grpo_loss(
-    new_BN: Tensor,
-    old_BN: Tensor,
-    reference_BN: Tensor | None,
+    new_BL: Tensor,
+    old_BL: Tensor,
+    reference_BL: Tensor | None,
     advantage_B: Tensor,
-    scored_BN: Tensor,
+    scored_BL: Tensor,
     clip: float = 0.5,
     kl_coef: float = 0.01,
     normaliser: str = "completion",
@@ -65,35 +65,35 @@ def grpo_loss(
     """The loss of DiffuCoder's Algorithm 1, as a sum that micro-batches and processes can add up.
 
     Args:
-        new_BN, old_BN, reference_BN: per-token log-probability estimates with the same masks; reference None = no KL.
+        new_BL, old_BL, reference_BL: per-token log-probability estimates with the same masks; reference None = no KL.
         advantage_B: one a completion.
-        scored_BN: bool, tokens up to and including the first end of turn.
+        scored_BL: bool, tokens up to and including the first end of turn.
         clip: epsilon of the clipping of the ratio.
         kl_coef: beta of the KL term, k3 = exp(ref - new) - (ref - new) - 1.
         normaliser: "completion" sums over completions the mean over each one's tokens; "token" sums over tokens.
     """
-    ratio_BN = torch.exp(new_BN - old_BN)
+    ratio_BL = torch.exp(new_BL - old_BL)
     advantage_B1 = advantage_B[:, None]
-    clipped_BN = ratio_BN.clamp(1 - clip, 1 + clip)
-    surrogate_BN = torch.minimum(ratio_BN * advantage_B1, clipped_BN * advantage_B1)
-    kl_BN = torch.zeros_like(new_BN)
-    if reference_BN is not None:
-        difference_BN = reference_BN - new_BN
-        kl_BN = torch.exp(difference_BN) - difference_BN - 1
-    count_B = scored_BN.sum(dim=1)
+    clipped_BL = ratio_BL.clamp(1 - clip, 1 + clip)
+    surrogate_BL = torch.minimum(ratio_BL * advantage_B1, clipped_BL * advantage_B1)
+    kl_BL = torch.zeros_like(new_BL)
+    if reference_BL is not None:
+        difference_BL = reference_BL - new_BL
+        kl_BL = torch.exp(difference_BL) - difference_BL - 1
+    count_B = scored_BL.sum(dim=1)
     divisor_B = count_B.clamp(min=1) if normaliser == "completion" else torch.ones_like(count_B)
 
-    def summed(values_BN: Tensor) -> Tensor:
-        return (torch.where(scored_BN, values_BN, torch.zeros_like(values_BN)).sum(dim=1) / divisor_B).sum()
+    def summed(values_BL: Tensor) -> Tensor:
+        return (torch.where(scored_BL, values_BL, torch.zeros_like(values_BL)).sum(dim=1) / divisor_B).sum()
 
-    low_BN = (ratio_BN < 1 - clip) & (advantage_B1 < 0)
-    high_BN = (ratio_BN > 1 + clip) & (advantage_B1 > 0)
+    low_BL = (ratio_BL < 1 - clip) & (advantage_B1 < 0)
+    high_BL = (ratio_BL > 1 + clip) & (advantage_B1 > 0)
     return Loss(
-        summed(-surrogate_BN + kl_coef * kl_BN),
-        summed(kl_BN.detach()),
-        summed(low_BN.to(new_BN.dtype)),
-        summed(high_BN.to(new_BN.dtype)),
-        summed(ratio_BN.detach()),
+        summed(-surrogate_BL + kl_coef * kl_BL),
+        summed(kl_BL.detach()),
+        summed(low_BL.to(new_BL.dtype)),
+        summed(high_BL.to(new_BL.dtype)),
+        summed(ratio_BL.detach()),
         units(count_B.tolist(), normaliser),
     )
 

@@ -4,116 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.loss import Loss
 from dcoder_cli.training.grpo.rewards import says_passed
 from dcoder_cli.training.grpo.rollouts import Rollout
+from dcoder_cli.training.totals import totals
 
 Monitor = Callable[[Sequence[Trajectory]], dict[str, float]]
-
-
-def step_metrics(
-    accelerator: Any,
-    rollouts: Sequence[Rollout],
-    sums: Tensor,
-    config: GrpoConfig,
-    completions: int,
-    divisor: int,
-    monitor: Monitor | None,
-) -> dict[str, float]:
-    """Numbers of the step, over the completions of all processes.
-
-    Args:
-        sums: over the updates: the five sums of a Loss, gradient norms, completions and units (see `grpo_loss.units`) taught.
-        completions, divisor: completions and units of the whole rollout.
-
-    Rewards are means and standard deviations over the completions that the judge had no trouble with.
-    """
-    updates = completions * config.inner_iterations
-    moments = _moments(rollouts)
-    shares = _shares(rollouts, config)
-    if monitor is not None:
-        shares.update(monitor([item.trajectory for item in rollouts]))
-    moments_K3 = torch.tensor(list(moments.values()), dtype=torch.float64)
-    shares_S = torch.tensor(list(shares.values()), dtype=torch.float64)
-    if accelerator.num_processes > 1:
-        norm = sums[5].clone()
-        moments_K3, sums = (_over_processes(accelerator, value, "sum") for value in (moments_K3, sums))
-        shares_S = _over_processes(accelerator, shares_S, "mean")
-        sums[5] = norm
-    metrics: dict[str, float] = {}
-    for name, (total, squares, count) in zip(moments, moments_K3.tolist(), strict=True):
-        mean = total / count if count else math.nan
-        metrics[name] = mean
-        metrics[f"{name}_std"] = math.sqrt(max(0.0, squares / count - mean**2)) if count else math.nan
-    metrics.update(zip(shares, shares_S.tolist(), strict=True))
-    for index, name in enumerate(("loss", "kl", "clipped_low", "clipped_high", "ratio")):
-        # A completion that the updates leave out has neither loss, KL nor clipping; its ratio was never computed.
-        metrics[name] = float(sums[index]) / (float(sums[7]) if name == "ratio" else divisor * config.inner_iterations)
-    metrics["skipped"] = 1 - float(sums[6]) / updates
-    metrics["grad_norm"] = float(sums[5]) / config.inner_iterations
-    return metrics
-
-
-def _over_processes(accelerator: Any, values: Tensor, how: str) -> Tensor:
-    reduced: Tensor = accelerator.reduce(values.float().to(accelerator.device), reduction=how)
-    return reduced.double().cpu()
-
-
-def _moments(rollouts: Sequence[Rollout]) -> dict[str, tuple[float, float, int]]:
-    """For the total and each part of the reward: sum, sum of squares and number of known values."""
-    columns = {"reward": [item.reward.total for item in rollouts]}
-    for name in rollouts[0].reward.parts:
-        columns[f"reward_{name}"] = [item.reward.parts[name] for item in rollouts]
-    result = {}
-    for name, column in columns.items():
-        known = [value for value in column if not math.isnan(value)]
-        result[name] = (sum(known), sum(value**2 for value in known), len(known))
-    return result
-
-
-def _shares(rollouts: Sequence[Rollout], config: GrpoConfig) -> dict[str, float]:
-    """Means over completions: what the judge said, length, unfinished share, entropy; and the share of flat groups."""
-    count = len(rollouts)
-    scored = [value for item in rollouts for value in item.trajectory.entropy[: item.completion.scored]]
-    passed = sum(item.reward.status == "passed" for item in rollouts) / count
-    return {
-        **({"passed": passed} if says_passed(config.rewards) else {}),
-        "judge_trouble": sum(math.isnan(item.reward.total) for item in rollouts) / count,
-        "length": sum(item.completion.scored for item in rollouts) / count,
-        "unfinished": sum(not item.trajectory.settings["finished"] for item in rollouts) / count,
-        "entropy": sum(scored) / max(1, len(scored)),
-        "flat_groups": flat_groups(rollouts, config.group_size),
-    }
-
-
-def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
-    """Share of groups in which every known reward is the same: they carry no policy gradient."""
-    groups = [rollouts[start : start + group] for start in range(0, len(rollouts), group)]
-    flat = sum(
-        len({item.reward.total for item in members if not math.isnan(item.reward.total)}) <= 1 for members in groups
-    )
-    return flat / len(groups)
-
-
-def sample_record(item: Rollout, prompt: dict[str, Any]) -> dict[str, Any]:
-    parts = {name: None if value != value else value for name, value in item.reward.parts.items()}
-    return {
-        "task_id": prompt.get("task_id"),
-        "prompt": prompt.get("messages", prompt.get("prompt")),
-        "text": item.trajectory.text,
-        "reveal_step": item.trajectory.reveal_step,
-        "rewards": parts,
-        "status": item.reward.status,
-        "tests": prompt.get("tests", {}).get("hidden"),
-        "answer": prompt.get("answer"),
-    }
 
 
 class Clock:
@@ -130,3 +34,160 @@ class Clock:
 
     def total(self) -> float:
         return time.perf_counter() - self._began
+
+
+@dataclass
+class UpdateSums:
+    """What the updates of a step add up, on one process.
+
+    Attributes:
+        loss, kl, clipped_low, clipped_high, ratio: the sums of a `Loss`.
+        grad_norm: norms of the whole update's gradients, the same on all processes.
+        completions, units: how many were taught, as `grpo_loss.units` counts.
+    """
+
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped_low: float = 0.0
+    clipped_high: float = 0.0
+    ratio: float = 0.0
+    grad_norm: float = 0.0
+    completions: int = 0
+    units: int = 0
+
+    def add(self, part: Loss, completions: int) -> None:
+        """Add the loss of a micro-batch of so many completions."""
+        parts = torch.stack([part.loss.detach(), part.kl, part.clipped_low, part.clipped_high, part.ratio])
+        loss, kl, low, high, ratio = parts.tolist()
+        self.loss += loss
+        self.kl += kl
+        self.clipped_low += low
+        self.clipped_high += high
+        self.ratio += ratio
+        self.completions += completions
+        self.units += part.count
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that is done, on one process.
+
+    Attributes:
+        rollouts: its completions, group after group.
+        chosen: the place of each group's prompt among all prompts.
+        sums: of its updates.
+        divisor: what one update's losses were divided by: completions or tokens of the rollout, over all processes.
+        learning_rate: of its updates.
+        clock: its seconds so far.
+    """
+
+    rollouts: list[Rollout]
+    chosen: list[int]
+    sums: UpdateSums
+    divisor: int
+    learning_rate: float
+    clock: Clock
+
+
+def step_metrics(accelerator: Any, done: StepResult, config: GrpoConfig, monitor: Monitor | None) -> dict[str, float]:
+    """Numbers of the step, over the completions of all processes.
+
+    Rewards are means and standard deviations over the completions that the judge had no trouble with.
+    """
+    rollouts, sums = done.rollouts, done.sums
+    columns = _reward_columns(rollouts)
+    counts = _counts(rollouts, config)
+    # Each process has as many groups and completions as another, so the mean over all is the mean of their means.
+    shares = {"flat_groups": flat_groups(rollouts, config.group_size)}
+    if monitor is not None:
+        shares.update(monitor([item.trajectory for item in rollouts]))
+    grad_norm = sums.grad_norm
+    seen = totals(
+        accelerator,
+        {
+            **{
+                f"{name}: {what}": value for name, column in columns.items() for what, value in _moments(column).items()
+            },
+            **{f"count: {name}": value for name, value in counts.items()},
+            **{f"share: {name}": value for name, value in shares.items()},
+            **{f"update: {name}": value for name, value in vars(sums).items()},
+        },
+    )
+    metrics: dict[str, float] = {}
+    for name in columns:
+        known = seen[f"{name}: known"]
+        mean = seen[f"{name}: sum"] / known if known else math.nan
+        metrics[name] = mean
+        metrics[f"{name}_std"] = math.sqrt(max(0.0, seen[f"{name}: squares"] / known - mean**2)) if known else math.nan
+    metrics.update(_means({name: seen[f"count: {name}"] for name in counts}))
+    metrics.update({name: seen[f"share: {name}"] / accelerator.num_processes for name in shares})
+    for name in ("loss", "kl", "clipped_low", "clipped_high"):
+        metrics[name] = seen[f"update: {name}"] / (done.divisor * config.inner_iterations)
+    # A completion that the updates leave out has neither loss, KL nor clipping; its ratio was never computed.
+    metrics["ratio"] = seen["update: ratio"] / seen["update: units"]
+    updates = config.prompts_per_step * config.group_size * config.inner_iterations
+    metrics["skipped"] = 1 - seen["update: completions"] / updates
+    metrics["grad_norm"] = grad_norm / config.inner_iterations
+    return metrics
+
+
+def _reward_columns(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """The total and each part of the reward, one number a completion."""
+    columns = {"reward": [item.reward.total for item in rollouts]}
+    for name in rollouts[0].reward.parts:
+        columns[f"reward_{name}"] = [item.reward.parts[name] for item in rollouts]
+    return columns
+
+
+def _moments(column: Sequence[float]) -> dict[str, float]:
+    """Sum, sum of squares and number of the known values."""
+    known = [value for value in column if not math.isnan(value)]
+    return {"sum": sum(known), "squares": sum(value**2 for value in known), "known": len(known)}
+
+
+def _counts(rollouts: Sequence[Rollout], config: GrpoConfig) -> dict[str, float]:
+    """What is counted or summed over completions; `_means` divides."""
+    scored = [value for item in rollouts for value in item.trajectory.entropy[: item.completion.scored]]
+    passed = sum(item.reward.status == "passed" for item in rollouts)
+    return {
+        **({"passed": passed} if says_passed(config.rewards) else {}),
+        "judge_trouble": sum(math.isnan(item.reward.total) for item in rollouts),
+        "length": sum(item.completion.scored for item in rollouts),
+        "unfinished": sum(not item.trajectory.settings["finished"] for item in rollouts),
+        "entropy": sum(scored),
+        "entropies": len(scored),
+        "completions": len(rollouts),
+    }
+
+
+def _means(counts: Mapping[str, float]) -> dict[str, float]:
+    """What the judge said, length and unfinished share a completion; the entropy a token at which it was committed."""
+    result = {}
+    for name, value in counts.items():
+        if name not in ("completions", "entropies"):
+            result[name] = value / (max(1, counts["entropies"]) if name == "entropy" else counts["completions"])
+    return result
+
+
+def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
+    """Share of groups in which every known reward is the same: they carry no policy gradient."""
+    groups = [rollouts[start : start + group] for start in range(0, len(rollouts), group)]
+    flat = sum(
+        len({item.reward.total for item in members if not math.isnan(item.reward.total)}) <= 1 for members in groups
+    )
+    return flat / len(groups)
+
+
+def sample_record(item: Rollout, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of samples/: a completion beside what it was asked and what it earned."""
+    parts = {name: None if value != value else value for name, value in item.reward.parts.items()}
+    return {
+        "task_id": prompt.get("task_id"),
+        "prompt": prompt.get("messages", prompt.get("prompt")),
+        "text": item.trajectory.text,
+        "reveal_step": item.trajectory.reveal_step,
+        "rewards": parts,
+        "status": item.reward.status,
+        "tests": prompt.get("tests", {}).get("hidden"),
+        "answer": prompt.get("answer"),
+    }

@@ -1,0 +1,243 @@
+"""One training run: accelerator, folder, state, stop signals, tracker, log and checkpoints. The loops of all stages share it.
+
+It holds no loop and calls none: `denoise.train` and `grpo.train.train` read from top to bottom and call it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dcoder_cli.base import console
+from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.training import saving, setup
+from dcoder_cli.training.config import StageConfig
+from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.totals import totals
+
+
+class Stop:
+    """Set by Ctrl-C or a polite kill: the loop ends after its step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop; a second one stops at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What moved the weights: the loss of the whole step, the norm of its gradients before clipping, the learning rate."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass
+class Context:
+    """A run of one stage. A loop calls `open`, `load_model`, `prepare` and `begin` in this order, then the rest.
+
+    Attributes:
+        stage, name: 0-4, and what the stage is called.
+        config: of the stage.
+        folder: the run's.
+        accelerator: Accelerate's; `accelerate launch` and torchrun decide about processes and devices.
+        resume, start: whether it goes on, and after which step: that of the last checkpoint, or 0.
+        track: an Accelerate tracker's name, or None.
+        model: set by `load_model`, float32 on the CPU until `prepare` moves it.
+        module, optimizer: set by `prepare`: what the loop calls, as Accelerate wraps it.
+        state: what a checkpoint carries for the loop; plain numbers, lists and dicts.
+    """
+
+    stage: int
+    name: str
+    config: StageConfig | GrpoConfig
+    folder: RunFolder
+    accelerator: Any
+    resume: bool
+    start: int
+    track: str | None
+    model: Model = field(init=False)
+    module: Any = field(init=False)
+    optimizer: Any = field(init=False)
+    state: dict[str, Any] = field(init=False)
+    _stop: Stop = field(init=False, default_factory=Stop)
+
+    @classmethod
+    def open(
+        cls,
+        stage: int,
+        name: str,
+        out: str,
+        config: StageConfig | GrpoConfig,
+        resume: bool,
+        device: str | None,
+        track: str | None,
+    ) -> Context:
+        """Check the run folder and start Accelerate; nothing is written.
+
+        Raises:
+            UserError: the folder is not one to begin in, or to resume; the precision or the tracker is not to be had.
+        """
+        folder = RunFolder.check(out, resume)
+        start = folder.last() if resume else 0
+        accelerator = setup.make_accelerator(config.precision, device, track, folder.path)
+        return cls(stage, name, config, folder, accelerator, resume, start, track)
+
+    def load_model(self, name: str) -> Model:
+        """The model to train: `name`, or the run's last checkpoint. Raises UserError, see `setup.load_model`."""
+        self.model = setup.load_model(self.accelerator, self.folder, self.resume, name, self.config, self.stage)
+        return self.model
+
+    def prepare(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+        """Bring the model to its device under Accelerate, with an optimiser for what trains in it.
+
+        Args:
+            module: holds the model; the loop calls it.
+            state: what a run begins with; on resuming, the checkpoint's stands in its place, with its optimiser and RNG.
+
+        Raises:
+            UserError: the attention cannot run here, or the checkpoint is damaged.
+        """
+        self.model.to(self.accelerator.device)
+        setup.set_attention(self.model, self.config.attention, self.accelerator.device)
+        if self.config.activation_checkpointing:
+            self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = setup.make_optimizer(module, self.config.optimizer)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.state = dict(state)
+        if self.start:
+            self.state = saving.load_training_state(self.accelerator, self.last_checkpoint(), self.optimizer)
+
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that a resumed run goes on from."""
+        return self.folder.checkpoint(self.start)
+
+    def begin(self, record: Mapping[str, Any], tidy: Callable[[], None] = lambda: None) -> None:
+        """All checks have passed on all processes: make the folder, drop the log after `start`, write down what runs.
+
+        Args:
+            record: for config.yaml.
+            tidy: called on the first process once the folder is there and before config.yaml is replaced.
+        """
+        self.accelerator.wait_for_everyone()
+        if self.is_first:
+            self.folder.make()
+            if self.resume:
+                self.folder.cut_after(self.start)
+            tidy()
+            self.folder.write_config(record)
+        self.accelerator.wait_for_everyone()
+        if self.track is not None:
+            self.accelerator.init_trackers("dcoder", config={"stage": self.stage})
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return int(self.accelerator.num_processes)
+
+    def sum(self, value: float) -> float:
+        """A number summed over all processes."""
+        return totals(self.accelerator, {"value": value})["value"]
+
+    @contextmanager
+    def running(self, total_steps: int, quiet: bool) -> Iterator[console.Bar]:
+        """While the loop runs: a progress bar, stop signals heard, and the tracker closed at the end."""
+        label = f"stage {self.stage} ({self.name})"
+        try:
+            with stoppable() as self._stop, console.bar(label, total_steps, self.start, quiet) as bar:
+                yield bar
+        finally:
+            if self.track is not None:
+                self.accelerator.end_training()
+
+    def stop_asked(self) -> bool:
+        """Whether any process was asked to stop; all processes must call it."""
+        return self.sum(float(self._stop.asked)) > 0
+
+    def update(self, step: int, total_steps: int, loss: float) -> Update:
+        """Judge the loss and the gradients at hand over all processes, then move the weights by them.
+
+        Args:
+            step: from 0; it decides the learning rate.
+            loss: this process's part; the parts are summed.
+
+        Raises:
+            WorkFailed: one of them is NaN or infinite on any process. Raised on all, before any weight has moved.
+        """
+        settings = self.config.optimizer
+        rate = setup.learning_rate(settings, step, total_steps)
+        setup.set_learning_rate(self.optimizer, rate)
+        norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), settings.max_grad_norm or float("inf")))
+        broken = not (math.isfinite(loss) and math.isfinite(norm))
+        seen = totals(self.accelerator, {"loss": loss, "grad_norm": norm, "broken": float(broken)})
+        if seen["broken"]:
+            what, value = (
+                ("gradient norm", seen["grad_norm"]) if math.isfinite(seen["loss"]) else ("loss", seen["loss"])
+            )
+            last = self.folder.last()
+            kept = f"checkpoint step-{last} is good" if last else "there is no checkpoint yet, so it starts over"
+            raise WorkFailed(
+                f"the {what} became {value} at step {step + 1}, before the update: no weight has moved and {kept}; "
+                f"lower optimizer.learning_rate ({settings.learning_rate:g}) and go on with --resume"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(seen["loss"], norm, rate)
+
+    def log(self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
+        """A step's line in metrics.jsonl, the same for the same run, and in timings.jsonl; and for the tracker."""
+        if self.is_first:
+            self.folder.append("metrics", {"step": step, **metrics})
+            self.folder.append("timings", {"step": step, **timings})
+        if self.track is not None:
+            self.accelerator.log({**metrics, "tokens_per_second": timings["tokens_per_second"]}, step=step)
+
+    def log_heldout(self, step: int, heldout: Mapping[str, Any]) -> None:
+        """An evaluation's line in metrics.jsonl."""
+        if self.is_first:
+            self.folder.append("metrics", {"step": step, "heldout": heldout})
+
+    def save(self, step: int, best: bool = False, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the checkpoint of a step, call it the best where it is, and remove those that are no longer kept.
+
+        `extra`: more files of its `training/`, each a value for torch.save.
+        """
+        saving.save_checkpoint(
+            self.accelerator, self.folder, step, self.module, self.model, self.optimizer, self.state, self.name, extra
+        )
+        if self.is_first:
+            if best:
+                self.folder.link("best", step)
+            self.folder.prune(self.config.keep_checkpoints)

@@ -1,0 +1,28 @@
+"""Numbers summed over processes, known by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def totals(accelerator: Any, values: Mapping[str, float]) -> dict[str, float]:
+    """Each number summed over all processes, in float64: counts are exact up to 2^53. One collective for all of them.
+
+    Every process must give the same names in the same order. NaN and infinity of one process reach all.
+    """
+    if accelerator.num_processes == 1:
+        return dict(values)
+    packed = torch.tensor(list(values.values()), dtype=torch.float64)
+    return dict(zip(values, total(accelerator, packed).tolist(), strict=True))
+
+
+def total(accelerator: Any, values: Tensor) -> Tensor:
+    """A tensor summed over all processes elementwise, float64 on the CPU."""
+    values = values.double()
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+    return values.cpu()
