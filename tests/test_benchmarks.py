@@ -101,13 +101,13 @@ def row(number: int) -> dict[str, object]:
     [
         ("\n".join(json.dumps(row(n)) for n in range(163)), "has 163 tasks and must have 164"),
         ("\n".join(json.dumps(row(0)) for n in range(164)), "twice"),
-        (json.dumps(row(0)) + "\n{broken\n", "line 2: not JSON"),
-        (json.dumps(row(0)) + "\n3\n", "line 2: not a JSON object"),
+        (json.dumps(row(0)) + "\n{broken\n", "line 2 is not JSON"),
+        (json.dumps(row(0)) + "\n3\n", "line 2 holds a number, not an object"),
         (
             "\n".join(json.dumps({**row(n), "test": 1} if n else {"task_id": "x"}) for n in range(164)),
             "no field 'prompt'",
         ),
-        ("", "has 0 tasks"),
+        ("", "is empty"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -132,7 +132,7 @@ def test_a_file_is_the_same_compressed_or_not(tmp_path: Path) -> None:
     plain, packed = (tasks.load("humaneval", tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz"))
     assert plain.sha256 == packed.sha256 and plain.tasks == packed.tasks
     (tmp_path / "broken.gz").write_bytes(b"\x1f\x8b1234")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is damaged"):
         tasks.load("humaneval", tmp_path / "broken.gz")
 
 

@@ -94,12 +94,16 @@ def test_a_streamed_datasets_name_gives_its_rows(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"a\.jsonl' line 3 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a\.jsonl' line 2 holds list"),
-        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl' line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl' line 1 is not UTF-8"),
+        ("a.jsonl", b'{}\n{"text": "\\ud800"}\n', r"a\.jsonl' line 2 holds .ud800, half of a surrogate pair"),
+        ("a.jsonl", b"{}\n" + b"[" * 100_000 + b"\n", r"a\.jsonl' line 2 is nested too deeply"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n[\n"), r"a\.jsonl\.gz' line 2 is not JSON"),
+        ("a.json", b"{}\n\n[}\n", r"a\.json' line 3 is not JSON"),
         ("a.json", b"{", r"a\.json' is not JSON.*line 1"),
-        ("a.json", b"[1]", "entry 1 holds int"),
+        ("a.json", b"", r"a\.json' is empty"),
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 999, mtime=0)[:30], r"a\.jsonl\.gz' is damaged"),
         ("a.jsonl.zst", b"nothing like it", r"a\.jsonl\.zst' is damaged"),
+        ("a.txt.zst", zstandard.compress(b"words " * 99)[:-5], r"a\.txt\.zst' is damaged"),
         ("a.parquet", b"nothing like it", r"a\.parquet' cannot be read"),
         ("a.exe", b"", "no known kind"),
     ],
@@ -108,6 +112,14 @@ def test_broken_files_are_named(tmp_path: Path, name: str, data: bytes, message:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         records(str(tmp_path / name))
+
+
+def test_rows_that_are_no_objects_have_a_problem(tmp_path: Path) -> None:
+    for name, data in (("a.jsonl", b'{"a": 1}\n[1]\nnull\n'), ("b.json", b'[{"a": 1}, [1], null]')):
+        (tmp_path / name).write_bytes(data)
+        first, *others = records(str(tmp_path / name))
+        assert first == Record(f"{name}:1", {"a": 1})
+        assert others == [Record(f"{name}:{number}", {}, "not an object of columns") for number in (2, 3)]
 
 
 def test_the_line_number_is_right_deep_in_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.jsonl import lines, objects, open_binary
+from dcoder_cli.base.jsonl import lines, objects, open_binary, read, table
 
 
 def refusal(path: Path) -> str:
@@ -85,3 +85,51 @@ def test_compressed_files_whole_in_parts_and_cut(tmp_path: Path, pack: object) -
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "none.jsonl")
     assert "Is a directory" in refusal(tmp_path)
+
+
+def test_a_table_is_a_list_an_object_or_a_row_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    for data, found in (
+        (b'\xef\xbb\xbf[{"a": 1}, 2]', [(1, "entry 1", {"a": 1}), (2, "entry 2", 2)]),
+        (b'{\n"a": 1}\n', [(1, "entry 1", {"a": 1})]),
+        ('{"a": "\u2028"}\n\n3\n'.encode(), [(1, "line 1", {"a": "\u2028"}), (3, "line 3", 3)]),
+    ):
+        path.write_bytes(data)
+        assert [
+            (number, where.removeprefix(f"file {str(path)!r} "), value) for number, where, value in table(path)
+        ] == found
+    for data, words in ((b" \n", "is empty"), (b"{}\n{\n", "line 2 is not JSON"), (b"[1,\n", "is not JSON")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=rf"t\.json' {words}"):
+            list(table(path))
+
+
+def test_a_last_line_that_a_kill_cut_is_left_out_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xc3')
+    assert list(objects(path, torn=True)) == [(1, {"a": 1})]
+    assert "line 2 is not UTF-8" in refusal(path)
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')  # whole, but for its end
+    assert len(list(objects(path, torn=True))) == 2
+    for data in (b'{"a": 1}\n{"a\n', b'{"a": \n{"a": 2}\n{"a"'):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"log\.jsonl' line [12] is not JSON"):
+            list(objects(path, torn=True))
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress], ids=["gz", "zst"]
+)
+def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path, pack: object) -> None:
+    assert callable(pack)
+    raw = b"".join(b'{"i": %d, "text": "%x"}\n' % (number, number**5) for number in range(400))
+    whole, path = pack(raw), tmp_path / ("a.jsonl.gz" if pack is gzip.compress else "a.jsonl.zst")
+    refused = 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert read(path) == raw  # the time in a header of gzip means nothing
+        except UserError as error:
+            refused += 1
+            assert "a.jsonl" in str(error) and "is damaged" in str(error) and "\n" not in str(error)
+    assert refused > len(whole) // 7 - 3

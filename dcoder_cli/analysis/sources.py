@@ -8,6 +8,7 @@ from typing import Any
 
 from dcoder_cli.analysis.pieces import Pieces
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.jsonl import lines
 from dcoder_cli.decoding import trajectory
 from dcoder_cli.decoding.trajectory import Trajectory
 
@@ -22,30 +23,17 @@ def read_trajectories(path: str | Path) -> list[Trajectory]:
     Raises:
         UserError: a broken file or line; in the short form also a position that is missing, repeated or no position.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"trajectory file {str(path)!r} cannot be read: {why}") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if not lines or not _is_order(lines[0][1]):
+    found = list(lines(path, "trajectory file"))
+    if not found or not _is_order(found[0].value):
         return trajectory.read(path)
-    return [_from_order(line, f"{path} line {number}") for number, line in lines]
+    return [_from_order(value, f"{path} line {number}") for number, value in found]
 
 
-def _is_order(line: str) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
+def _is_order(record: Any) -> bool:
     return isinstance(record, dict) and "order" in record and "reveal_step" not in record
 
 
-def _from_order(line: str, where: str) -> Trajectory:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({one_line(error)})") from None
+def _from_order(record: Any, where: str) -> Trajectory:
     order = record.get("order") if isinstance(record, dict) else None
     if not isinstance(order, list) or not order:
         raise UserError(f"{where} has no list 'order'; give the positions in decoding order, [0, 1, ..]")

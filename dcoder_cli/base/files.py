@@ -61,7 +61,17 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """One JSON value a line, atomically."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            handle.write(json_line(row))
+
+
+def json_line(value: Any) -> str:
+    """A JSON value on a line. Halves of surrogate pairs, which no file can hold, stand as escapes."""
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value) + "\n"
+    return line
 
 
 def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:

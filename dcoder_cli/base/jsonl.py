@@ -25,12 +25,22 @@ class Line(NamedTuple):
     value: Any
 
 
-def lines(path: str | Path, what: str = "file") -> Iterator[Line]:
+class Entry(NamedTuple):
+    """A value, its place in a file, from 1, and that place in words, the beginning of a message."""
+
+    number: int
+    where: str
+    value: Any
+
+
+def lines(path: str | Path, what: str = "file", torn: bool = False, halves: bool = False) -> Iterator[Line]:
     """The values of a file, in order, read as they are asked for.
 
     Args:
         path: the file; .gz and .zst are unpacked.
         what: what the user knows it as, for messages ("prompt file").
+        torn: leave out a last line that has no end and is no JSON, as a kill leaves it in a file that is appended to.
+        halves: take halves of surrogate pairs as they are. For candidates' words, which are judged and not refused.
 
     Raises:
         UserError: no such file, damaged compression, or a line that is no JSON (see `parse`); names file and line.
@@ -39,30 +49,77 @@ def lines(path: str | Path, what: str = "file") -> Iterator[Line]:
     try:
         with open_binary(path) as handle:
             for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    yield Line(number, parse(line, f"{what} {str(path)!r} line {number}"))
+                if not line.strip():
+                    continue
+                try:
+                    value = parse(line, f"{what} {str(path)!r} line {number}", halves)
+                except UserError:
+                    if torn and not line.endswith(b"\n"):
+                        return
+                    raise
+                yield Line(number, value)
     except _Damaged as error:
         raise UserError(
-            f"{what} {str(path)!r} is damaged after line {number}: {error}; copy or make it again"
+            f"{what} {str(path)!r} is damaged after line {number}: {error.why}; copy or make it again"
         ) from None
     except OSError as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from None
 
 
-def objects(path: str | Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(
+    path: str | Path, what: str = "file", torn: bool = False, halves: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `lines`, where every value must be an object. Raises UserError for another, too."""
-    for number, value in lines(path, what):
-        if not isinstance(value, dict):
-            raise UserError(f"{what} {str(path)!r} line {number} holds {_kind(value)}, not an object")
-        yield number, value
+    for number, value in lines(path, what, torn, halves):
+        yield number, as_object(value, f"{what} {str(path)!r} line {number}")
 
 
-def parse(line: bytes | str, where: str) -> Any:
+def table(path: str | Path, what: str = "file") -> Iterator[Entry]:
+    """The rows of a file that is one JSON value, a list of rows or a single one, or else has a row a line.
+
+    Raises:
+        UserError: as `lines`, and for a file without a value.
+    """
+    place = f"{what} {str(path)!r}"
+    data = read(path, what)
+    if not data.strip():
+        raise UserError(f"{place} is empty; copy or make it again")
+    try:
+        value = parse(data, place)
+    except _SeveralValues:
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield Entry(number, f"{place} line {number}", parse(line, f"{place} line {number}"))
+        return
+    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
+        yield Entry(number, f"{place} entry {number}", row)
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """`value`, which must be an object. Raises UserError, which begins with `where`."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} holds {_kind(value)}, not an object")
+    return value
+
+
+def read(path: str | Path, what: str = "file") -> bytes:
+    """All bytes of a file, unpacked. Raises UserError: no such file, or damaged compression."""
+    try:
+        with open_binary(path) as handle:
+            return handle.read()
+    except _Damaged as error:
+        raise UserError(f"{what} {str(path)!r} is damaged: {error.why}; copy or make it again") from None
+    except OSError as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from None
+
+
+def parse(line: bytes | str, where: str, halves: bool = False) -> Any:
     """One line's value.
 
     Args:
         line: with or without its end.
         where: file and line, the beginning of a message.
+        halves: take halves of surrogate pairs.
 
     Raises:
         UserError: it is not UTF-8 or not JSON, is nested too deeply, or holds half of a surrogate pair, which is no
@@ -74,11 +131,15 @@ def parse(line: bytes | str, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be read; write it flatter") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+        place = f"at byte {error.start}"
+        if number := error.object.count(b"\n", 0, error.start):
+            place += f", line {number + 1}"
+        raise UserError(f"{where} is not UTF-8 ({error.reason} {place}); convert the file") from None
     except ValueError as error:
-        raise UserError(f"{where} is not JSON: {one_line(error)}") from None
+        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        raise (_SeveralValues if several else UserError)(f"{where} is not JSON: {one_line(error)}") from None
     # Only an escape can bring one in, so other lines are not walked.
-    if "\\ud" in text or "\\uD" in text:
+    if not halves and ("\\ud" in text or "\\uD" in text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -89,8 +150,16 @@ def parse(line: bytes | str, where: str) -> Any:
     return value
 
 
+class _SeveralValues(UserError):
+    """More than one JSON value where one must stand."""
+
+
 class _Damaged(UserError):
-    """What was compressed does not unpack."""
+    """What was compressed does not unpack; `why`: what its reader says."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(f"file {str(path)!r} is damaged: {why}; copy or make it again")
+        self.why = why
 
 
 @contextmanager
@@ -113,7 +182,7 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise _Damaged(f"{str(path)!r} does not unpack: {one_line(error)}") from None
+        raise _Damaged(path, one_line(error)) from None
 
 
 class _Zstandard:

@@ -25,6 +25,7 @@ import yaml
 from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, write_json
+from dcoder_cli.base.jsonl import objects
 
 _PACKAGES = ("dcoder", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
 
@@ -72,15 +73,13 @@ class RunFolder:
             handle.write(json.dumps(dict(record)) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """All whole lines of `NAME.jsonl`; a last line cut off by a kill is left out."""
+        """All whole lines of `NAME.jsonl`; a last line cut off by a kill is left out.
+
+        Raises:
+            UserError: another line is no JSON object; it is named.
+        """
         file = self.path / f"{name}.jsonl"
-        if not file.is_file():
-            return []
-        records = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
-        return records
+        return [record for _, record in objects(file, "log", torn=True)] if file.is_file() else []
 
     def cut_after(self, step: int) -> None:
         """Drop lines of later steps from the metrics, all of them at step 0: a resumed run writes them again."""

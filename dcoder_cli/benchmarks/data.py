@@ -8,16 +8,15 @@ hashed, and the hash goes into every result.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.hub import fail_at_once_offline
@@ -109,7 +108,7 @@ def find(name: str, file: str | Path | None = None) -> Rows:
     source = SOURCES[name]
     path = locate(name, file)
     if path is not None:
-        found = Rows(name, tuple(_read(path)), str(path), _sha256(path))
+        found = Rows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
     else:
         found = _from_hub(name, source)
     if len(found.rows) != source.count:
@@ -154,33 +153,7 @@ def _evalplus_cache() -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as handle:
-            text = handle.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"benchmark file {str(path)!r} cannot be read: {one_line(error)}") from None
-    if text.lstrip().startswith("["):
-        rows: list[dict[str, Any]] = _parsed(text, path, 1)
-    else:
-        rows = [_parsed(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"benchmark file {str(path)!r}, line {number}: not a JSON object; is this the right file?")
-    return rows
-
-
-def _parsed(text: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"benchmark file {str(path)!r}, line {number}: not JSON ({error}); fetch it again") from None
-
-
-def _sha256(path: Path) -> str:
-    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as handle:
-        return hashlib.sha256(handle.read()).hexdigest()
+    return [jsonl.as_object(entry.value, entry.where) for entry in jsonl.table(path, "benchmark file")]
 
 
 def _from_hub(name: str, source: Source) -> Rows:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.base.files import write_json, write_jsonl
+from dcoder_cli.base.files import json_line, write_json, write_jsonl
+from dcoder_cli.base.jsonl import objects
 from dcoder_cli.benchmarks.suites import Suite
 
 Key = tuple[str, int]  # task id and number of the sample, from 0
@@ -83,7 +84,7 @@ class Store:
     def add(self, name: str, row: Row) -> None:
         """Append a row to `samples` or `judged`; it outlives a kill from here on."""
         handle = self._handles[name]
-        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        handle.write(json_line(row))
         handle.flush()
         (self.samples if name == "samples" else self.judged)[key_of(row)] = row
 
@@ -138,15 +139,14 @@ def _drop_cut_line(file: Path) -> None:
 
 
 def _whole_lines(file: Path) -> list[Row]:
-    data = file.read_bytes()
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, row in objects(file, "evaluation's file", torn=True, halves=True):
         try:
-            row = json.loads(line)
             key_of(row)
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file}, line {number}: not a row of an evaluation; choose another --out") from None
+        except KeyError:
+            raise UserError(
+                f"{str(file)!r} line {number} is not a row of an evaluation; choose another --out"
+            ) from None
         rows.append(row)
     return rows
 
@@ -159,22 +159,12 @@ def read_elsewhere(file: Path, suite: Suite) -> list[Row]:
     Raises:
         UserError: unreadable, empty, or a line that is not JSON, lacks a field or names an unknown task; it is named.
     """
-    try:
-        lines = file.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"samples file {str(file)!r} cannot be read: {one_line(error)}") from None
     items = {item.task_id: item for item in suite.items}
     seen: dict[str, int] = {}
     rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
+    for number, row in objects(file, "samples file", halves=True):
+        where = f"samples file {str(file)!r} line {number}"
+        if not isinstance(row.get("task_id"), str):
             raise UserError(f"{where}: no text field 'task_id'; a sample has task_id and solution")
         task_id = row["task_id"]
         if task_id not in items:

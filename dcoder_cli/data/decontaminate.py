@@ -7,17 +7,15 @@ which fewer than half the words hold a letter are left out: they are lists of nu
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.ngrams import Hashes, ngram_hashes, word_codes, words
 
 ENVIRONMENT = "DCODER_BENCHMARKS"
@@ -92,7 +90,8 @@ def _problems(folder: Path, benchmark: str) -> Iterator[tuple[str, str]]:
         if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")) and not path.name.startswith("train.")
     )
     for path in files:
-        for index, row in enumerate(_rows(path)):
+        for index, entry in enumerate(jsonl.table(path, "benchmark file")):
+            row = entry.value
             if not isinstance(row, dict):
                 continue
             label = f"{benchmark}: {row.get('task_id', index)}"
@@ -102,15 +101,3 @@ def _problems(folder: Path, benchmark: str) -> Iterator[tuple[str, str]]:
                     value = "\n".join(map(str, value))
                 if isinstance(value, str):
                     yield label, value
-
-
-def _rows(path: Path) -> list[Any]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        text = data.decode("utf-8")
-        if ".jsonl" in path.name:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        value = json.loads(text)
-        return value if isinstance(value, list) else []
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"benchmark file {str(path)!r} cannot be read: {one_line(error)}") from None

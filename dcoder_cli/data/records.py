@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import string
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.data.sources import Piece, open_hub
+from dcoder_cli.data.sources import COMPRESSIONS, Piece, open_hub
 
 
 class Record(NamedTuple):
@@ -29,7 +26,7 @@ def read_records(piece: Piece) -> Iterator[Record]:
     """The records of a piece, in order.
 
     Raises:
-        UserError: the file is damaged or holds something else than rows; names the file, and the line of a .jsonl.
+        UserError: the file is damaged or no JSON; names the file, and the line of a .jsonl.
     """
     if piece.form == "text":
         yield _read_text(piece)
@@ -43,51 +40,8 @@ def read_records(piece: Piece) -> Iterator[Record]:
         yield from _read_hub(piece)
 
 
-@contextmanager
-def open_binary(path: str) -> Iterator[BinaryIO]:
-    """A file opened for reading, .gz and .zst unpacked. Raises UserError where it is damaged or unreadable."""
-    import zstandard
-
-    try:
-        with open(path, "rb") as raw:
-            if path.lower().endswith(".gz"):
-                with gzip.open(raw) as unpacked:
-                    yield unpacked  # type: ignore[misc]
-            elif path.lower().endswith(".zst"):
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unpacked:
-                    yield _Lines(unpacked)  # type: ignore[misc]
-            else:
-                yield raw
-    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise UserError(f"file {path!r} is damaged: {one_line(error)}; copy it again") from None
-    except OSError as error:
-        raise UserError(f"file {path!r} cannot be read: {error.strerror or error}") from None
-
-
-class _Lines:
-    """`read` and line iteration over a zstandard reader, which offers only `read`."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def read(self, size: int = -1) -> bytes:
-        if size >= 0:
-            return self._reader.read(size)  # type: ignore[no-any-return]
-        return b"".join(iter(lambda: self._reader.read(2**20), b""))
-
-    def __iter__(self) -> Iterator[bytes]:
-        rest = b""
-        while block := self._reader.read(2**20):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield line + b"\n"
-        if rest:
-            yield rest
-
-
 def _read_text(piece: Piece) -> Record:
-    with open_binary(piece.path) as handle:
-        data = handle.read()
+    data = jsonl.read(piece.path)
     try:
         return Record(piece.name, data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -95,37 +49,45 @@ def _read_text(piece: Piece) -> Record:
 
 
 def _read_lines(piece: Piece) -> Iterator[Record]:
-    compressed = piece.path.lower().endswith((".gz", ".zst"))
-    with open_binary(piece.path) as handle:
-        place = 0
-        if piece.start and not compressed:  # a range owns the lines that begin in it
-            handle.seek(piece.start - 1)
-            place = piece.start - 1 + len(handle.readline())
-        first = place
-        for offset, line in enumerate(handle):
-            if not compressed and place >= piece.end:
-                return
-            place += len(line)
-            if line.strip():
-                yield _parse_line(piece, line, first, offset)
-
-
-def _parse_line(piece: Piece, line: bytes, first: int, offset: int) -> Record:
+    if piece.path.lower().endswith(COMPRESSIONS):
+        for number, value in jsonl.lines(piece.path):
+            yield _row(f"{piece.name}:{number}", value)
+        return
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # broken JSON or UTF-8
-        number = _lines_before(piece, first) + offset + 1
-        raise UserError(f"{piece.path!r} line {number} is not JSON: {one_line(error)}") from None
-    if not isinstance(row, dict):
-        number = _lines_before(piece, first) + offset + 1
-        raise UserError(f"{piece.path!r} line {number} holds {type(row).__name__}, not an object of columns")
+        with jsonl.open_binary(piece.path) as handle:
+            yield from _read_range(piece, handle)
+    except OSError as error:
+        raise UserError(f"file {piece.path!r} cannot be read: {error.strerror or error}") from None
+
+
+def _read_range(piece: Piece, handle: BinaryIO) -> Iterator[Record]:
+    """The rows of the lines that begin in a range of bytes."""
+    place = 0
+    if piece.start:
+        handle.seek(piece.start - 1)
+        place = piece.start - 1 + len(handle.readline())
+    first = place
     at = f"@{first}+" if first else ":"  # counting the lines before a range would read the file again
-    return Record(f"{piece.name}{at}{offset + 1}", row)
+    for offset, line in enumerate(handle, start=1):
+        if place >= piece.end:
+            return
+        place += len(line)
+        if not line.strip():
+            continue
+        try:
+            value = jsonl.parse(line, f"file {piece.path!r} line {offset}")
+        except UserError:
+            if first:  # only now is the number worth counting for
+                jsonl.parse(line, f"file {piece.path!r} line {_lines_before(piece, first) + offset}")
+            raise
+        yield _row(f"{piece.name}{at}{offset}", value)
+
+
+def _row(name: str, value: Any) -> Record:
+    return Record(name, value) if isinstance(value, dict) else Record(name, {}, "not an object of columns")
 
 
 def _lines_before(piece: Piece, place: int) -> int:
-    if not place:
-        return 0
     count, left = 0, place
     with open(piece.path, "rb") as handle:
         while left and (block := handle.read(min(left, 2**20))):
@@ -134,22 +96,8 @@ def _lines_before(piece: Piece, place: int) -> int:
 
 
 def _read_json(piece: Piece) -> Iterator[Record]:
-    with open_binary(piece.path) as handle:
-        data = handle.read()
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        if "Extra data" in str(error):  # several objects, one a line: a .jsonl by another name
-            for offset, line in enumerate(data.splitlines()):
-                if line.strip():
-                    yield _parse_line(piece, line, 0, offset)
-            return
-        raise UserError(f"{piece.path!r} is not JSON: {one_line(error)}") from None
-    rows = value if isinstance(value, list) else [value]
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{piece.path!r} entry {index + 1} holds {type(row).__name__}, not an object of columns")
-        yield Record(f"{piece.name}:{index + 1}", row)
+    for number, _, value in jsonl.table(piece.path):
+        yield _row(f"{piece.name}:{number}", value)
 
 
 def _read_parquet(piece: Piece) -> Iterator[Record]:

@@ -9,7 +9,6 @@ reference solution's signature.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.data.constants import constant_share
@@ -172,7 +172,7 @@ def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any
         raise UserError(f"prompts {str(path)!r} cannot be read: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != entries[0]["sha256"]:
         raise UserError(f"prompts {str(path)!r} are damaged or changed (sha256 differs); make them again")
-    return [json.loads(line) for line in data.decode("utf-8").splitlines()]
+    return [row for _, row in jsonl.objects(path, "prompts")]
 
 
 class _Dropped:

@@ -6,7 +6,6 @@ and a line of JSON holds one, so any system's decoding can be measured.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.base.jsonl import lines
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,7 @@ def read(path: str | Path) -> list[Trajectory]:
     Raises:
         UserError: the file, or a line of it, is broken; the message names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"trajectory file {str(path)!r} cannot be read: {error}") from None
-    trajectories = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    trajectories = [from_record(value, f"{path} line {number}") for number, value in lines(path, "trajectory file")]
     if not trajectories:
         raise UserError(
             f"trajectory file {str(path)!r} holds no trajectory; write one with `dcoder generate --trajectories`"
@@ -105,11 +101,8 @@ def read(path: str | Path) -> list[Trajectory]:
     return trajectories
 
 
-def _parse(line: str, where: str) -> Trajectory:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error})") from None
+def from_record(record: Any, where: str) -> Trajectory:
+    """One line's value as a trajectory. Raises UserError, which begins with `where`, for what is none."""
     if not isinstance(record, dict) or not isinstance(record.get("reveal_step"), list):
         raise UserError(
             f"{where} has no list 'reveal_step'; a trajectory gives each new token the step that committed it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.sources import pieces
 from dcoder_cli.analysis.text_picture import ordered_text
 from dcoder_cli.analysis.training_plot import losses, rewards
+from dcoder_cli.base.runs import RunFolder
 
 _STAGES = {"ar": "stage 0", "adapt": "stage 1", "mid": "stage 2", "sft": "stage 3"}
 
@@ -31,14 +31,15 @@ def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], s
         ["step", "what it did", "result", "s"], [[step.name, step.what, step.result, step.seconds] for step in steps]
     )
     report.add_heading("Training")
-    curves = {label: _metrics(out / "runs" / name) for name, label in _STAGES.items()}
+    runs = out / "runs"
+    curves = {label: RunFolder(runs / name).read("metrics") for name, label in _STAGES.items()}
     report.add_figure(
         losses(
             {label: [(row["step"], row["loss"]) for row in rows if "loss" in row] for label, rows in curves.items()}
         ),
         "Training loss of each stage, with its moving mean. Stages 1 to 3 weigh masked tokens, so scales differ.",
     )
-    rows = [row for row in _metrics(out / "runs" / "grpo") if "reward" in row]
+    rows = [row for row in RunFolder(runs / "grpo").read("metrics") if "reward" in row]
     report.add_figure(
         rewards(rows), "Stage 4: reward and share passed of the samples, their entropy, and groups without a signal."
     )
@@ -71,7 +72,3 @@ def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], s
 
 def _own(scores: Mapping[str, float], label: str) -> list[str]:
     return [name for name in scores if name.startswith(f"{label} ")]
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,6 @@ a held-out task is in any of them, and no combination of operations or wording o
 
 from __future__ import annotations
 
-import json
 import sysconfig
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.base.jsonl import objects
 from dcoder_cli.data import micro
 
 # All ours, tuned with the cpu-tiny preset on 2 cores.
@@ -115,8 +115,8 @@ class Desk:
 
         with self.step("tokenizer") as done:
             texts = [file.read_text(encoding="utf-8", errors="replace") for file in library_files()[::10]]
-            rows = (self.source / "tasks" / "sft.jsonl").read_text(encoding="utf-8").splitlines()
-            texts += [message["content"] for row in rows for message in json.loads(row)["messages"]]
+            rows = objects(self.source / "tasks" / "sft.jsonl")
+            texts += [message["content"] for _, row in rows for message in row["messages"]]
             trained = train_tokenizer(texts, VOCABULARY, digits=DIGITS)
             with atomic_folder(self.source / "tokenizer") as folder:
                 trained.save_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file
+from dcoder_cli.base.jsonl import objects
 from dcoder_cli.decoding.sampler import Settings, generate
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
@@ -144,7 +145,9 @@ def save_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
 def load_rollouts(path: Path) -> list[Rollout]:
     """A rollout kept by `save_rollouts`. Raises UserError for a damaged file."""
     try:
-        return [_rollout(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [_rollout(record) for _, record in objects(path, "kept rollout")]
+    except UserError as error:
+        raise UserError(f"{error}; or remove it, and it is sampled again") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"kept rollout {str(path)!r} is damaged ({type(error).__name__}); remove it, and it is sampled again"

@@ -1,0 +1,149 @@
+"""Everything that reads JSON lines reads them alike: only a newline ends a line, and damage is one line with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcoder_cli.analysis.sources import read_trajectories
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.benchmarks import data, suites
+from dcoder_cli.benchmarks.samples import Store, read_elsewhere
+from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.ngrams import word_codes
+from dcoder_cli.data.records import read_records
+from dcoder_cli.data.rl import load_prompts
+from dcoder_cli.data.sources import parse_sources, plan_units
+from dcoder_cli.decoding import trajectory
+from dcoder_cli.training.grpo.rollouts import load_rollouts
+
+ODD = "a\u2028b\u2029c\u0085d\x1ce"  # what `str.splitlines` takes for ends of lines
+WORDS = "one two three four five six seven eight nine ten eleven"
+
+
+def prompts(path: Path) -> list[Any]:
+    entry = {"file": path.name, "split": "train", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest = {"format_version": 1, "kind": "rl", "files": [entry], "sequence_length": 1}
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    return [row["text"] for row in load_prompts(path.parent)]
+
+
+def records(path: Path) -> list[Any]:
+    units, _ = plan_units(parse_sources([str(path)]))
+    return [record.value["text"] for unit in units for piece in unit.pieces for record in read_records(piece)]  # type: ignore[index]
+
+
+def rollouts(path: Path) -> list[Any]:
+    return [one.trajectory.text for one in load_rollouts(path)]
+
+
+def benchmark(path: Path) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        source = data.Source("x", 2, None, None, (), ("text",))
+        patch.setitem(data.SOURCES, "own", source)
+        return [row["text"] for row in data.find("own", path).rows]
+
+
+def contamination(path: Path) -> list[Any]:
+    found = load_contamination([path.parent.name], str(path.parent.parent), 5)
+    return [ODD] * 2 if found.find(word_codes(f"{ODD} {WORDS}")) == f"{path.parent.name}: t" else []
+
+
+def elsewhere(path: Path) -> list[Any]:
+    item = suites.Item("t", "whole", "", "f", None)
+    return [row["text"] for row in read_elsewhere(path, suites.Suite("own", "", (item,), (), (), "", "", "", 1))]
+
+
+def store(path: Path) -> list[Any]:
+    path.rename(path.with_name("judged.jsonl"))
+    (path.parent / "settings.json").write_text("{}")
+    with Store(path.parent, {}) as kept:
+        return [row["text"] for row in kept.judged.values()]
+
+
+def log(path: Path) -> list[Any]:
+    return [row["text"] for row in RunFolder(path.parent).read(path.stem)]
+
+
+def a_trajectory(number: int) -> dict[str, Any]:
+    record = {
+        "id": "a",
+        "prompt": "",
+        "tokens": [1],
+        "text": ODD,
+        "reveal_step": [0],
+        "confidence": [1],
+        "entropy": [0],
+    }
+    return {**record, "prompt_length": 0}
+
+
+READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, Any]]]] = {
+    "rl prompts": (prompts, lambda number: {"text": ODD}),
+    "sources": (records, lambda number: {"text": ODD}),
+    "kept rollouts": (
+        rollouts,
+        lambda number: {
+            "place": 0, "prompt": [1], "scored": 1, "trajectory": a_trajectory(0), "reward": {}, "total": 0, "status": "",
+        },
+    ),
+    "benchmark": (benchmark, lambda number: {"text": ODD}),
+    "contamination": (contamination, lambda number: {"text": f"{ODD} {WORDS}", "task_id": "t"}),
+    "samples elsewhere": (elsewhere, lambda number: {"task_id": "t", "solution": ODD}),
+    "judged samples": (store, lambda number: {"task_id": "t", "sample": number, "text": ODD, "status": "failed"}),
+    "run's log": (log, lambda number: {"text": ODD}),
+    "trajectories": (lambda path: [one.text for one in trajectory.read(path)], a_trajectory),
+    "orders": (
+        lambda path: [one.text for one in read_trajectories(path)],
+        lambda number: {"order": [0], "text": ODD},
+    ),
+}  # fmt: skip
+
+
+CANDIDATES = ("samples elsewhere", "judged samples")  # a half of a surrogate pair there is one bad sample
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "own").mkdir()
+    yield tmp_path / "own" / "rows.jsonl"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_only_a_newline_ends_a_line(file: Path, name: str) -> None:
+    reader, row = READERS[name]
+    # a real \x1c may not stand in JSON, the others may
+    text = "".join(json.dumps(row(number), ensure_ascii=False) + "\n" for number in range(2))
+    file.write_text("\ufeff" + text, encoding="utf-8", newline="")
+    assert "\u2028" in text and reader(file) == [ODD] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"a": ', "is not JSON"),
+        (b'{"a": "\xe9"}', "is not UTF-8"),
+        (b'{"a": "\\udc00"}', "half of a surrogate pair"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+    ],
+    ids=["JSON", "UTF-8", "surrogate", "nesting"],
+)
+@pytest.mark.parametrize("name", READERS)
+def test_damage_is_one_line_with_its_place(file: Path, name: str, line: bytes, says: str) -> None:
+    reader, row = READERS[name]
+    if name in CANDIDATES and "surrogate" in says:
+        odd = {**row(0), "text": "\ud800", "solution": "\ud800"}
+        file.write_text(json.dumps(odd) + "\n")
+        assert reader(file) == ["\ud800"]
+        return
+    file.write_bytes(json.dumps(row(0)).encode() + b"\n\n" + line + b"\n" + json.dumps(row(1)).encode() + b"\n")
+    with pytest.raises(UserError) as caught:
+        reader(file)
+    message = str(caught.value)
+    assert says in message and "line 3" in message and str(file.parent) in message and "\n" not in message
