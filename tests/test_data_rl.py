@@ -186,18 +186,18 @@ def test_other_rows_and_what_is_dropped(tokenizer: str, tmp_path: Path) -> None:
         {
             "id": "chat",
             "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
-            "tests": ["x"],
+            "tests": ["assert c(1)"],
         },
         {"id": "none", "question": "No tests.", "test_cases": []},
-        {"id": "blank", "question": " ", "test_cases": ["assert 1"]},
-        {"id": "again", "question": "Add.", "test_cases": ["assert 1"]},
-        {"id": "long", "question": "word " * 400, "test_cases": ["assert 1"]},
+        {"id": "blank", "question": " ", "test_cases": ["assert b(1)"]},
+        {"id": "again", "question": "Add.", "test_cases": ["assert b(1)"]},
+        {"id": "long", "question": "word " * 400, "test_cases": ["assert b(1)"]},
     ]
     manifest = make(rows, tmp_path, tokenizer)
     prompts = {prompt["task_id"]: prompt for prompt in load_prompts(tmp_path / "out")}
     assert list(prompts) == ["own", "2", "2/complete", "chat"]
     assert prompts["own"]["tests"] == {"shown": ["assert a(1)"], "hidden": ["assert a(2)"]}
-    assert prompts["2"]["entry_point"] == "sim" and prompts["chat"]["entry_point"] is None
+    assert prompts["2"]["entry_point"] == "sim" and prompts["chat"]["entry_point"] == "c"
     assert [turn["role"] for turn in prompts["chat"]["messages"]] == ["system", "user"]
     told = {reason: entry["documents"] for reason, entry in manifest["dropped"].items()}
     assert told == {

@@ -179,3 +179,38 @@ def test_any_text_gives_a_text(text: str) -> None:
         except (SyntaxError, ValueError):
             return
         ast.parse(source)
+
+
+BODY = "def f(x):\n    return g(x)\n\ndef g(x):\n    return x + 1\n"
+PROSE = "\nThis adds one, see:\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BODY}```",
+        f"{BODY}```\n",
+        f"{BODY}```{PROSE}",
+        f"{BODY}```{PROSE}```\nprint(f(3))\n```\n",
+        f"{BODY}```{PROSE}```python\nprint(f(3))\n```\n",
+        f"{BODY}~~~{PROSE}",
+        f"Sure, here it is.\n\n{BODY}```{PROSE}",
+        f"{BODY}```\n\nOr:\n\ndef f(x):\n    return None\n",
+        f"def f(x):\n    'Adds one.'\n```python\n{BODY}",
+        f"def f(x):\n    'Adds one.'\n```\n{BODY}",
+        f"def f(x): ...\n\n```\n{BODY}```\n",
+        f"A function.\n```\n{BODY}```{PROSE}```\nf(3)\n```",
+        f"```python\n{BODY}",
+        f"```\n{BODY}",
+    ],
+)
+def test_a_lone_fence_closes_what_no_fence_opened(text: str) -> None:
+    assert run(extract_solution(text, "f"))["f"](2) == 3  # type: ignore[operator]
+
+
+def test_further_names_are_kept_with_what_they_reach() -> None:
+    text = "K = 2\nclass Node:\n    size = K\n\nclass Other:\n    pass\n\ndef f(node):\n    return node.size\n"
+    assert "Node" not in extract_solution(text, "f")
+    source = extract_solution(text, "f", also=["Node", "missing"])
+    found = run(source)
+    assert found["f"](found["Node"]) == 2 and "Other" not in source  # type: ignore[operator]

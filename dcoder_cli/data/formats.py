@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.data.dropped import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     optional `input` and `system`), prompt/completion, prompt/response, question/answer.
 
     Raises:
-        UserError: none of these columns, or turns of another form; names the known columns.
+        BadRow: none of these columns, or turns of another form; names the known columns.
     """
     for column, role_key, text_key in (("messages", "role", "content"), ("conversations", "from", "value")):
         turns = row.get(column)
@@ -36,9 +37,14 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
         if not isinstance(turns, list) or not all(
             isinstance(t, dict) and {role_key, text_key} <= set(t) for t in turns
         ):
-            raise UserError(f"{where}: {column!r} must be a list of objects with {role_key!r} and {text_key!r}")
+            raise BadRow(
+                f"{where}: {column!r} must be a list of objects with {role_key!r} and {text_key!r}",
+                "turns of another form",
+            )
         if any(not isinstance(t[text_key], (str, type(None))) for t in turns):
-            raise UserError(f"{where}: {text_key!r} in {column!r} must be text, not parts of other kinds")
+            raise BadRow(
+                f"{where}: {text_key!r} in {column!r} must be text, not parts of other kinds", "turns of another form"
+            )
         return [{"role": _ROLES.get(t[role_key], str(t[role_key])), "content": t[text_key] or ""} for t in turns]
     for ask, reply in _PAIRS:
         if isinstance(row.get(ask), str) and isinstance(row.get(reply), str):
@@ -48,7 +54,8 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
             first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
             return [*first, {"role": "user", "content": question}, {"role": "assistant", "content": row[reply]}]
     pairs = ", ".join("/".join(pair) for pair in _PAIRS)
-    raise UserError(f"{where} has no messages, conversations or {pairs}; known: {', '.join(map(str, row))}")
+    known = ", ".join(map(str, row))
+    raise BadRow(f"{where} has no messages, conversations or {pairs}; known: {known}", "no question and answer")
 
 
 class Rendered(NamedTuple):

@@ -7,6 +7,7 @@ its tokens stay in that worker's memory until it ends: many files of some 100 MB
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -20,6 +21,7 @@ from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space
 from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, messages_of
 from dcoder_cli.data.parallel import run_units
@@ -243,8 +245,11 @@ def _texts(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
         for piece in unit.pieces:
             for record in read_records(piece):
                 if record.problem is None:
-                    text = record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
-                    yield text.encode("utf-8", "replace").decode("utf-8")
+                    with contextlib.suppress(BadRow):  # dropped and counted where it is tokenized
+                        text = (
+                            record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
+                        )
+                        yield text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

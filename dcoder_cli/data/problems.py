@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.answers import final_number
+from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.formats import Message, messages_of
 
 HARD_MODELS = ("qwen_coder_2.5", "llama3_instruct")  # DiffuCoder A.4, by their names in AceCode-87K
@@ -35,6 +35,8 @@ class Problem:
     question: str
     shown: list[str]
     hidden: list[str]
+    prelude: str  # imports of the tests
+    setup: str  # code that runs before them and may use the solution's names (MBPP's test_setup_code)
     answer: str | None
     entry_point: str | None
     source: str
@@ -45,24 +47,29 @@ class Problem:
 def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
     """A row as a problem. The question: `messages`, or one of question, prompt, instruction, text. The tests: `tests`
     (a list, or {shown, hidden}) or one of test_cases, test_list, testcase; a row without tests needs `answer`, of which
-    only the final number is kept (none where it is not one). Raises UserError without question, or tests and answer.
+    only the final number is kept (none where it is not one). MBPP's `test_imports` and `test_setup_code` go with the tests.
+
+    Raises:
+        BadRow: no question, no tests and no answer, or one of these of another form.
     """
     known = f"known: {', '.join(map(str, row))}"
-    shown: list[str] = [str(test) for test in row.get("tests_shown") or ()]
+    shown = _texts(row.get("tests_shown"), "tests_shown", where)
     tests = row.get("tests")
+    prelude = "\n".join(_texts(row.get("test_imports"), "test_imports", where))
+    setup = str(row.get("test_setup_code") or "").replace("\r\n", "\n")
     if isinstance(tests, dict):
-        shown = [str(test) for test in tests.get("shown") or ()]
+        shown = _texts(tests.get("shown"), "tests: shown", where)
+        prelude, setup = str(tests.get("prelude") or prelude), str(tests.get("setup") or setup)
         tests = tests.get("hidden")
     if tests is None:
         column = next((name for name in _TESTS if row.get(name) is not None), None)
         if column is None and row.get("answer") is None:
-            raise UserError(
-                f"{where} has no tests, {', '.join(_TESTS)}, and no answer (42, or #### 42 at its end); {known}"
+            raise BadRow(
+                f"{where} has no tests, {', '.join(_TESTS)}, and no answer (42, or #### 42 at its end); {known}",
+                "no tests and no answer",
             )
         tests = [] if column is None else row[column]
-    if not isinstance(tests, (list, tuple)):
-        raise UserError(f"{where}: the tests must be a list of assert statements, not {type(tests).__name__}")
-    hidden = [str(test) for test in tests]
+    hidden = _texts(tests, "the tests", where)
     number = final_number(str(row["answer"])) if not hidden and row.get("answer") is not None else None
     if row.get("messages"):
         messages = [turn for turn in messages_of(row, where) if turn["role"] != "assistant"]
@@ -70,10 +77,10 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
     else:
         column = next((name for name in _QUESTIONS if isinstance(row.get(name), str)), None)
         if column is None:
-            raise UserError(f"{where} has no messages, {', '.join(_QUESTIONS)}; {known}")
+            raise BadRow(f"{where} has no messages, {', '.join(_QUESTIONS)}; {known}", "no question")
         question = row[column]
         messages = [{"role": "user", "content": question}]
-    inferences = [entry for entry in row.get("inferences") or () if entry.get("pass_rate") is not None]
+    inferences = _inferences(row.get("inferences"), where)
     best = max(inferences, key=lambda entry: entry["pass_rate"], default=None)
     reference = row.get("solution") or row.get("canonical_solution") or row.get("code")
     if reference is None and best is not None and best["pass_rate"] > 0:
@@ -84,23 +91,78 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
         question=question,
         shown=shown,
         hidden=hidden,
+        prelude=prelude,
+        setup=setup,
         answer=None if number is None else f"{number:f}",
-        entry_point=row.get("entry_point") or entry_point_of(hidden),
+        entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude),
         source=str(row.get("source") or source),
         reference=str(reference) if reference is not None else None,
         pass_rates=[float(entry["pass_rate"]) for entry in inferences if entry.get("model_name") in HARD_MODELS],
     )
 
 
-def entry_point_of(tests: Sequence[str]) -> str | None:
-    """The function that a list of assert statements calls: the first name called that is no builtin."""
+def _texts(value: Any, column: str, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        kind = type(value).__name__ if not isinstance(value, (list, tuple)) else "a list with other things"
+        raise BadRow(f"{where}: {column} must be a list of statements as text, not {kind}", "tests of another form")
+    return list(value)
+
+
+def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
+    """Those with a pass rate."""
+    entries = value or []
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
+        raise BadRow(f"{where}: 'inferences' must be a list of objects", "inferences of another form")
+    known = [entry for entry in entries if entry.get("pass_rate") is not None]
+    if not all(isinstance(entry["pass_rate"], (int, float)) for entry in known):
+        raise BadRow(f"{where}: 'pass_rate' in 'inferences' must be a number", "inferences of another form")
+    return known
+
+
+def why_unusable(problem: Problem) -> str | None:
+    """Why no completion of a problem could ever be judged, for counting; None where one can.
+
+    Code that does not parse, a function without a name, or one that no test calls: then nothing passes, or everything.
+    """
+    if not problem.question.strip():
+        return "empty"
+    if problem.answer is not None:
+        return None
+    if not problem.hidden:
+        return "no tests, and no answer that is a number"
+    code = [*problem.hidden, problem.setup, problem.prelude]
+    trees = [_parsed(text) for text in code]
+    if any(tree is None for tree in trees):
+        return "tests that do not parse"
+    if not problem.entry_point or not problem.entry_point.isidentifier():
+        return "tests that call no function"
+    names = {node.id for tree in trees if tree is not None for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return None if problem.entry_point in names else "tests that do not call the function"
+
+
+def _parsed(code: str) -> ast.Module | None:
+    """As execution compiles it, whose words on what does not parse come too late; None where it does not."""
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def entry_point_of(tests: Sequence[str], prelude: str = "") -> str | None:
+    """The function that a list of assert statements calls: the first name called that is no builtin and not imported."""
+    imports = _parsed(prelude)
+    known = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in (ast.walk(imports) if imports is not None else ())
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    } | set(dir(builtins))
     for test in tests:
-        try:
-            tree = ast.parse(test.strip())
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
+        tree = _parsed(test.strip())
+        for node in ast.walk(tree) if tree is not None else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in known:
                 return node.func.id
     return None
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.sources import COMPRESSIONS, Piece, open_hub
 
 
@@ -151,7 +152,7 @@ class TextMapping:
             raise UserError(f"--template {self.template!r} names no column; write it like '{{title}}\\n{{body}}'")
 
     def text(self, row: dict[str, Any], where: str) -> str:
-        """The text of a row; a column that is null counts as empty. Raises UserError, naming the known columns."""
+        """The text of a row; a column that is null counts as empty. Raises BadRow, naming the known columns."""
         if self.template:
             values = {name: _column(row, name, where) for name in _fields(self.template)}
             filled = re.sub(r"\\([nt])", lambda found: {"n": "\n", "t": "\t"}[found[1]], self.template)
@@ -161,8 +162,9 @@ class TextMapping:
         for name in _USUAL_COLUMNS:
             if name in row:
                 return _column(row, name, where)
-        raise UserError(
-            f"{where} has none of the columns {', '.join(_USUAL_COLUMNS)}; {_known(row)}; choose one with --column"
+        raise BadRow(
+            f"{where} has none of the columns {', '.join(_USUAL_COLUMNS)}; {_known(row)}; choose one with --column",
+            "no column of text",
         )
 
 
@@ -175,12 +177,14 @@ def _fields(template: str) -> list[str]:
 
 def _column(row: dict[str, Any], name: str, where: str) -> str:
     if name not in row:
-        raise UserError(f"{where} has no column {name!r}{nearest(name, list(row))} ({_known(row)})")
+        raise BadRow(f"{where} has no column {name!r}{nearest(name, list(row))} ({_known(row)})", f"no column {name!r}")
     value = row[name]
     if value is None:
         return ""
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"{where}: column {name!r} holds {type(value).__name__}, not text; {_known(row)}")
+        raise BadRow(
+            f"{where}: column {name!r} holds {type(value).__name__}, not text; {_known(row)}", f"no text in {name!r}"
+        )
     return str(value)
 
 

@@ -22,15 +22,15 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
-from dcoder_cli.data.problems import Problem, completion_prompt, hard_subset, read_problem
-from dcoder_cli.data.records import read_records
+from dcoder_cli.data.problems import Problem, completion_prompt, hard_subset, read_problem, why_unusable
+from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.data.sources import parse_sources, plan_units
-from dcoder_cli.data.units import EXAMPLES
 from dcoder_cli.data.workspace import open_workspace
 from dcoder_cli.data.writing import describe, write_manifest
 from dcoder_cli.model.tokenizer import load_tokenizer
@@ -99,12 +99,12 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
     if any(source.weight != 1 for source in sources):
         raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
     units, _ = plan_units(sources, settings.extensions, settings.exclude)
-    dropped = _Dropped()
+    dropped = Dropped()
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     with open_workspace(Path(settings.out), settings.overwrite) as workspace:
         workspace.resume({"kind": "rl"}, quiet=True)
         records = (
-            (sources[unit.source].label, record.name, record.value)
+            (sources[unit.source].label, record)
             for unit in units
             for piece in unit.pieces
             for record in read_records(piece)
@@ -123,7 +123,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
                 row["messages"] = chat.with_system(row["messages"])  # training renders what stands in the file
                 length = len(tokenizer.backend_tokenizer.encode(chat.prompt(row["messages"]), add_special_tokens=False))
                 if length > settings.max_prompt_tokens:
-                    dropped.add("prompt too long", f"{row['task_id']} ({length} tokens)")
+                    dropped.add("prompt too long", row["task_id"], f"{length} tokens")
                 else:
                     rows[split].append(row)
         if not rows["train"]:
@@ -154,7 +154,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
 def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:
     """The prompts of an `rl` folder: task_id, style, messages, source, and what a completion is held against.
 
-    That is tests {shown, hidden}, entry_point and, if asked for, baseline, or, in the style "math", answer: the final number as text.
+    That is tests {shown, hidden, and where the tests need them prelude and setup: code}, entry_point and, if asked for, baseline, or, in the style "math", answer: the final number as text.
 
     Raises:
         UserError: another kind of data, no such split, or a file that is not what the manifest says.
@@ -175,31 +175,6 @@ def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any
     return [row for _, row in jsonl.objects(path, "prompts")]
 
 
-class _Dropped:
-    """Counts and examples of what was dropped, by reason."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, reason: str, name: str) -> None:
-        self._counts[reason] = self._counts.get(reason, 0) + 1
-        examples = self._reasons.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(name)
-
-    def count(self) -> int:
-        return sum(self._counts.values())
-
-    def report(self) -> dict[str, Any]:
-        return {
-            key: {"documents": self._counts[key], "examples": names} for key, names in sorted(self._reasons.items())
-        }
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self._counts.items())) or "none"
-
-
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {"rows": len(rows), "documents": len({row["task_id"].removesuffix("/complete") for row in rows})}
 
@@ -208,20 +183,33 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _problems(records: Iterable[tuple[str, str, Any]], dropped: _Dropped) -> Iterator[Problem]:
-    for label, name, row in records:
-        if not isinstance(row, dict):
+def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterator[Problem]:
+    """The usable rows; the first of each source must be one, or its columns are wrong."""
+    heard: set[str] = set()
+    for label, record in records:
+        name = record.name
+        if not isinstance(record.value, dict):
             raise UserError(f"{name} is a text file; rl needs .jsonl, .json, .parquet or hub:NAME")
-        problem = read_problem(row, name, label)
-        if not problem.hidden and problem.answer is None:
-            dropped.add("no tests, and no answer that is a number", name)
-        elif not problem.question.strip():
-            dropped.add("empty", name)
+        if record.problem is not None:
+            dropped.add(record.problem, name)
+            continue
+        try:
+            problem = read_problem(record.value, name, label)
+        except BadRow as bad:
+            if label not in heard:
+                raise
+            dropped.add(bad.reason, name)
+            continue
+        finally:
+            heard.add(label)
+        reason = why_unusable(problem)
+        if reason is not None:
+            dropped.add(reason, name)
         else:
             yield problem
 
 
-def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: _Dropped) -> Iterator[Problem]:
+def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: Dropped) -> Iterator[Problem]:
     contamination = None
     if filters.decontaminate:
         contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
@@ -229,7 +217,7 @@ def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: _Drop
     for problem in problems:
         found = contamination.find(word_codes(problem.question)) if contamination is not None else None
         if found is not None:
-            dropped.add(f"contaminated by {found.partition(':')[0]}", f"{problem.task_id} ({found})")
+            dropped.add(f"contaminated by {found.partition(':')[0]}", problem.task_id, found)
         elif filters.exact_duplicates and _digest(problem.question) in seen:
             dropped.add("exact duplicate", problem.task_id)
         else:
@@ -237,7 +225,7 @@ def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: _Drop
             yield problem
 
 
-def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> Iterator[Problem]:
+def _hard(problems: list[Problem], settings: RlSettings, dropped: Dropped) -> Iterator[Problem]:
     known = [problem for problem in problems if problem.pass_rates]
     chosen: dict[int, bool] = {}
     if settings.hard != "all" and known:
@@ -249,7 +237,7 @@ def _hard(problems: list[Problem], settings: RlSettings, dropped: _Dropped) -> I
         if chosen.get(id(problem), True):
             yield problem
         else:
-            dropped.add("not hard", f"{problem.task_id} (mean pass rate {np.mean(problem.pass_rates):.2f})")
+            dropped.add("not hard", problem.task_id, f"mean pass rate {np.mean(problem.pass_rates):.2f}")
 
 
 def _constant_answers(shares: list[float]) -> dict[str, Any]:
@@ -261,13 +249,19 @@ def _constant_answers(shares: list[float]) -> dict[str, Any]:
     }
 
 
+def _beside(problem: Problem) -> dict[str, str]:
+    """The code that the tests need, where there is any."""
+    code = {"prelude": problem.prelude, "setup": problem.setup}
+    return {name: value for name, value in code.items() if value}
+
+
 def _prompts(problem: Problem, complete: bool, baseline: float | None) -> Iterator[dict[str, Any]]:
     if problem.answer is not None:
         task = {"task_id": problem.task_id, "style": "math", "messages": problem.messages}
         yield {**task, "answer": problem.answer, "source": problem.source}
         return
     common = {
-        "tests": {"shown": problem.shown, "hidden": problem.hidden},
+        "tests": {"shown": problem.shown, "hidden": problem.hidden, **_beside(problem)},
         "entry_point": problem.entry_point,
         "source": problem.source,
         **({} if baseline is None else {"baseline": baseline}),

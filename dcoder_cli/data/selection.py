@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcoder_cli.data.dropped import EXAMPLES
 from dcoder_cli.data.duplicates import Duplicates
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.shards import ArrayFile
 from dcoder_cli.data.sources import Source, Unit
-from dcoder_cli.data.units import EXAMPLES
 
 Numbers = npt.NDArray[Any]
 _HELDOUT, _WEIGHT, _ORDER = 1, 2, 3  # salts: the three choices are independent

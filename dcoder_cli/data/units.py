@@ -17,6 +17,7 @@ import numpy as np
 
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.data.decontaminate import Contamination
+from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.duplicates import PERMUTATIONS, Signatures
 from dcoder_cli.data.filters import FilterSettings, judge_document
 from dcoder_cli.data.formats import ChatEncoder, Rendered, messages_of
@@ -25,7 +26,6 @@ from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
 
-EXAMPLES = 5  # dropped documents named in the manifest, for each reason
 _BATCH_CHARACTERS = 2**20
 
 
@@ -59,15 +59,8 @@ class _Result:
     sizes: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     read: list[int] = field(default_factory=lambda: [0, 0])
-    dropped: dict[str, list[Any]] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=Dropped)
     stripped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def drop(self, name: str, reason: str, detail: str, size: int) -> None:
-        entry = self.dropped.setdefault(reason, [0, 0, []])
-        entry[0] += 1
-        entry[1] += size
-        if len(entry[2]) < EXAMPLES:
-            entry[2].append(f"{name} ({detail})" if detail else name)
 
 
 class Worker:
@@ -109,22 +102,25 @@ class Worker:
     def _consider(self, piece: Piece, record: Record, result: _Result) -> tuple[str, str, Rendered | None] | None:
         """(name, text, rendered sample) of a record worth tokenizing; else None, and the reason is noted."""
         rendered: Rendered | None = None
-        text = ""
+        text, problem = "", record.problem
         if isinstance(record.value, str):
             text = record.value
-        elif self._chat is not None:
-            rendered = self._chat.render(messages_of(record.value, record.name))
-            text = rendered.prompt + rendered.answer
-        else:
-            text = self.job.mapping.text(record.value, record.name)
+        elif problem is None:
+            try:
+                if self._chat is not None:
+                    rendered = self._chat.render(messages_of(record.value, record.name))
+                    text, problem = rendered.prompt + rendered.answer, rendered.reason
+                else:
+                    text = self.job.mapping.text(record.value, record.name)
+            except BadRow as bad:
+                problem = bad.reason
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         result.read[0] += 1
         result.read[1] += size
-        problem = record.problem or (rendered.reason if rendered else None)
         if problem is None and not text.isascii() and _has_lone_surrogate(text):
             problem = "not UTF-8"
         if problem is not None:
-            result.drop(record.name, problem, "", size)
+            result.dropped.add(problem, record.name, size=size)
             return None
         python = piece.form != "text" or piece.name.endswith((".py", ".pyi", ".py.gz", ".py.zst"))
         if rendered is None:
@@ -132,7 +128,7 @@ class Worker:
             if verdict.stripped is not None:
                 result.stripped[verdict.stripped] += 1
             if verdict.reason is not None:
-                result.drop(record.name, verdict.reason, verdict.detail, size)
+                result.dropped.add(verdict.reason, record.name, verdict.detail, size)
                 return None
             text = verdict.text
         return record.name, text, rendered
@@ -146,13 +142,13 @@ class Worker:
                 codes = word_codes(text)
                 found = self.job.contamination.find(codes) if self.job.contamination is not None else None
                 if found is not None:
-                    result.drop(name, f"contaminated by {found.partition(':')[0]}", found, _size(text))
+                    result.dropped.add(f"contaminated by {found.partition(':')[0]}", name, found, _size(text))
                     continue
                 signature = self._signatures.of(codes) if self._signatures is not None else None
             kept.append((name, text, rendered, signature))
         for (name, text, _, signature), (tokens, prompt) in zip(kept, self._encode(kept), strict=True):
             if self.job.kind == "sft" and len(tokens) > self.job.sequence_length:
-                result.drop(name, "longer than the row", f"{len(tokens)} tokens", _size(text))
+                result.dropped.add("longer than the row", name, f"{len(tokens)} tokens", _size(text))
                 continue
             result.tokens.append(np.array(tokens, token_dtype(self.job.vocab_size)))
             result.prompt_lengths.append(prompt)
@@ -185,7 +181,7 @@ class Worker:
         note = {
             "names": result.names,
             "read": result.read,
-            "dropped": result.dropped,
+            "dropped": result.dropped.entries,
             "stripped": dict(sorted(result.stripped.items())),
         }
         with atomic_file(path) as temporary:

@@ -10,7 +10,7 @@ import ast
 import itertools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MAX_TEXT = 1 << 18  # characters looked at; the longest answers of the protocols are far below a tenth of it
@@ -22,18 +22,20 @@ _BEGINS = re.compile(r"(def|class|import|from|async def|if __name__)\s|@\w")
 _CUTS = 8  # how often a broken statement is cut before the error and tried again
 
 
-def extract_solution(text: str, entry_point: str, prefill: str = "") -> str:
+def extract_solution(text: str, entry_point: str, prefill: str = "", also: Iterable[str] = ()) -> str:
     """The source that defines `entry_point` in a model's answer, with the imports and helpers it reaches.
 
-    Looks at the first fenced Python block (of `prefill + text`), else the first fence, else everything. Code at the top
+    Looks at the first fenced Python block (of `prefill + text`), else the first fence, else everything; where the first
+    fence closes code that no fence opened, as a base model ends what its prompt began, at what stands before. Code at the top
     level that the function does not need (examples, prints, tests) is left out. Where nothing defines `entry_point`,
     what parses is returned; where nothing parses, the block as it is, for the judge to report.
 
     Args:
         entry_point: a function or class name; empty for a program, which is returned whole if it parses.
         prefill: what the answer was made to begin with, e.g. "Here is the code:\\n```python\\n".
+        also: further names that the tests use, such as a class of the solution's own; kept where they are defined.
     """
-    block = _block((prefill + text)[:MAX_TEXT])
+    block = _block((prefill + text)[:MAX_TEXT], entry_point)
     tree = _parsed(block)
     if not entry_point and tree is not None:
         return block
@@ -43,7 +45,7 @@ def extract_solution(text: str, entry_point: str, prefill: str = "") -> str:
         return block
     if not entry_point or not any(entry_point in statement.binds for statement in statements):
         return "\n".join(part.text.strip("\n") for part in parts) + "\n"
-    return "\n".join(statement.text for statement in _reached(statements, entry_point)) + "\n"
+    return "\n".join(statement.text for statement in _reached(statements, [entry_point, *also])) + "\n"
 
 
 def fence_format(text: str, prefill: str = "", strict: bool = False) -> str:
@@ -78,14 +80,45 @@ def truncate_at_stops(text: str, stops: Sequence[str]) -> str:
 # --- fences ----------------------------------------------------------------------------------------------------------
 
 
-def _block(text: str) -> str:
+def _block(text: str, entry_point: str) -> str:
     first: str | None = None
+    before = _closed_only(text, entry_point)
+    if before is not None:
+        return before
     for language, body, _ in _blocks(text):
         if language in _PYTHON:
             return body
         if first is None and not language:
             first = body
     return text if first is None else first
+
+
+def _closed_only(text: str, entry_point: str) -> str | None:
+    """What stands before the first fence where that fence closes it; None where it opens a block.
+
+    It closes where it names no language, the text before defines `entry_point` with a body, and what would be its block
+    either has no end or does not define it.
+    """
+    mark = _FENCE.search(text)
+    if mark is None or mark.group(2) or not entry_point:
+        return None
+    before = text[: mark.start()]
+    if not _defines(before, entry_point):
+        return None
+    _, body, closed = next(_blocks(text))
+    return None if closed and _defines(body, entry_point) else before
+
+
+def _defines(code: str, entry_point: str) -> bool:
+    """Whether a statement of `code` binds `entry_point` to more than a signature with a docstring."""
+    tree = _parsed(code)
+    for part in _parts(code) if tree is None else [_Part(code, tree)]:
+        for node in part.tree.body:
+            if entry_point in _names(node)[0]:
+                body = getattr(node, "body", [])
+                if not (len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
+                    return True
+    return False
 
 
 def _one_fence(text: str) -> bool:
@@ -289,14 +322,14 @@ def _root(node: ast.expr) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _reached(statements: list[_Statement], entry_point: str) -> list[_Statement]:
-    """The statements that bind `entry_point` or anything it uses, directly or not, and all imports; in order."""
+def _reached(statements: list[_Statement], names: list[str]) -> list[_Statement]:
+    """The statements that bind one of `names` or anything it uses, directly or not, and all imports; in order."""
     by_name: dict[str, list[int]] = {}
     for place, statement in enumerate(statements):
         if not statement.is_main:
             for name in statement.binds:
                 by_name.setdefault(name, []).append(place)
-    wanted, done = [entry_point], {entry_point}
+    wanted, done = list(names), set(names)
     kept = {place for place, statement in enumerate(statements) if statement.is_import}
     while wanted:
         for place in by_name.get(wanted.pop(), []):

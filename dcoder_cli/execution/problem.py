@@ -104,6 +104,12 @@ class Problem:
         """The number of tests in all groups."""
         return len(self.tests) + len(self.programs) + sum(len(group.inputs) for group in self.calls)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names that the tests and their setup use, of which a solution may define some beside its function."""
+        trees = [ast.parse(code) for code in (*self.tests, self.setup)]
+        return frozenset(node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name))
+
     @property
     def deadline_seconds(self) -> float:
         """Wall-clock time for the whole job."""

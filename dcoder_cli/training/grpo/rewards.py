@@ -107,7 +107,9 @@ class Rewarder:
                 # The gate: code that is not well formed or does not parse earns nothing, and is not run.
                 if form == "parses":
                     assert self.judge is not None
-                    verdict = self.judge.submit(problem_of(prompt), extract_solution(text, prompt["entry_point"]))
+                    problem = problem_of(prompt)
+                    solution = extract_solution(text, problem.entry_point, also=problem.names)
+                    verdict = self.judge.submit(problem, solution)
             else:
                 try:
                     parts[name] = _asked(name, self.functions[name], prompt, text)
@@ -135,8 +137,15 @@ def says_passed(weights: Mapping[str, float]) -> bool:
 
 def problem_of(prompt: Mapping[str, Any]) -> Problem:
     """The hidden tests of a prompt record as a problem; the tests shown in the prompt do not score."""
-    hidden = tuple(prompt["tests"]["hidden"])
-    return Problem(task_id=prompt["task_id"], entry_point=prompt["entry_point"], tests=hidden, every_test=True)
+    tests = prompt["tests"]
+    return Problem(
+        task_id=prompt["task_id"],
+        entry_point=prompt["entry_point"],
+        tests=tuple(tests["hidden"]),
+        prelude=tests.get("prelude", ""),
+        setup=tests.get("setup", ""),
+        every_test=True,
+    )
 
 
 def math_reward(text: str, answer: str) -> float:

@@ -1,0 +1,174 @@
+"""One policy for rows that cannot be used: dropped, counted with an example; refused where the first fails, or all do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
+from dcoder_cli.data.problems import entry_point_of
+from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
+from dcoder_cli.execution.judge import Judge
+from dcoder_cli.model.tokenizer import train_tokenizer
+from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, problem_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["Write a function that adds numbers.\n"] * 3, 300).save_pretrained(folder)
+    return str(folder)
+
+
+def pretrain(source: Path, tokenizer: str) -> dict[str, Any]:
+    return tokenize_pretrain(
+        PretrainSettings((str(source),), str(source.parent / "out"), tokenizer, seq_len=32, heldout=0, workers=1, quiet=True)
+    )  # fmt: skip
+
+
+def sft(source: Path, tokenizer: str) -> dict[str, Any]:
+    return tokenize_sft(
+        SftSettings((str(source),), str(source.parent / "out"), tokenizer, seq_len=200, heldout=0, workers=1, quiet=True)
+    )  # fmt: skip
+
+
+def rl(source: Path, tokenizer: str, **changes: Any) -> dict[str, Any]:
+    return tokenize_rl(
+        RlSettings((str(source),), str(source.parent / "out"), tokenizer, max_prompt_tokens=500, quiet=True, **changes)
+    )
+
+
+def asked(test: str, **others: Any) -> dict[str, Any]:
+    return {"question": f"Write a function. {len(test)} {test[:9]}", "test_cases": [test], **others}
+
+
+KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any]]] = {
+    "pretrain": (
+        pretrain,
+        {"text": "adds numbers a function"},
+        {"no column of text": {"other": "x"}, "no text in 'text'": {"text": ["x"]}, "not an object of columns": [1]},
+    ),
+    "sft": (
+        sft,
+        {"instruction": "adds", "output": "numbers"},
+        {
+            "no question and answer": {"text": "x"},
+            "turns of another form": {"messages": [{"role": "user", "content": ["parts"]}]},
+            "not an object of columns": "x",
+            "no answer": {"messages": [{"role": "user", "content": "x"}]},
+        },
+    ),
+    "rl": (
+        rl,
+        asked("assert f(1) == 1"),
+        {
+            "no tests and no answer": {"question": "x"},
+            "no question": {"test_cases": ["assert f(1) == 1"]},
+            "tests of another form": {"question": "y", "test_cases": "assert f(1) == 1"},
+            "inferences of another form": asked("assert f(2) == 1", inferences=[3]),
+            "not an object of columns": None,
+            "empty": {"question": " ", "test_cases": ["assert f(1) == 1"]},
+            "tests that do not parse": asked("assert f(1) = 1"),
+            "tests that call no function": asked("assert 1 + 1 == 2"),
+            "tests that do not call the function": asked("def check(c):\n    assert c(1) == 1", entry_point="f"),
+            "no tests, and no answer that is a number": {"question": "z", "answer": "many"},
+        },
+    ),
+}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_rows_are_dropped_counted_and_shown(tmp_path: Path, tokenizer: str, kind: str) -> None:
+    run, good, bad = KINDS[kind]
+    manifest = run(write(tmp_path / "rows.jsonl", [good, *bad.values()]), tokenizer)
+    dropped = {reason: entry["documents"] for reason, entry in manifest["dropped"].items()}
+    assert dropped == dict.fromkeys(bad, 1)
+    shown = {reason: entry["examples"] for reason, entry in manifest["dropped"].items()}
+    assert all(names == [f"rows.jsonl:{place}"] for place, names in enumerate(map(shown.get, bad), start=2)), shown
+    assert manifest["splits"]["train"]["documents"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_row_with_wrong_columns_is_refused(tmp_path: Path, tokenizer: str, kind: str) -> None:
+    run, good, bad = KINDS[kind]
+    for number, row in enumerate(list(bad.values())[:2]):
+        with pytest.raises(UserError) as caught:
+            run(write(tmp_path / f"rows{number}.jsonl", [row, good]), tokenizer)
+        assert f"rows{number}.jsonl:1" in str(caught.value) and "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_no_rows_do_not_make_the_columns_wrong(tmp_path: Path, tokenizer: str, kind: str) -> None:
+    """The first usable row decides; where none is left, every reason is counted in the message."""
+    run, good, _ = KINDS[kind]
+    assert run(write(tmp_path / "rows.jsonl", [7, good]), tokenizer)["splits"]["train"]["documents"] == 1
+    with pytest.raises(UserError, match=r"dropped: 2 not an object of columns"):
+        (tmp_path / "other").mkdir()
+        run(write(tmp_path / "other" / "rows.jsonl", [7, 8]), tokenizer)
+
+
+RIGHT = "import math\nclass Node:\n    def __init__(self, v): self.v = v\ndef area(node): return math.pi * node.v"
+WRONG = RIGHT.replace("math.pi * node.v", "7")
+
+
+def test_setup_and_imports_go_with_the_tests(tmp_path: Path, tokenizer: str) -> None:
+    """Rows as MBPP's two files have them; without the code beside them no solution could pass."""
+    rows = [
+        {"task_id": 1, "text": "Area of a node.", "test_setup_code": "node = Node(2)\r\nother = Node(0)",
+         "test_list": ["assert area(node) > 6", "assert area(other) == 0"], "test_imports": []},
+        {"task_id": 2, "prompt": "Area again.", "test_imports": ["import math", "from math import isclose"],
+         "test_list": ["assert isclose(area(Node(1)), math.pi)"]},
+    ]  # fmt: skip
+    rl(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    first, second = load_prompts(tmp_path / "out")
+    assert first["tests"]["setup"] == "node = Node(2)\nother = Node(0)" and "prelude" not in first["tests"]
+    assert second["tests"]["prelude"] == "import math\nfrom math import isclose" and second["entry_point"] == "area"
+    check_prompts([first, second], {"code": 1.0})
+    with Judge(workers=1) as judge:
+        rewarder = Rewarder({"code": 1.0}, judge)
+        for prompt in (first, second):
+            pending = [rewarder.submit(prompt, f"```python\n{code}\n```") for code in (RIGHT, WRONG)]
+            assert [rewarder.result(one).total for one in pending] == [1.0, 0.5 if prompt is first else 0.0]
+    again = write(tmp_path / "again.jsonl", [first, second])  # our own file is a source, too
+    rl(again, tokenizer, overwrite=True)
+    assert [row["tests"] for row in load_prompts(tmp_path / "out")] == [first["tests"], second["tests"]]
+
+
+def test_the_entry_point_is_no_imported_name() -> None:
+    tests = ["assert isclose(area(1), 3)"]
+    assert entry_point_of(tests) == "isclose"
+    assert entry_point_of(tests, "from math import isclose") == "area"
+    assert entry_point_of(["assert np.allclose(f(1), near(2))"], "import numpy as np\nfrom x import y as near") == "f"
+
+
+def test_every_row_of_mbpp_can_be_solved(tmp_path: Path, tokenizer: str, benchmarks: Path) -> None:
+    """The published rows that have code beside their tests, and 40 others, with their references."""
+    with gzip.open(benchmarks / "mbpp" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as handle:
+        rows = [json.loads(line) for line in handle]
+    with gzip.open(benchmarks / "mbpp" / "sanitized-mbpp.json.gz", "rt", encoding="utf-8") as handle:
+        sanitized = [{**row, "task_id": f"s{row['task_id']}"} for row in json.load(handle)]
+    chosen = [row for row in rows if row["test_setup_code"]] + rows[:20]
+    chosen += [row for row in sanitized if row["test_imports"]] + sanitized[:20]
+    manifest = rl(write(tmp_path / "rows.jsonl", chosen), tokenizer, hard="all", complete=False)
+    references = {str(row["task_id"]): row["code"] for row in chosen}
+    prompts = load_prompts(tmp_path / "out")
+    assert len(prompts) >= 40 and manifest["dropped"].keys() <= {"exact duplicate", "prompt too long"}
+    assert any("setup" in prompt["tests"] for prompt in prompts)
+    assert any("prelude" in prompt["tests"] for prompt in prompts)
+    with Judge() as judge:
+        found = {
+            prompt["task_id"]: judge.submit(problem_of(prompt), references[prompt["task_id"]]) for prompt in prompts
+        }
+        assert {name: verdict.result().status for name, verdict in found.items()} == dict.fromkeys(found, "passed")
