@@ -209,7 +209,7 @@ class Context:
             last = self.folder.last()
             kept = f"checkpoint step-{last} is good" if last else "there is no checkpoint yet, so it starts over"
             raise WorkFailed(
-                f"the {what} became {value} at step {step + 1}, before the update: no weight has moved and {kept}; "
+                f"the {what} became {value} at step {step + 1}; the weights were not updated with it and {kept}; "
                 f"lower optimizer.learning_rate ({settings.learning_rate:g}) and go on with --resume"
             )
         self.optimizer.step()
