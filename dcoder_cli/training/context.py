@@ -176,7 +176,7 @@ class Context:
         """While the loop runs: a progress bar, stop signals heard, and the tracker closed at the end."""
         label = f"stage {self.stage} ({self.name})"
         try:
-            with stoppable() as self._stop, console.bar(label, total_steps, self.start, quiet) as bar:
+            with stoppable() as self._stop, console.bar(label, total_steps, self.start, quiet, at_once=True) as bar:
                 yield bar
         finally:
             if self.track is not None:

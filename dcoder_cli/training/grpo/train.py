@@ -118,9 +118,9 @@ def train(
                 # Record.
                 metrics = step_metrics(context.accelerator, done, config, monitor)
                 state["tail"] = [*state["tail"], metrics["reward"]][-max(1, total_steps // 10) :]
-                _log(learner, step, done, metrics)
+                speed = _log(learner, step, done, metrics)
                 passed = f"  passed {metrics['passed']:.0%}" if "passed" in metrics else ""
-                bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}")
+                bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}  {speed:,.0f} tok/s")
                 if on_step is not None and context.is_first:
                     on_step(step, total_steps, metrics)
                 # Evaluate, stop, checkpoint.
@@ -177,8 +177,8 @@ def _begin(learner: Learner, data: str) -> None:
     context.begin(record, tidy)
 
 
-def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float]) -> None:
-    """A step's metrics, seconds and, every `samples_every` steps, its completions."""
+def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float]) -> float:
+    """A step's metrics, seconds and, every `samples_every` steps, its completions; returns this process's tokens a second."""
     context, every = learner.context, learner.config.samples_every
     rate = sum(len(item.completion.tokens) for item in done.rollouts) / done.clock.total()
     context.log(
@@ -190,6 +190,7 @@ def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float
         prompts = [learner.prompts[index] for index in done.chosen for _ in range(learner.config.group_size)]
         lines = (sample_record(item, prompt) for item, prompt in zip(done.rollouts, prompts, strict=True))
         write_jsonl(context.folder.path / "samples" / f"step-{step}.jsonl", lines)
+    return rate
 
 
 def _save(learner: Learner, step: int) -> None:
