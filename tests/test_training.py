@@ -185,7 +185,7 @@ def test_two_processes_give_the_losses_of_one(place: Path, tmp_path: Path, launc
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = ([json.loads(line) for line in metrics(tmp_path / name).splitlines()] for name in ("one", "two"))
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["starts"][0]["processes"] == 2
     assert len(one) == len(two)
     for ours, theirs in zip(one, two, strict=True):
         if "loss" in ours:

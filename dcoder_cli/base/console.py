@@ -152,7 +152,8 @@ def bar(label: str, total: float | None, done: float = 0, quiet: bool = False, a
         task = progress.add_task(label, total=total, completed=int(done), status="")
 
         def show(amount: float, status: str | None, total: float | None) -> None:
-            progress.update(task, total=total, advance=amount, **({} if status is None else {"status": status}))
+            fields: dict[str, Any] = {} if status is None else {"status": status}
+            progress.update(task, total=total, advance=amount, **fields)
 
         yield Bar(show)
 
