@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from dcoder_cli.training.launch import Launch
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -88,15 +91,13 @@ def grpo(
         if variance and value:
             raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
     options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
-    asked = launch.resolve(4, "grpo", options, (lambda _: None) if json else console.note)
+    asked = launch.resolve(4, "grpo", options)
     merged = configs.merge(asked.settings, {"estimator": estimator} if estimator else {})
     if reward:
         merged["rewards"] = dict(_weight(text) for text in reward)
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
     if variance:
-        return _measure(
-            asked.model, asked.data, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json
-        )
+        return _measure(asked, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness
     from dcoder_cli.training.grpo.train import train
 
@@ -124,9 +125,7 @@ def grpo(
     )
 
 
-def _measure(
-    model: str, data: str, out: Path, config: Any, draws: int, device: str | None, unsafe: bool, json: bool
-) -> None:
+def _measure(asked: Launch, out: Path, config: Any, draws: int, device: str | None, unsafe: bool, json: bool) -> None:
     from dataclasses import asdict
 
     from dcoder_cli.analysis.plots import save
@@ -136,10 +135,16 @@ def _measure(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
-    announce = (lambda _: None) if json else console.note
-    lab = measure(model, data, config, draws, device=device, announce=announce, unsafe=unsafe)
+    notes = [asked.preset.note] if asked.preset is not None and asked.preset.note is not None else []
+
+    def announce(text: str) -> None:  # the input is checked when it is first called
+        for line in () if json else (*notes, text):
+            console.note(line)
+        notes.clear()
+
+    lab = measure(asked.model, asked.data, config, draws, device=device, announce=announce, unsafe=unsafe)
     out.mkdir(parents=True, exist_ok=True)
-    record = {"model": model, "data": data, "config": configs.to_dict(config), **asdict(lab)}
+    record = {"model": asked.model, "data": asked.data, "config": configs.to_dict(config), **asdict(lab)}
     write_json(out / "variance.json", record)
     save(estimator_variance(lab.rows), out, "variance")
     if json:

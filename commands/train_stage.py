@@ -63,7 +63,7 @@ def train_stage(
 
     number = stage_number(stage)
     options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
-    asked = launch.resolve(number, f"train-stage {stage}", options, (lambda _: None) if json else console.note)
+    asked = launch.resolve(number, f"train-stage {stage}", options)
     resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
     from dcoder_cli.training.denoise import train
     from dcoder_cli.training.evaluation import told

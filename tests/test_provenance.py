@@ -266,17 +266,29 @@ def test_a_model_trains_at_the_learning_rate_of_its_size(
         "resume": False,
     }
     options = launch.Options(tmp_path / "x", preset=None, track=None, run_name=None, **asked)  # type: ignore[arg-type]
-    told: list[str] = []
-    assert launch.resolve(1, "train-stage 1", options, told.append).settings["optimizer"]["learning_rate"] == 3e-3
+    small = launch.resolve(1, "train-stage 1", options)
+    assert small.settings["optimizer"]["learning_rate"] == 3e-3
     monkeypatch.setattr(inspection, "count_parameters", lambda folder: (494_000_000, ["F32"]))
-    found = launch.resolve(1, "train-stage 1", options, told.append)
-    assert (found.preset, found.settings["optimizer"]["learning_rate"], found.settings["precision"]) == (
-        "gpu-24gb",
-        2e-5,
-        "bf16",
-    )
-    assert launch.resolve(4, "grpo", options, told.append).settings["optimizer"]["learning_rate"] == 1e-6
-    assert "gpu-24gb, whose model (Qwen2.5-Coder-0.5B) is nearest in size" in told[1] and "494M parameters" in told[1]
+    found = launch.resolve(1, "train-stage 1", options)
+    assert (found.settings["optimizer"]["learning_rate"], found.settings["precision"]) == (2e-5, "bf16")
+    assert launch.resolve(4, "grpo", options).settings["optimizer"]["learning_rate"] == 1e-6
+    assert found.preset is not None and found.preset.name == "gpu-24gb" and found.preset.note is not None
+    assert "gpu-24gb, whose model (Qwen2.5-Coder-0.5B) is nearest in size" in found.preset.note
+    assert "(494M parameters)" in found.preset.note
+
+
+def test_the_choice_is_told_once_the_run_begins(place: Path, tmp_path: Path) -> None:
+    """And not before an input is refused, whose line would not be the only one."""
+    told = dcoder(*stage2(place, tmp_path / "run")).stderr.splitlines()
+    assert told[0].startswith("no --preset: the settings of cpu-tiny, whose model (tiny) is nearest in size to ")
+    named = dcoder(*stage2(place, tmp_path / "named", "--preset", "cpu-tiny")).stderr
+    assert "no --preset" not in named
+    resumed = dcoder(
+        "train-stage", "2", "--out", tmp_path / "run", "--resume", "--device", "cpu", "--set=steps=5"
+    ).stderr
+    assert "no --preset" not in resumed
+    base = ["train-stage", "3", "--model", place / "model", "--data", place / "data"]
+    assert "kind 'pretrain'" in refused(*base, "--out", tmp_path / "x")
 
 
 def test_stage_1_does_not_end_half_causal(place: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Context:
     start: int
     record: dict[str, Any]
     track: Tracking | None
-    preset: str | None
+    preset: records.Preset | None
     model: Model = field(init=False)
     module: Any = field(init=False)
     optimizer: Any = field(init=False)
@@ -107,7 +107,7 @@ class Context:
         resume: bool,
         device: str | None,
         track: Tracking | None,
-        preset: str | None,
+        preset: records.Preset | None,
     ) -> Context:
         """Check the run folder and start Accelerate; nothing is written.
 
@@ -120,7 +120,7 @@ class Context:
         if resume:
             records.check_resumed(folder.config(), record)
         start = folder.last() if resume else 0
-        accelerator = setup.make_accelerator(config.precision, device, track and track.tracker, folder.path)
+        accelerator = setup.make_accelerator(config.precision, device, track.tracker if track else None, folder.path)
         return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset)
 
     def load_model(self, name: str) -> Model:
@@ -159,12 +159,15 @@ class Context:
             tidy: called on the first process once the folder is there and before config.yaml is replaced.
         """
         self.accelerator.wait_for_everyone()
+        name = None if self.preset is None else self.preset.name
+        if self.preset is not None and self.preset.note is not None:
+            console.note(self.preset.note)
         if self.is_first:
             self.folder.make()
             if self.resume:
                 self.folder.cut_after(self.start)
             tidy()
-            self.folder.write_config(self.record, records.device_name(self.accelerator), self.preset)
+            self.folder.write_config(self.record, records.device_name(self.accelerator), name)
         self.accelerator.wait_for_everyone()
         if self.track is not None:
             tracking.begin(self.accelerator, self.track, self.start, self.record)

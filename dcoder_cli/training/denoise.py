@@ -23,6 +23,7 @@ from dcoder_cli.training.config import STAGE_NAMES, StageConfig
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.evaluation import evaluate
 from dcoder_cli.training.objective import TokenLoss, attention_pattern, make_example, token_losses
+from dcoder_cli.training.record import Preset
 from dcoder_cli.training.saving import check_space
 from dcoder_cli.training.tracking import Tracking
 
@@ -64,7 +65,7 @@ def train(
     track: Tracking | None = None,
     quiet: bool = False,
     on_step: Callable[[int, int, float], None] | None = None,
-    preset: str | None = None,
+    preset: Preset | None = None,
 ) -> StageResult:
     """Run a training stage in a run folder.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from dcoder_cli.base import config as configs
 from dcoder_cli.base import presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.training import record as records
+from dcoder_cli.training.record import Preset
 from dcoder_cli.training.tracking import Tracking
 
 
@@ -44,11 +45,11 @@ class Launch:
     settings: dict[str, Any]
     model: str
     data: str
-    preset: str | None
+    preset: Preset | None
     tracking: Tracking | None
 
 
-def resolve(stage: int, command: str, options: Options, tell: Callable[[str], None]) -> Launch:
+def resolve(stage: int, command: str, options: Options) -> Launch:
     """Put the layers together: a preset (or the run that goes on) < --config < --set.
 
     `--config RUN/config.yaml` repeats that run: all of its settings, and its model and data where none are given.
@@ -57,7 +58,6 @@ def resolve(stage: int, command: str, options: Options, tell: Callable[[str], No
         stage: 0-4.
         command: how the user calls it, for the messages: `train-stage 1`.
         options: what was given.
-        tell: told in one line which preset was chosen where none was named.
 
     Raises:
         UserError: an option without effect, a model or data that nothing names, a file or folder that is not what it should be.
@@ -77,10 +77,11 @@ def resolve(stage: int, command: str, options: Options, tell: Callable[[str], No
     if repeated and not options.resume:
         for flag, given, name in (("--model", options.model, model), ("--data", options.data, data)):
             _check_there(options.config, flag, given, name)
-    preset, layer = None, before.get("config", {})
+    preset: Preset | None = None
+    layer = before.get("config", {})
     if not options.resume and not repeated:
-        preset = options.preset or _by_size(model, tell)
-        layer = presets.section(preset, "grpo" if stage == 4 else f"stage{stage}")
+        preset = Preset(options.preset) if options.preset else _by_size(model)
+        layer = presets.section(preset.name, "grpo" if stage == 4 else f"stage{stage}")
     settings = configs.merge(layer, file["config"], configs.parse_assignments(options.settings))
     return Launch(settings, model, data, preset, _tracking(options, before.get("tracking")))
 
@@ -107,17 +108,17 @@ def nearest_preset(parameters: int) -> str:
     return min(MODELS, key=lambda name: max(MODELS[name][1] / parameters, parameters / MODELS[name][1]))
 
 
-def _by_size(model: str, tell: Callable[[str], None]) -> str:
+def _by_size(model: str) -> Preset:
     from dcoder_cli.model.checkpoint import find
     from dcoder_cli.model.inspection import count_parameters
 
     parameters, _ = count_parameters(find(model))
     name = nearest_preset(max(1, parameters))
-    tell(
+    note = (
         f"no --preset: the settings of {name}, whose model ({MODELS[name][0]}) is nearest in size to "
         f"{model} ({_short(parameters)} parameters); `dcoder presets show {name}` shows them"
     )
-    return name
+    return Preset(name, note)
 
 
 def _short(count: float) -> str:

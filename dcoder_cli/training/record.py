@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from dcoder_cli.training.grpo.config import GrpoConfig
 # Settings by which a step knows its rows and the optimiser its weights: with others, the steps counted so far would be
 # another run's. `steps` and the learning rate may change: they are of the steps to come.
 _FIXED = ("seed", "global_batch", "prompts_per_step", "lora", "train_embeddings")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The preset below a run's settings. `note`: why this one, where the user named none; told when the run begins."""
+
+    name: str
+    note: str | None = None
 
 
 def make(stage: int, model: str, data: str, config: StageConfig | GrpoConfig, **more: Any) -> dict[str, Any]:

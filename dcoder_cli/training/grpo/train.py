@@ -27,6 +27,7 @@ from dcoder_cli.training.grpo.reference import load_reference, make_reference
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.grpo.rollouts import check_sampling, encode_prompts, forget_rollouts
 from dcoder_cli.training.grpo.step import Learner, take_step
+from dcoder_cli.training.record import Preset
 from dcoder_cli.training.saving import check_space
 from dcoder_cli.training.tracking import Tracking
 
@@ -59,7 +60,7 @@ def train(
     monitor: Monitor | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
     unsafe: bool = False,
-    preset: str | None = None,
+    preset: Preset | None = None,
 ) -> GrpoResult:
     """Run stage 4 in a run folder.
 
