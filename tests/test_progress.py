@@ -95,6 +95,40 @@ def test_generate_with_several_prompts_tells_a_log(place: Path, tmp_path: Path) 
     assert re.search(rf"^generate: 3/3  ended after {CLOCK}$", log, re.MULTILINE), log
 
 
+def test_tokenize_and_eval_tell_a_log(place: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(20):
+        (source / f"file{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 40)
+    arguments = [
+        "tokenize",
+        "pretrain",
+        source,
+        "--tokenizer",
+        place / "model",
+        "--seq-len",
+        "32",
+        "--out",
+        tmp_path / "t",
+    ]
+    _, log = logged(tmp_path, arguments)
+    assert re.search(rf"^tokenizing \(MB\): \S+  \S+ MB/s  ended after {CLOCK}$", log, re.MULTILINE), log
+    arguments = [
+        "eval",
+        "micro",
+        "--model",
+        place / "model",
+        "--limit",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "e",
+    ]
+    _, log = logged(tmp_path, [*arguments, "--max-new-tokens", "8"])
+    assert re.search(rf"^.*: 3/3  ended after {CLOCK}$", log, re.MULTILINE), log
+
+
 def test_a_long_step_is_no_silence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_EVERY", 0.02)
     with console.bar("slow", 3) as bar:

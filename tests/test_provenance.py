@@ -16,10 +16,11 @@ import yaml
 from grpo_runs import common, make_place
 from helpers import dcoder, make_model, make_shards, make_tokenizer, refused
 
-from dcoder_cli.base import provenance
+from dcoder_cli.base import presets, provenance
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model.sizes import SIZES
 from dcoder_cli.training import launch
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
@@ -251,6 +252,18 @@ def test_processes_and_accumulation_may_change(place: Path, tmp_path: Path) -> N
 )  # fmt: skip
 def test_the_preset_without_a_name_is_that_of_the_nearest_model(parameters: float, preset: str) -> None:
     assert launch.nearest_preset(int(parameters)) == preset
+
+
+def test_the_models_of_the_presets_have_the_sizes_that_are_compared() -> None:
+    """Embedding, attention with its biases, MLP and norms of every layer, counted from the shapes."""
+    for preset, (name, parameters) in launch.MODELS.items():
+        size = SIZES[name.lower()]
+        key_values = size.hidden // size.heads * size.kv_heads
+        attention = 2 * size.hidden * (size.hidden + key_values) + size.hidden + 2 * key_values
+        layer = attention + 3 * size.hidden * size.intermediate + 2 * size.hidden
+        rows = (size.vocab_size or 1536) * (1 if size.tied else 2)
+        assert rows * size.hidden + size.layers * layer + size.hidden == pytest.approx(parameters, rel=0.01)
+        assert preset == "cpu-tiny" or name in presets.text(preset).splitlines()[0]
 
 
 def test_a_model_trains_at_the_learning_rate_of_its_size(
