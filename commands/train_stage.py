@@ -41,7 +41,10 @@ def train_stage(
     device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
     track: Annotated[
         str | None,
-        typer.Option("--track", help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own."),
+        typer.Option(
+            "--track",
+            help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own [none ends that].",
+        ),
     ] = None,
     run_name: Annotated[
         str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")

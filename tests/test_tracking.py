@@ -101,6 +101,9 @@ def test_the_run_name(place: Path, tmp_path: Path) -> None:
     assert "--run-name 'x' names the run in a tracker; give --track too" in refused(
         *stage2(place, tmp_path / "x", "--run-name", "x")
     )
+    assert "--track none ends the tracking" in refused(*stage2(place, tmp_path / "x", "--track", "none"))
+    assert heard(place, tmp_path, [*resume, "--set=steps=5", "--track", "none"]) == []
+    assert heard(place, tmp_path, [*resume, "--set=steps=6"]) == [], "and stays ended"
     assert "is unknown" in refused(*stage2(place, tmp_path / "x", "--track", "tensorbord"))
     assert heard(place, tmp_path, stage2(place, tmp_path / "plain")) == []
     assert "tracking" not in yaml.safe_load((tmp_path / "plain" / "config.yaml").read_text())

@@ -93,8 +93,8 @@ def _check_there(config: Path | None, flag: str, given: str | None, name: str) -
         raise UserError(f"--config {str(config)!r} names {name!r}, which is not here; give {flag}")
 
 
-# The model that each preset for one machine is made for (their headers), and its parameters: ours, and Qwen2.5's report
-# (arXiv 2412.15115, table 1; Qwen2.5-Coder's models have the same sizes).
+# The model that each preset for one machine is made for (their headers), and its parameters, counted from its shape
+# (model/sizes.py: the public config.json; tiny with quickstart's vocabulary).
 MODELS = {
     "cpu-tiny": ("tiny", 1.02e6),
     "gpu-24gb": ("Qwen2.5-Coder-0.5B", 0.49e9),
@@ -131,7 +131,13 @@ def _short(count: float) -> str:
 
 
 def _tracking(options: Options, before: dict[str, str] | None) -> Tracking | None:
-    """A run that was tracked goes on being tracked when it is resumed, under the same name."""
+    """A run that was tracked goes on being tracked when it is resumed, under the same name, unless --track is "none"."""
+    if options.track == "none":
+        if before is None or options.run_name is not None:
+            raise UserError(
+                "--track none ends the tracking of a run that was tracked, when it is resumed; leave it out"
+            )
+        return None
     if options.track is None and before is None:
         if options.run_name is not None:
             raise UserError(f"--run-name {options.run_name!r} names the run in a tracker; give --track too")
