@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_tensorboard_goes_on_in_the_same_curve(place: Path, tmp_path: Path) -> N
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
     dcoder(*stage2(place, run, "--track", "tensorboard", "--run-name", "curve"))
+    shutil.rmtree(run / "checkpoints" / "step-4")  # as if it was killed at step 4: steps 3 and 4 are told again
     dcoder("train-stage", "2", "--out", run, "--resume", "--device", "cpu", "--set=steps=6")
     seen = events.EventAccumulator(str(run / "curve"))
     seen.Reload()
