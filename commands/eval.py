@@ -168,7 +168,7 @@ def judge(
     with console.bar(f"judging {task}", None, quiet=json) as bar:
         result = judge_file(
             file, task, out, subset, data, workers, python, unsafe_exec,
-            lambda number, total: bar.advance(1, f"of {total}"),
+            lambda number, total: bar.advance(1, total=total),
         )  # fmt: skip
     if json:
         console.emit_json({**result.record, "out": str(out)})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcoder_cli.base import config as configs
-from dcoder_cli.base import console, presets
+from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from dcoder_cli.training.launch import Launch
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,13 +26,17 @@ def grpo(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--preset", help="A preset's name (see `dcoder presets`) or a YAML file; a resumed run keeps its own."
+            "--preset",
+            help="A preset's name (see `dcoder presets`) or a YAML file [the one nearest to the model's size].",
         ),
-    ] = "cpu-tiny",
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with keys of stage 4; wins over the preset.")
+        Path | None,
+        typer.Option(
+            "--config", help="YAML file with keys of stage 4; wins over the preset. RUN/config.yaml repeats that run."
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, wins over all; repeatable.")] = None,
     estimator: Annotated[str | None, typer.Option("--estimator", help="coupled, full-mask, decoupled or d1.")] = None,
@@ -57,7 +64,14 @@ def grpo(
     ] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
     track: Annotated[
-        str | None, typer.Option("--track", help="An Accelerate tracker, for example tensorboard.")
+        str | None,
+        typer.Option(
+            "--track",
+            help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own [none ends that].",
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress bar.")] = False,
 ) -> None:
@@ -71,26 +85,22 @@ def grpo(
 
       dcoder grpo --measure-variance --model runs/sft/checkpoints/last --data data/rl --out variance
     """
+    from dcoder_cli.training import launch
     from dcoder_cli.training.grpo.config import GrpoConfig
 
     if draws is not None and not variance:
         raise UserError(f"--draws {draws} is of --measure-variance; leave it out")
-    for name, value in (("--resume", resume), ("--estimator", estimator), ("--track", track)):
+    for name, value in (("--resume", resume), ("--estimator", estimator), ("--track", track), ("--run-name", run_name)):
         if variance and value:
             raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
-    recorded = _recorded(out) if resume else {}
-    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.section(preset, "grpo")]
-    layers += [configs.read_yaml(config)] if config else []
-    layers += [configs.parse_assignments(settings or []), {"estimator": estimator} if estimator else {}]
-    merged = configs.merge(*layers)
+    options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
+    asked = launch.resolve(4, "grpo", options)
+    merged = configs.merge(asked.settings, {"estimator": estimator} if estimator else {})
     if reward:
         merged["rewards"] = dict(_weight(text) for text in reward)
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
-    model, data = model or recorded.get("model"), data or recorded.get("data")
-    if model is None or data is None:
-        raise UserError(f"stage 4 needs {'--model' if model is None else '--data'}; see `dcoder grpo --help`")
     if variance:
-        return _measure(model, data, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
+        return _measure(asked, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness
     from dcoder_cli.training.grpo.train import train
 
@@ -99,8 +109,9 @@ def grpo(
         return {"local_arness@1": numbers["local"]["mean"][0], "global_arness@1": numbers["global"]["mean"][0]}
 
     result = train(
-        model, data, str(out), resolved, resume, device, track, quiet=json, monitor=order, unsafe=unsafe_exec
-    )
+        asked.model, asked.data, str(out), resolved, resume, device, asked.tracking, quiet=json, monitor=order,
+        unsafe=unsafe_exec, preset=asked.preset,
+    )  # fmt: skip
     if result.stopped == "asked":
         raise WorkFailed(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
     if json:
@@ -117,9 +128,7 @@ def grpo(
     )
 
 
-def _measure(
-    model: str, data: str, out: Path, config: Any, draws: int, device: str | None, unsafe: bool, json: bool
-) -> None:
+def _measure(asked: Launch, out: Path, config: Any, draws: int, device: str | None, unsafe: bool, json: bool) -> None:
     from dataclasses import asdict
 
     from dcoder_cli.analysis.plots import save
@@ -129,10 +138,16 @@ def _measure(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
-    announce = (lambda _: None) if json else console.note
-    lab = measure(model, data, config, draws, device=device, announce=announce, unsafe=unsafe)
+    notes = [asked.preset.note] if asked.preset is not None and asked.preset.note is not None else []
+
+    def announce(text: str) -> None:  # the input is checked when it is first called
+        for line in () if json else (*notes, text):
+            console.note(line)
+        notes.clear()
+
+    lab = measure(asked.model, asked.data, config, draws, device=device, announce=announce, unsafe=unsafe)
     out.mkdir(parents=True, exist_ok=True)
-    record = {"model": model, "data": data, "config": configs.to_dict(config), **asdict(lab)}
+    record = {"model": asked.model, "data": asked.data, "config": configs.to_dict(config), **asdict(lab)}
     write_json(out / "variance.json", record)
     save(estimator_variance(lab.rows), out, "variance")
     if json:
@@ -175,16 +190,3 @@ def _weight(text: str) -> tuple[str, float]:
         raise UserError(
             f"--reward {text!r} must be NAME=WEIGHT with a finite weight, for example code=2.0, or module:function"
         ) from None
-
-
-def _recorded(out: Path) -> dict[str, Any]:
-    if not (out / "config.yaml").is_file():
-        raise UserError(
-            f"run folder {str(out)!r} has no config.yaml, so there is nothing to resume; start without --resume"
-        )
-    recorded = configs.read_yaml(out / "config.yaml")
-    if recorded.get("stage") != 4:
-        raise UserError(
-            f"run folder {str(out)!r} holds stage {recorded.get('stage')}, not 4; resume it with `dcoder train-stage`"
-        )
-    return recorded

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dcoder_cli.base import config as configs
-from dcoder_cli.base import console, presets
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base import console
+from dcoder_cli.base.errors import WorkFailed
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,19 +23,31 @@ def train_stage(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--preset", help="A preset's name (see `dcoder presets`) or a YAML file; a resumed run keeps its own."
+            "--preset",
+            help="A preset's name (see `dcoder presets`) or a YAML file [the one nearest to the model's size].",
         ),
-    ] = "cpu-tiny",
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with keys of this stage; wins over the preset.")
+        Path | None,
+        typer.Option(
+            "--config",
+            help="YAML file with keys of this stage; wins over the preset. RUN/config.yaml repeats that run.",
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, wins over all; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
     track: Annotated[
-        str | None, typer.Option("--track", help="An Accelerate tracker, for example tensorboard.")
+        str | None,
+        typer.Option(
+            "--track",
+            help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own [none ends that].",
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress bar.")] = False,
 ) -> None:
@@ -46,28 +58,23 @@ def train_stage(
       dcoder train-stage 1 --preset gpu-80gb --model start-1.5b --data shards --out runs/adapt
 
       dcoder train-stage 1 --out runs/adapt --resume
+
+      dcoder train-stage 1 --config runs/adapt/config.yaml --set seed=1 --out runs/again
     """
+    from dcoder_cli.training import launch
     from dcoder_cli.training.config import StageConfig, stage_number
 
     number = stage_number(stage)
-    recorded = _recorded(out) if resume else {}
-    if recorded and recorded.get("stage") != number:
-        raise UserError(
-            f"run folder {str(out)!r} holds stage {recorded.get('stage')}, not {number}; resume it with that stage"
-        )
-    layers: list[dict[str, Any]] = [recorded["config"]] if recorded else [presets.section(preset, f"stage{number}")]
-    layers += [configs.read_yaml(config)] if config else []
-    layers += [configs.parse_assignments(settings or [])]
-    resolved = configs.build(StageConfig, *layers, where=f"the configuration of stage {number}")
-    model, data = model or recorded.get("model"), data or recorded.get("data")
-    if model is None or data is None:
-        raise UserError(
-            f"stage {number} needs {'--model' if model is None else '--data'}; see `dcoder train-stage --help`"
-        )
+    options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
+    asked = launch.resolve(number, f"train-stage {stage}", options)
+    resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
     from dcoder_cli.training.denoise import train
     from dcoder_cli.training.evaluation import told
 
-    result = train(number, model, data, str(out), resolved, resume, device, track, quiet=json)
+    result = train(
+        number, asked.model, asked.data, str(out), resolved, resume, device, asked.tracking, quiet=json,
+        preset=asked.preset,
+    )  # fmt: skip
     if result.stopped == "asked":
         raise WorkFailed(
             f"stopped at step {result.steps}; go on with `dcoder train-stage {stage} --out {out} --resume`"
@@ -85,11 +92,3 @@ def train_stage(
         f"{result.seconds:.0f} s{early}\n{result.checkpoint}",
         markup=False,
     )
-
-
-def _recorded(out: Path) -> dict[str, Any]:
-    if not (out / "config.yaml").is_file():
-        raise UserError(
-            f"run folder {str(out)!r} has no config.yaml, so there is nothing to resume; start without --resume"
-        )
-    return configs.read_yaml(out / "config.yaml")

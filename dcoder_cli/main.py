@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "chat": Entry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
     "arness": Entry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
     "eval": Entry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
+    "plot": Entry("plot", "Draw the curves of training runs beside each other."),
     "reproduce": Entry(
         "reproduce",
         "Check the paper's claims, with effect sizes and intervals, on models trained at desk size or given.",

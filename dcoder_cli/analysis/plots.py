@@ -62,13 +62,14 @@ def new_figure(columns: int = 1, width: float = 4.2, height: float = 3.1, **opti
 
 def save(figure: Any, folder: str | Path, name: str) -> list[Path]:
     """Write `name.png` (200 dpi) and `name.svg` into a folder; returns the two paths."""
-    paths = []
-    for kind in ("png", "svg"):
-        path = Path(folder) / f"{name}.{kind}"
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(_bytes(figure, kind))
-        paths.append(path)
-    return paths
+    return [save_as(figure, Path(folder) / f"{name}.{kind}") for kind in ("png", "svg")]
+
+
+def save_as(figure: Any, path: Path) -> Path:
+    """Write one file, PNG (200 dpi) or SVG as its ending says; returns the path."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(_bytes(figure, path.suffix.removeprefix(".").lower()))
+    return path
 
 
 def data_uri(figure: Any, kind: str = "svg") -> str:

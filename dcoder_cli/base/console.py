@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +17,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -108,24 +109,36 @@ def _finite(value: Any) -> Any:
 class Bar:
     """A handle on one progress bar: `advance(n, status)`."""
 
-    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, show: Callable[[float, str | None, float | None], None]) -> None:
+        self._show = show
 
-    def advance(self, amount: float = 1, status: str | None = None) -> None:
-        """Move on by `amount` and show `status` (rate, loss ...) behind the bar."""
-        if self._progress is not None and self._task is not None:
-            if status is None:
-                self._progress.update(self._task, advance=amount)
-            else:
-                self._progress.update(self._task, advance=amount, status=status)
+    def advance(self, amount: float = 1, status: str | None = None, total: float | None = None) -> None:
+        """Move on by `amount`; show `status` (rate, loss ...) behind the bar; `total` where it is known only now."""
+        self._show(amount, status, total)
 
 
 @contextmanager
-def bar(label: str, total: float | None, done: float = 0, quiet: bool = False) -> Iterator[Bar]:
-    """A progress bar on stderr with rate and time left; silent when stderr is no terminal or on other ranks."""
+def bar(label: str, total: float | None, done: float = 0, quiet: bool = False, at_once: bool = False) -> Iterator[Bar]:
+    """Progress on stderr with count, status and time left, on the first process: a bar, or lines in a log.
+
+    Where stderr is no terminal (nohup, Slurm, CI) it is plain lines: one at the start, one every `_EVERY` seconds and
+    one at the end. The first waits for the first step or `_EVERY`, so that an input refused inside stays one line.
+
+    Args:
+        label: what goes on.
+        total: how much there is to do, None where nobody knows yet.
+        done: how much of it was done before.
+        quiet: show nothing.
+        at_once: the first line comes now; for work whose input is checked already.
+    """
+    if quiet or rank() != 0:
+        yield Bar(lambda amount, status, total: None)
+        return
     console = stderr()
-    if quiet or rank() != 0 or not console.is_terminal:
-        yield Bar(None, None)
+    # FORCE_COLOR makes rich take a file for a terminal, and a dumb terminal cannot redraw a line.
+    if not (sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal):
+        with _Lines(label, total, done, at_once) as lines:
+            yield Bar(lines.advance)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -137,4 +150,79 @@ def bar(label: str, total: float | None, done: float = 0, quiet: bool = False) -
     )
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(label, total=total, completed=int(done), status="")
-        yield Bar(progress, task)
+
+        def show(amount: float, status: str | None, total: float | None) -> None:
+            fields: dict[str, Any] = {} if status is None else {"status": status}
+            progress.update(task, total=total, advance=amount, **fields)
+
+        yield Bar(show)
+
+
+_EVERY = 30.0  # seconds between the lines of a log (ours)
+
+
+class _Lines:
+    """Progress as lines of a log: no escape codes, no carriage returns. A thread writes them, however long a step takes."""
+
+    def __init__(self, label: str, total: float | None, done: float, at_once: bool) -> None:
+        self._label, self._total, self._done, self._before = visible(label), total, done, done
+        self._status, self._told, self._at_once = "", False, at_once
+        self._began, self._lock, self._ended = time.monotonic(), threading.Lock(), threading.Event()
+        self._first: tuple[float, float] | None = None  # when the first step ended, and how much was done by then
+        self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
+
+    def __enter__(self) -> _Lines:
+        if self._at_once:
+            self._tell()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if kind is None:  # else the error's own line is the last
+            self._tell(ended=True)
+
+    def advance(self, amount: float, status: str | None, total: float | None) -> None:
+        with self._lock:
+            self._done += amount
+            self._status = self._status if status is None else visible(status)
+            self._total = self._total if total is None else total
+            self._first = self._first or (time.monotonic(), self._done)
+            first = not self._told
+        if first:
+            self._tell()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_EVERY):
+            self._tell()
+
+    def _tell(self, ended: bool = False) -> None:
+        with self._lock:
+            self._told = True
+            now = time.monotonic()
+            parts = [f"{self._label}: {_count(self._done)}{'' if self._total is None else '/' + _count(self._total)}"]
+            parts += [self._status] if self._status else []
+            if ended:
+                parts.append(f"ended after {_clock(now - self._began)}")
+            elif self._total is not None and self._done > self._before:
+                parts.append(f"{_clock((self._total - self._done) / self._rate(now))} left")
+            print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def _rate(self, now: float) -> float:
+        """Steps a second after the first, which compiles, loads or counts what was done before; of all until there is a second."""
+        since, done = self._first or (self._began, self._before)
+        if done == self._done:
+            since, done = self._began, self._before
+        return (self._done - done) / max(now - since, 1e-9)
+
+
+def _count(value: float) -> str:
+    """`1234.0` as `1,234`; a fraction with one digit."""
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def _clock(seconds: float) -> str:
+    """`3725` as `1:02:05`."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

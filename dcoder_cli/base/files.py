@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        share(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -49,6 +51,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def share(folder: Path) -> None:
+    """Give the files of a folder that this process made the permissions that a new file has, as the umask says.
+
+    safetensors writes for the owner alone (0600): a checkpoint that no colleague and no web server can read.
+    """
+    ordinary = folder.stat().st_mode & 0o666  # mkdir asked for 0777, and the umask took its part
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | ordinary)
 
 
 def write_json(path: str | Path, value: Any) -> None:

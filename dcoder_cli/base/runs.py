@@ -4,18 +4,15 @@ config.yaml        what ran, resolved
 metrics.jsonl      one line a logged step or evaluation; the same for the same run, bit for bit
 timings.jsonl      seconds and rates of the same steps, which differ from run to run
 checkpoints/       step-N folders, and `last` and `best` links to two of them
-environment.json   versions and machine
+environment.json   every start: command line, time, machine, versions
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,7 @@ from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, write_json
 from dcoder_cli.base.jsonl import objects
-
-_PACKAGES = ("dcoder", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
+from dcoder_cli.base.provenance import started
 
 
 class RunFolder:
@@ -41,7 +37,7 @@ class RunFolder:
         """The folder, checked but not yet made: other checks may still refuse the run.
 
         Raises:
-            UserError: it holds a run and `resume` is off, or holds none and `resume` is on.
+            UserError: it holds a run and `resume` is off, or holds none and `resume` is on; its environment.json is damaged.
         """
         run = cls(Path(path))
         holds_run = (run.path / "config.yaml").is_file()
@@ -51,17 +47,42 @@ class RunFolder:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--out {str(path)!r} is a file; choose a folder")
+        run.starts()
         return run
 
     def make(self) -> None:
         """Make the folder."""
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.yaml and environment.json."""
+    def write_config(self, config: Mapping[str, Any], device: str | None = None, preset: str | None = None) -> None:
+        """Write config.yaml, and add this start to those in environment.json.
+
+        Args:
+            config: what runs, resolved.
+            device, preset: see `provenance.started`.
+
+        Raises:
+            UserError: environment.json is damaged.
+        """
+        starts = [*self.starts(), started(device, preset)]
         with atomic_file(self.path / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", {"starts": starts})
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of this run, the first one first."""
+        file = self.path / "environment.json"
+        if not file.is_file():
+            return []
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            return (
+                list(value["starts"]) if "starts" in value else [value]
+            )  # an earlier release kept the last start alone
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{str(file)!r} is damaged; move it away, and what it tells of earlier starts is lost"
+            ) from None
 
     def config(self) -> dict[str, Any]:
         """What `write_config` wrote."""
@@ -125,19 +146,3 @@ class RunFolder:
                 shutil.rmtree(self.checkpoint(step), ignore_errors=True)
         for leftover in (self.path / "checkpoints").glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, without importing anything heavy."""
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "packages": versions,
-        "command": sys.argv[1:],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }

@@ -15,7 +15,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
-from dcoder_cli.base.runs import environment
+from dcoder_cli.base.provenance import environment
 from dcoder_cli.benchmarks import ranks, scoring
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Ask, Protocol

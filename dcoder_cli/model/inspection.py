@@ -35,7 +35,7 @@ def inspect(name: str) -> dict[str, Any]:
         findings = [vars(finding) for finding in found]
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]
-    parameters, dtypes = _count(folder)
+    parameters, dtypes = count_parameters(folder)
     if tokenizer is None:
         findings.append({"subject": "tokenizer", "message": "there is none here; the model works with ids only"})
     tokens = (
@@ -76,7 +76,7 @@ def memory(parameters: int) -> dict[str, float]:
     }
 
 
-def _count(folder: Path) -> tuple[int, list[str]]:
+def count_parameters(folder: Path) -> tuple[int, list[str]]:
     """Parameters and number formats, from the headers of the weight files. Raises UserError for a broken file."""
     from safetensors import SafetensorError, safe_open
 

@@ -190,6 +190,14 @@ class StageConfig:
         """Optimiser steps of a run over a training set of `rows` rows."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * rows / self.global_batch))
 
+    def check_annealing(self, total_steps: int) -> None:
+        """Raises UserError where stage 1 would end before its attention is full: the model would still be half causal."""
+        if self.anneal_steps > total_steps:
+            raise UserError(
+                f"anneal_steps = {self.anneal_steps} is more than this run's {total_steps} steps, so attention would not get full; "
+                f"use --set anneal_steps={max(1, total_steps // 10)} (a tenth of the steps: DiffuCoder B.1), or 0 for full from the start"
+            )
+
 
 def stage_number(name: str) -> int:
     """0-3 of a stage's number or name. Raises UserError for another."""

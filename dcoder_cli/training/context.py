@@ -19,10 +19,12 @@ from dcoder_cli.base import console
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import saving, setup
+from dcoder_cli.training import record as records
+from dcoder_cli.training import saving, setup, tracking
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.totals import totals
+from dcoder_cli.training.tracking import Tracking
 
 
 class Stop:
@@ -69,7 +71,9 @@ class Context:
         folder: the run's.
         accelerator: Accelerate's; `accelerate launch` and torchrun decide about processes and devices.
         resume, start: whether it goes on, and after which step: that of the last checkpoint, or 0.
-        track: an Accelerate tracker's name, or None.
+        record: for config.yaml, of `record.make`; `begin` writes it.
+        track: where the run is tracked, or None.
+        preset: the preset that `config` began with, or None.
         model: set by `load_model`, float32 on the CPU until `prepare` moves it.
         module, optimizer: set by `prepare`: what the loop calls, as Accelerate wraps it.
         state: what a checkpoint carries for the loop; plain numbers, lists and dicts.
@@ -82,7 +86,9 @@ class Context:
     accelerator: Any
     resume: bool
     start: int
-    track: str | None
+    record: dict[str, Any]
+    track: Tracking | None
+    preset: records.Preset | None
     model: Model = field(init=False)
     module: Any = field(init=False)
     optimizer: Any = field(init=False)
@@ -94,21 +100,28 @@ class Context:
         cls,
         stage: int,
         name: str,
+        model: str,
+        data: str,
         out: str,
         config: StageConfig | GrpoConfig,
         resume: bool,
         device: str | None,
-        track: str | None,
+        track: Tracking | None,
+        preset: records.Preset | None,
     ) -> Context:
         """Check the run folder and start Accelerate; nothing is written.
 
         Raises:
-            UserError: the folder is not one to begin in, or to resume; the precision or the tracker is not to be had.
+            UserError: the folder is not one to begin in, or to resume as now asked; the precision or the tracker is not to
+                be had.
         """
         folder = RunFolder.check(out, resume)
+        record = records.make(stage, model, data, config, **tracking.to_record(track))
+        if resume:
+            records.check_resumed(folder.config(), record)
         start = folder.last() if resume else 0
-        accelerator = setup.make_accelerator(config.precision, device, track, folder.path)
-        return cls(stage, name, config, folder, accelerator, resume, start, track)
+        accelerator = setup.make_accelerator(config.precision, device, track.tracker if track else None, folder.path)
+        return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset)
 
     def load_model(self, name: str) -> Model:
         """The model to train: `name`, or the run's last checkpoint. Raises UserError, see `setup.load_model`."""
@@ -139,23 +152,25 @@ class Context:
         """The checkpoint that a resumed run goes on from."""
         return self.folder.checkpoint(self.start)
 
-    def begin(self, record: Mapping[str, Any], tidy: Callable[[], None] = lambda: None) -> None:
+    def begin(self, tidy: Callable[[], None] = lambda: None) -> None:
         """All checks have passed on all processes: make the folder, drop the log after `start`, write down what runs.
 
         Args:
-            record: for config.yaml.
             tidy: called on the first process once the folder is there and before config.yaml is replaced.
         """
         self.accelerator.wait_for_everyone()
+        name = None if self.preset is None else self.preset.name
+        if self.preset is not None and self.preset.note is not None:
+            console.note(self.preset.note)
         if self.is_first:
             self.folder.make()
             if self.resume:
                 self.folder.cut_after(self.start)
             tidy()
-            self.folder.write_config(record)
+            self.folder.write_config(self.record, records.device_name(self.accelerator), name)
         self.accelerator.wait_for_everyone()
         if self.track is not None:
-            self.accelerator.init_trackers("dcoder", config={"stage": self.stage})
+            tracking.begin(self.accelerator, self.track, self.start, self.record)
 
     @property
     def is_first(self) -> bool:
@@ -176,7 +191,7 @@ class Context:
         """While the loop runs: a progress bar, stop signals heard, and the tracker closed at the end."""
         label = f"stage {self.stage} ({self.name})"
         try:
-            with stoppable() as self._stop, console.bar(label, total_steps, self.start, quiet) as bar:
+            with stoppable() as self._stop, console.bar(label, total_steps, self.start, quiet, at_once=True) as bar:
                 yield bar
         finally:
             if self.track is not None:
@@ -225,9 +240,11 @@ class Context:
             self.accelerator.log({**metrics, "tokens_per_second": timings["tokens_per_second"]}, step=step)
 
     def log_heldout(self, step: int, heldout: Mapping[str, Any]) -> None:
-        """An evaluation's line in metrics.jsonl."""
+        """An evaluation's line in metrics.jsonl; its numbers for the tracker."""
         if self.is_first:
             self.folder.append("metrics", {"step": step, "heldout": heldout})
+        if self.track is not None:
+            self.accelerator.log(tracking.numbers({"heldout": heldout}), step=step)
 
     def save(self, step: int, best: bool = False, extra: Mapping[str, Any] | None = None) -> None:
         """Write the checkpoint of a step, call it the best where it is, and remove those that are no longer kept.

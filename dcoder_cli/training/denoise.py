@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.batches import RowOrder, RowRules, check_fit, read_batch
 from dcoder_cli.data.shards import ShardSet
@@ -24,7 +23,9 @@ from dcoder_cli.training.config import STAGE_NAMES, StageConfig
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.evaluation import evaluate
 from dcoder_cli.training.objective import TokenLoss, attention_pattern, make_example, token_losses
+from dcoder_cli.training.record import Preset
 from dcoder_cli.training.saving import check_space
+from dcoder_cli.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def train(
     config: StageConfig,
     resume: bool = False,
     device: str | None = None,
-    track: str | None = None,
+    track: Tracking | None = None,
     quiet: bool = False,
     on_step: Callable[[int, int, float], None] | None = None,
+    preset: Preset | None = None,
 ) -> StageResult:
     """Run a training stage in a run folder.
 
@@ -75,9 +77,10 @@ def train(
         config: see StageConfig.
         resume: go on from the run folder's last checkpoint; the same metrics as if it had not stopped.
         device: "cpu" forces it; None lets Accelerate choose.
-        track: an Accelerate tracker, for example "tensorboard".
+        track: where the run is tracked.
         quiet: no progress bar.
         on_step: called with (step, total, loss) after each step on the first process.
+        preset: the preset that `config` began with, for environment.json.
 
     Raises:
         UserError: anything wrong with the input, before the first step.
@@ -89,7 +92,7 @@ def train(
         raise UserError(
             f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
         )
-    context = Context.open(stage, STAGE_NAMES[stage], out, config, resume, device, track)
+    context = Context.open(stage, STAGE_NAMES[stage], model_name, data, out, config, resume, device, track, preset)
     accelerator = context.accelerator
     model = context.load_model(model_name)
     _check(stage, model, shards, config, context.processes)
@@ -98,7 +101,7 @@ def train(
     if config.compile:
         model.network.model.compile()
     context.prepare(TokenLoss(model), {"best": None, "waited": 0, "tail": []})
-    context.begin({"stage": stage, "model": model_name, "data": str(data), "config": to_dict(config)})
+    context.begin()
     module, state = context.module, context.state
     mask_id = model.ids.mask if stage > 0 else None
     rules = RowRules(
@@ -199,6 +202,8 @@ def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, proc
         raise UserError(
             f"stage {stage} trains a diffusion model but {model.name!r} is an AR checkpoint; convert it first with `dcoder convert {model.name}`"
         )
+    if stage == 1:
+        config.check_annealing(config.total_steps(len(shards)))
     if config.global_batch % processes:
         raise UserError(f"global_batch = {config.global_batch} must be a multiple of the {processes} processes")
     if ((config.anneal_steps and stage == 1) or config.isolate_documents) and config.attention == "flash_attention_2":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import atomic_folder, require_space
+from dcoder_cli.base.files import atomic_folder, require_space, share
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
@@ -53,6 +53,7 @@ def save_checkpoint(
         accelerator.save_state(str(temporary / "training" / "accelerate"))
         if accelerator.is_main_process:
             _write_parts(temporary, model, weights, state, stage)
+            share(temporary)
             temporary.rename(target)
     elif accelerator.is_main_process:
         require_space(run.path, checkpoint_bytes(model, len(extra or {})), "a checkpoint")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model.backbone import Model, check_attention, load
@@ -64,13 +63,6 @@ def load_model(
     Raises:
         UserError: the model or its adapter cannot be read, or the stage cannot train it with LoRA.
     """
-    if resume:
-        before, now = run.config()["config"], to_dict(config)
-        for key in ("lora", "train_embeddings"):  # they decide which weights the optimiser knows
-            if before.get(key) != now.get(key):
-                raise UserError(
-                    f"{key} = {now.get(key)} cannot change on resuming: the run began with {before.get(key)}; leave it out"
-                )
     last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
         model = load(last or name, device="cpu", dtype="float32")

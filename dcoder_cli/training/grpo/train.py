@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.base.runs import RunFolder
@@ -28,7 +27,9 @@ from dcoder_cli.training.grpo.reference import load_reference, make_reference
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.grpo.rollouts import check_sampling, encode_prompts, forget_rollouts
 from dcoder_cli.training.grpo.step import Learner, take_step
+from dcoder_cli.training.record import Preset
 from dcoder_cli.training.saving import check_space
+from dcoder_cli.training.tracking import Tracking
 
 # What the rollouts of a step depend on, beside the weights.
 _OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", "format", "precision")
@@ -54,18 +55,19 @@ def train(
     config: GrpoConfig,
     resume: bool = False,
     device: str | None = None,
-    track: str | None = None,
+    track: Tracking | None = None,
     quiet: bool = False,
     monitor: Monitor | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
     unsafe: bool = False,
+    preset: Preset | None = None,
 ) -> GrpoResult:
     """Run stage 4 in a run folder.
 
     Args:
         model_name: an instruction-tuned diffusion checkpoint.
         data: a folder from `dcoder tokenize rl`.
-        out, resume, device, track, quiet: as in `denoise.train`.
+        out, resume, device, track, quiet, preset: as in `denoise.train`.
         config: see GrpoConfig.
         monitor: more numbers to log about the rollouts' trajectories (their AR-ness, say).
         on_step: called with (step, total, metrics) on the first process.
@@ -83,7 +85,7 @@ def train(
     with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
         rewarder = Rewarder(config.rewards, judge, config.format == "strict")
         probe(rewarder, prompts[0])
-        context = Context.open(4, "grpo", out, config, resume, device, track)
+        context = Context.open(4, "grpo", model_name, data, out, config, resume, device, track, preset)
         model = _load(context, model_name, config)
         prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
         heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
@@ -102,7 +104,7 @@ def train(
         if context.start and learner.reference is not None and learner.reference_is_a_copy:
             file = context.last_checkpoint() / "training" / "reference.pt"
             load_reference(learner.reference, file, config.kl_coef)
-        _begin(learner, data)
+        _begin(learner)
         total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
         began, stopped, after = time.perf_counter(), None, None
 
@@ -118,9 +120,9 @@ def train(
                 # Record.
                 metrics = step_metrics(context.accelerator, done, config, monitor)
                 state["tail"] = [*state["tail"], metrics["reward"]][-max(1, total_steps // 10) :]
-                _log(learner, step, done, metrics)
+                speed = _log(learner, step, done, metrics)
                 passed = f"  passed {metrics['passed']:.0%}" if "passed" in metrics else ""
-                bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}")
+                bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}  {speed:,.0f} tok/s")
                 if on_step is not None and context.is_first:
                     on_step(step, total_steps, metrics)
                 # Evaluate, stop, checkpoint.
@@ -159,26 +161,25 @@ def _load(context: Context, model_name: str, config: GrpoConfig) -> Model:
     return model
 
 
-def _begin(learner: Learner, data: str) -> None:
+def _begin(learner: Learner) -> None:
     """Write down what runs. Rollouts that a killed run kept stay where this one would sample and score the same."""
     context = learner.context
-    record = {
-        "stage": 4, "model": context.model.name, "data": str(data), "config": to_dict(learner.config),
-        "reward_sources": learner.rewarder.sources(),
-    }  # fmt: skip
+    context.record["reward_sources"] = learner.rewarder.sources()
     path = context.folder.path
 
     def tidy() -> None:
         for name in ("samples", "rollouts"):
             (path / name).mkdir(exist_ok=True)
         if context.resume:
-            forget_rollouts(path / "rollouts", context.start if _same_rollouts(context.folder, record) else None)
+            forget_rollouts(
+                path / "rollouts", context.start if _same_rollouts(context.folder, context.record) else None
+            )
 
-    context.begin(record, tidy)
+    context.begin(tidy)
 
 
-def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float]) -> None:
-    """A step's metrics, seconds and, every `samples_every` steps, its completions."""
+def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float]) -> float:
+    """A step's metrics, seconds and, every `samples_every` steps, its completions; returns this process's tokens a second."""
     context, every = learner.context, learner.config.samples_every
     rate = sum(len(item.completion.tokens) for item in done.rollouts) / done.clock.total()
     context.log(
@@ -190,6 +191,7 @@ def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float
         prompts = [learner.prompts[index] for index in done.chosen for _ in range(learner.config.group_size)]
         lines = (sample_record(item, prompt) for item, prompt in zip(done.rollouts, prompts, strict=True))
         write_jsonl(context.folder.path / "samples" / f"step-{step}.jsonl", lines)
+    return rate
 
 
 def _save(learner: Learner, step: int) -> None:
@@ -206,12 +208,11 @@ def _has_heldout(data: str) -> bool:
 
 
 def _same_rollouts(run: RunFolder, record: dict[str, Any]) -> bool:
-    """Whether the run samples and scores as it did before: a resumed run may have been given other settings or data.
+    """Whether the run samples and scores as it did before: a resumed run may have been given other settings.
 
     `record` is what the run folder will note of it. A user's own reward may have been mended under the same name.
     """
     before = run.config()
-    parts = ("model", "data", "reward_sources")
-    return all(before.get(name) == record[name] for name in parts) and all(
+    return before.get("reward_sources") == record["reward_sources"] and all(
         before.get("config", {}).get(name) == record["config"][name] for name in _OF_ROLLOUTS
     )

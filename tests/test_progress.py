@@ -1,0 +1,169 @@
+"""Progress in a log: what nohup, Slurm and CI keep of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpo_runs import common, make_place
+from helpers import make_model, make_shards, make_tokenizer
+
+from dcoder_cli.base import console
+
+# The command line with a line every 50 ms in place of every 30 s.
+CODE = """
+import sys
+from dcoder_cli.base import console
+from dcoder_cli.main import main
+console._EVERY = 0.05
+main()
+"""
+CLOCK = r"\d+:\d\d:\d\d"
+
+
+def logged(folder: Path, arguments: list[Any], **options: Any) -> tuple[str, str]:
+    """What a real process wrote into two files, as `> out 2> log` makes them."""
+    with open(folder / "out", "w") as out, open(folder / "log", "w") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, *map(str, arguments)], stdout=out, stderr=log, timeout=300, **options
+        )
+    out_text, log_text = (folder / "out").read_bytes().decode(), (folder / "log").read_bytes().decode()
+    assert done.returncode == 0, log_text
+    assert "\x1b" not in log_text + out_text and "\r" not in log_text + out_text
+    return out_text, log_text
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("progress")
+    tokenizer = make_tokenizer()
+    make_model(folder / "model", tokenizer=tokenizer)
+    make_shards(folder / "data", tokenizer)
+    return folder
+
+
+def stage(place: Path, out: Path, steps: int = 150) -> list[Any]:
+    return [
+        "train-stage", "2", "--model", place / "model", "--data", place / "data", "--device", "cpu", "--out", out,
+        f"--set=steps={steps}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["plain", "FORCE_COLOR"])
+def test_a_training_tells_a_log_how_far_it_is(
+    place: Path, tmp_path: Path, forced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, in between and at the end: step of total, loss, tokens a second, time left."""
+    if forced:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    _, log = logged(tmp_path, stage(place, tmp_path / "run"))
+    lines = [line for line in log.splitlines() if line.startswith("stage 2 (mid): ")]
+    assert lines[0] == "stage 2 (mid): 0/150"
+    assert re.fullmatch(rf"stage 2 \(mid\): 150/150  loss \d+\.\d+  [\d,]+ tok/s  ended after {CLOCK}", lines[-1])
+    between = [
+        re.fullmatch(rf"stage 2 \(mid\): (\d+)/150  loss \d+\.\d+  [\d,]+ tok/s  {CLOCK} left", line)
+        for line in lines[1:-1]
+    ]
+    told = [int(one[1]) for one in between if one]
+    assert len(told) >= 2 and told == sorted(told)
+    assert all(line == lines[0] for line, one in zip(lines[1:-1], between, strict=True) if one is None), "before step 1"
+
+
+def test_json_keeps_standard_output_for_itself(place: Path, tmp_path: Path) -> None:
+    out, log = logged(tmp_path, [*stage(place, tmp_path / "run", 5), "--json"])
+    assert json.loads(out)["steps"] == 5 and "stage 2 (mid): " not in log
+
+
+def test_stage_4_tells_reward_and_speed(tmp_path: Path) -> None:
+    make_place(tmp_path)
+    _, log = logged(tmp_path, [*common(tmp_path, tmp_path / "run"), "--set=steps=2"], cwd=tmp_path)
+    lines = [line for line in log.splitlines() if line.startswith("stage 4 (grpo): ")]
+    assert lines[0] == "stage 4 (grpo): 0/2"
+    assert re.match(r"stage 4 \(grpo\): 2/2  reward \d+\.\d+  kl \d+\.\d+  [\d,]+ tok/s  ended after ", lines[-1])
+
+
+def test_generate_with_several_prompts_tells_a_log(place: Path, tmp_path: Path) -> None:
+    _, log = logged(
+        tmp_path, ["generate", "--model", place / "model", "--device", "cpu", "--max-new-tokens", "8", "a", "b", "c"]
+    )
+    assert re.search(rf"^generate: 3/3  ended after {CLOCK}$", log, re.MULTILINE), log
+
+
+def test_tokenize_and_eval_tell_a_log(place: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(20):
+        (source / f"file{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 40)
+    arguments = [
+        "tokenize",
+        "pretrain",
+        source,
+        "--tokenizer",
+        place / "model",
+        "--seq-len",
+        "32",
+        "--out",
+        tmp_path / "t",
+    ]
+    _, log = logged(tmp_path, arguments)
+    assert re.search(rf"^tokenizing \(MB\): \S+  \S+ MB/s  ended after {CLOCK}$", log, re.MULTILINE), log
+    arguments = [
+        "eval",
+        "micro",
+        "--model",
+        place / "model",
+        "--limit",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "e",
+    ]
+    _, log = logged(tmp_path, [*arguments, "--max-new-tokens", "8"])
+    assert re.search(rf"^.*: 3/3  ended after {CLOCK}$", log, re.MULTILINE), log
+
+
+def test_a_long_step_is_no_silence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_EVERY", 0.02)
+    with console.bar("slow", 3) as bar:
+        time.sleep(0.2)
+        bar.advance(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("slow: 0/3") >= 2 and lines[-1] == "slow: 3/3  ended after 0:00:00"
+
+
+def test_input_refused_inside_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError), console.bar("asked", 3):
+        raise ValueError
+    assert capsys.readouterr().err == ""
+
+
+def test_time_left_counts_from_the_first_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 of 1,000 were found done; from there on 10 took 20 s, so the other 490 take 980 s."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.bar("scored", 1000, at_once=True) as bar:
+        bar.advance(500)
+        now[0] += 20
+        bar.advance(10)
+        bar._show.__self__._tell()  # type: ignore[attr-defined]  # as the clock does
+    assert capsys.readouterr().err.splitlines()[1] == "scored: 510/1,000  0:16:20 left"
+
+
+def test_unknown_totals_and_fractions() -> None:
+    assert console._count(1234.0) == "1,234" and console._count(0.5) == "0.5"
+    assert console._clock(3725.4) == "1:02:05" and console._clock(59) == "0:00:59"
+
+
+def test_a_total_that_is_known_late(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.bar("judging", None) as bar:
+        bar.advance(1, total=4)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("judging: 1/4  ended")
