@@ -198,10 +198,8 @@ def shift_of(config: Config, layout: Layout) -> bool:
     return layout.shift
 
 
-def transformers_config(config: Config, layout: Layout) -> Any:
-    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
-    import transformers
-
+def arguments_of(config: Config, layout: Layout) -> dict[str, Any]:
+    """A checkpoint's config as arguments of the transformers config. Raises UserError where a needed key is missing."""
     try:
         arguments = layout.to_config(config)
         required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -210,7 +208,14 @@ def transformers_config(config: Config, layout: Layout) -> Any:
                 raise KeyError(key)
     except KeyError as error:
         raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
-    result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments)
+    return arguments
+
+
+def transformers_config(config: Config, layout: Layout) -> Any:
+    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
+    import transformers
+
+    result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments_of(config, layout))
     result.is_causal = not layout.diffusion
     return result
 
