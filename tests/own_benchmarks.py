@@ -36,6 +36,14 @@ def _same(row: Row, place: int) -> Row:
     return row
 
 
+def _other_trays(row: Row, place: int) -> Row:
+    """The question about 7 trays with another number of them: training questions must differ, copies are dropped."""
+    trays = place + 2
+    answer = row["answer"].replace("7 trays", f"{trays} trays").replace("7 *", f"{trays} *").replace("7*", f"{trays}*")
+    answer = answer.replace("84", str(12 * trays)).replace("42", str(6 * trays))
+    return {"question": row["question"].replace("7 trays", f"{trays} trays"), "answer": answer}
+
+
 # file of ours, file below the folder, published count, how a repeated row gets its own id
 FILES: tuple[tuple[str, str, int, Callable[[Row, int], Row]], ...] = (
     ("humaneval", "humaneval/HumanEval.jsonl.gz", 164, _numbered("HumanEval")),
@@ -46,7 +54,7 @@ FILES: tuple[tuple[str, str, int, Callable[[Row, int], Row]], ...] = (
     ("bigcodebench", "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, _numbered("BigCodeBench")),
     ("bigcodebench", "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, _numbered("BigCodeBench")),
     ("gsm8k", "gsm8k/test.jsonl.gz", 1319, _same),
-    ("gsm8k", "gsm8k/train.jsonl.gz", 3, _same),
+    ("gsm8k-train", "gsm8k/train.jsonl.gz", 40, _other_trays),
     ("infilling-single", "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz", 1033, _suffixed),
     ("infilling-multi", "humaneval_infilling/HumanEval-MultiLineInfilling.jsonl.gz", 5815, _suffixed),
     ("infilling-span", "humaneval_infilling/HumanEval-RandomSpanInfillingLight.jsonl.gz", 164, _suffixed),
