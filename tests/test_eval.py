@@ -25,7 +25,6 @@ from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.benchmarks.sweep import Run
 from dcoder_cli.decoding.requests import Infill
 
-
 needs_data = pytest.mark.usefixtures("benchmark_files")  # our own tasks, and the published ones where they are
 
 
