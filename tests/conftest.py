@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import own_benchmarks
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,14 +27,33 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder beside the project with benchmark data; only its developers have it."""
+    """The folder beside the project with published benchmark data; only its developers have it."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("no ../shared beside the project")
     return folder
 
 
+# The published files where they are, beside our own; without them nothing is skipped for it.
+_DATA = ["own", "published"] if (ROOT.parent / "shared" / "benchmarks").is_dir() else ["own"]
+
+
 @pytest.fixture(scope="session")
 def benchmarks(shared: Path) -> Path:
-    """The folder with the public benchmark files."""
+    """The folder with the public benchmark files, for tests about the published tasks themselves."""
     return shared / "benchmarks"
+
+
+@pytest.fixture(scope="session")
+def own_benchmark_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own tasks in the formats, ids and counts of the public benchmarks."""
+    return own_benchmarks.write(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(params=_DATA)
+def benchmark_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of benchmark files, named by DCODER_BENCHMARKS: our own, then the published ones where they are."""
+    name = "own_benchmark_files" if request.param == "own" else "benchmarks"
+    folder: Path = request.getfixturevalue(name)
+    monkeypatch.setenv("DCODER_BENCHMARKS", str(folder))
+    return folder

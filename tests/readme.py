@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
+
+from test_structure import LAYERS
 
 from dcoder_cli.base import presets
 from dcoder_cli.main import COMMANDS
@@ -21,7 +24,27 @@ def tables() -> dict[str, str]:
         "presets": "\n".join(
             ["| preset | |", "|---|---|", *(f"| `{name}` | {line} |" for name, line in headlines.items())]
         ),
+        "tree": "\n".join(["```", *_tree(), "```"]),
     }
+
+
+def _tree() -> list[str]:
+    """A line a folder: the packages from their docstrings, in the order in which imports point down."""
+
+    def said(folder: Path) -> str:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert docstring is not None, folder
+        return docstring.splitlines()[0]
+
+    packages = [("  " + layer, said(ROOT / "dcoder_cli" / layer)) for layer in LAYERS[:-1]]
+    rows = [
+        ("dcoder_cli", "the core; a package imports only from those above it"),
+        *packages,
+        *((name, said(ROOT / name)) for name in ("commands", "presets")),
+        ("docs", "results, formats, recipes for extending, decoding order, contributing"),
+        ("tests", "offline; `-m slow` for the long ones"),
+    ]
+    return [f"{name + '/':16} {text}" for name, text in rows]
 
 
 def fill(text: str) -> str:

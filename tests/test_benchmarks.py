@@ -289,7 +289,7 @@ def test_pass_at_k_is_stable_and_checked() -> None:
 # --- GSM8K -----------------------------------------------------------------------------------------------------------
 
 
-def test_golds_all_parse(folder: Path) -> None:
+def test_golds_all_parse(benchmark_files: Path) -> None:
     questions, _ = gsm8k.load()
     assert len(questions) == 1319 and len({question.task_id for question in questions}) == 1319
     for question in questions:
@@ -377,7 +377,7 @@ def test_a_wrong_interpreter_is_said() -> None:
 
 
 @needs_sandbox
-def test_bigcodebench_tasks(folder: Path) -> None:
+def test_bigcodebench_tasks(benchmark_files: Path) -> None:
     """Some tasks that need only the standard library; the list of all that pass depends on the libraries installed."""
     full, _ = bigcodebench.load(hard=False)
     hard, _ = bigcodebench.load(hard=True)
@@ -394,7 +394,7 @@ def test_bigcodebench_tasks(folder: Path) -> None:
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
-def test_doctor(folder: Path, root: Path) -> None:
+def test_doctor(benchmark_files: Path, root: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "dcoder_cli", "doctor"]
     found = json.loads(
@@ -402,7 +402,7 @@ def test_doctor(folder: Path, root: Path) -> None:
     )
     assert found["sandbox"]["tier"] == sandbox.best_tier()
     assert found["hub"].startswith("offline")
-    assert found["benchmarks"]["humaneval"] == str(folder / "humaneval" / "HumanEval.jsonl.gz")
+    assert found["benchmarks"]["humaneval"] == str(benchmark_files / "humaneval" / "HumanEval.jsonl.gz")
     assert found["packages"]["torch"] and isinstance(found["gpu"], list)
     assert found["sandbox"]["why_not_better"] == {} or found["sandbox"]["tier"] != "A"
     without = {**environment, "PATH": "/nonexistent"}

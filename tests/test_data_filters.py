@@ -169,10 +169,11 @@ def test_contamination_settings_are_checked(own_benchmarks: Path, monkeypatch: p
         load_contamination(["empty"], None, 10)
 
 
-def test_a_humaneval_problem_and_an_mbpp_solution_are_found(benchmarks: Path) -> None:
-    found = load_contamination(["humaneval", "mbpp"], str(benchmarks), 10)
-    with gzip.open(benchmarks / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as handle:
+def test_a_humaneval_problem_and_an_mbpp_solution_are_found(benchmark_files: Path) -> None:
+    found = load_contamination(["humaneval"], str(benchmark_files), 10)
+    with gzip.open(benchmark_files / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as handle:
         problem = json.loads(handle.readline())
     assert found.find(word_codes("import os\n" + problem["prompt"])) == "humaneval: HumanEval/0"
-    with gzip.open(benchmarks / "mbpp" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as handle:
+    found = load_contamination(["mbpp"], str(benchmark_files), 10)
+    with gzip.open(benchmark_files / "mbpp" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as handle:
         assert "mbpp" in str(found.find(word_codes(json.loads(handle.readline())["code"])))

@@ -283,21 +283,21 @@ def test_a_tokenizer_is_trained_saved_and_deterministic(tmp_path: Path) -> None:
     assert trees[0] == trees[1] and "tokenizer/tokenizer.json" in trees[0]
 
 
-def test_decontamination_finds_a_problem_in_the_corpus(benchmarks: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_decontamination_finds_a_problem_in_the_corpus(benchmark_files: Path, tokenizer: str, tmp_path: Path) -> None:
     import gzip
 
-    with gzip.open(benchmarks / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as handle:
-        problem = [json.loads(line) for line in handle][7]
+    with gzip.open(benchmark_files / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as handle:
+        problem = [json.loads(line) for line in handle][5]
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "clean.py").write_text(source_text(1))
     (tmp_path / "src" / "dirty.py").write_text(source_text(2) + problem["prompt"] + problem["canonical_solution"])
-    filters = FilterSettings(decontaminate=("humaneval", "mbpp"), benchmarks=str(benchmarks))
+    filters = FilterSettings(decontaminate=("humaneval", "mbpp"), benchmarks=str(benchmark_files))
     out = tmp_path / "out"
     settings = PretrainSettings((str(tmp_path / "src"),), str(out), tokenizer, seq_len=64, heldout=0, filters=filters)
     manifest = tokenize_pretrain(replace(settings, quiet=True))
-    assert manifest["dropped"]["contaminated by humaneval"]["examples"] == ["dirty.py (humaneval: HumanEval/7)"]
+    assert manifest["dropped"]["contaminated by humaneval"]["examples"] == ["dirty.py (humaneval: HumanEval/5)"]
     assert documents(out, tokenizer) == [source_text(1)]
-    assert str(benchmarks) not in json.dumps(manifest)
+    assert str(benchmark_files) not in json.dumps(manifest)
 
 
 def test_filters_report_through_the_manifest(tokenizer: str, tmp_path: Path) -> None:

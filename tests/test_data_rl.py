@@ -223,23 +223,24 @@ def test_held_out_questions_and_the_same_bytes_twice(tokenizer: str, tmp_path: P
     assert not train & heldout and len(train | heldout) == 60 and 8 < len(heldout) < 30
 
 
-def test_decontamination_of_questions(benchmarks: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_decontamination_of_questions(benchmark_files: Path, tokenizer: str, tmp_path: Path) -> None:
     from dcoder_cli.data.filters import FilterSettings
 
-    copied = ace(1, [1.0], question="Write a function to find the shared elements from the given two lists.")
-    filters = FilterSettings(near_duplicates=0.0, decontaminate=("mbpp",), benchmarks=str(benchmarks))
+    with gzip.open(benchmark_files / "mbpp" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as handle:
+        copied = ace(1, [1.0], question=json.loads(next(handle))["text"])
+    filters = FilterSettings(near_duplicates=0.0, decontaminate=("mbpp",), benchmarks=str(benchmark_files))
     manifest = make([copied, ace(2, [1.0])], tmp_path, tokenizer, filters=filters)
     assert manifest["dropped"]["contaminated by mbpp"]["documents"] == 1
 
 
-def test_a_benchmarks_training_split_may_be_trained_on(benchmarks: Path, tokenizer: str, tmp_path: Path) -> None:
+def test_a_benchmarks_training_split_may_be_trained_on(benchmark_files: Path, tokenizer: str, tmp_path: Path) -> None:
     from dcoder_cli.data.filters import FilterSettings
 
     rows = []
     for name in ("train", "test"):
-        with gzip.open(benchmarks / "gsm8k" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as handle:
+        with gzip.open(benchmark_files / "gsm8k" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as handle:
             rows.append({"id": name, **json.loads(next(handle))})
-    filters = FilterSettings(near_duplicates=0.0, decontaminate=("gsm8k",), benchmarks=str(benchmarks))
+    filters = FilterSettings(near_duplicates=0.0, decontaminate=("gsm8k",), benchmarks=str(benchmark_files))
     manifest = make(rows, tmp_path, tokenizer, filters=filters, max_prompt_tokens=1000)
     assert manifest["dropped"]["contaminated by gsm8k"]["documents"] == 1
     assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == ["train"]

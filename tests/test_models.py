@@ -268,6 +268,8 @@ def test_bad_checkpoints_are_one_line(ar: Path, converted: Path, tmp_path: Path)
     del config["mask_token_id"]
     (broken / "config.json").write_text(json.dumps(config))
     assert "mask_token_id" in refused("generate", "--model", broken, "x")
+    (broken / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "vocab_size"}))
+    assert "lacks 'vocab_size'" in refused("generate", "--model", broken, "x")
     (broken / "config.json").write_text((converted / "config.json").read_text())
     assert "model.safetensors" in refused("generate", "--model", broken, "x")
     weights = load_file(converted / "model.safetensors")

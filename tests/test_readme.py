@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+import typer
+from helpers import make_model
 from readme import fill, tables
 
 import dcoder_cli
+from dcoder_cli.main import COMMANDS
 
 
 def test_generated_parts_are_up_to_date(root: Path) -> None:
@@ -21,7 +31,8 @@ def test_it_starts_with_two_commands(root: Path) -> None:
     first = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
     assert first is not None
     lines = first[1].strip().splitlines()
-    assert len(lines) == 2 and lines[0].endswith("dcoder quickstart") and lines[1].endswith("pytest")
+    assert len(lines) == 2 and lines[0].endswith("dcoder quickstart")
+    assert lines[1].endswith("python -m pytest -n 2 --dist loadfile")
 
 
 def test_the_python_names_exist_and_are_shown(root: Path) -> None:
@@ -34,8 +45,73 @@ def test_the_python_names_exist_and_are_shown(root: Path) -> None:
 
 
 def test_the_tree_names_every_package(root: Path) -> None:
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert tree is not None
+    tree = tables()["tree"]
     for path in (root / "dcoder_cli").iterdir():
         if (path / "__init__.py").is_file():
-            assert f"  {path.name}/ " in tree[1], path.name
+            assert f"  {path.name}/ " in tree, path.name
+
+
+def test_ci_runs_the_readmes_test_command(root: Path) -> None:
+    """`.ci/run` finds it with sed: one line, and the one that the README gives."""
+    script = (root / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r"sed -n '/(.*?)/p' README.md", script)
+    assert pattern is not None
+    text = (root / "README.md").read_text(encoding="utf-8")
+    found = [line for line in text.splitlines() if re.search(pattern[1], line)]
+    assert len(found) == 1 and found[0].endswith("pytest -n 2 --dist loadfile"), found
+
+
+def block(root: Path) -> str:
+    """The block that adapts, tunes and scores a model."""
+    found = re.search(r"<!-- block -->\n```sh\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_every_option_of_the_block_exists(root: Path) -> None:
+    """Each command of it is parsed by the command itself; nothing is run."""
+    lines = [line for line in block(root).replace("\\\n", " ").splitlines() if line.startswith("dcoder ")]
+    assert len(lines) == 11
+    for line in lines:
+        _, name, *arguments = shlex.split(line)
+        module = importlib.import_module(f"dcoder_cli.commands.{COMMANDS[name].module}")
+        command = typer.main.get_command(module.app)
+        while isinstance(command, typer.core.TyperGroup):
+            command = command.commands[arguments.pop(0)]
+        command.make_context(name, arguments)
+
+
+@pytest.mark.slow
+def test_the_block_runs(root: Path, tmp_path: Path) -> None:
+    """As it stands, but for a tiny model and data of our own, and a benchmark that needs no network."""
+    make_model(tmp_path / "ar", ar=True, context=256)
+    rows = {
+        "code": [{"text": f"def add{n}(a, b):\n    return a + b + {n}\n"} for n in range(400)],
+        "chats": [{"instruction": f"Add {n}.", "output": f"```python\nx = {n}\n```"} for n in range(200)],
+        "problems": [
+            {"id": str(n), "question": f"Write f{n}, adding {n}.", "test_cases": [f"assert f{n}(1) == {n + 1}"]}
+            for n in range(60)
+        ],
+    }
+    for name, some in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    script = block(root)
+    for pattern, text in (
+        (r"MODEL=\S+ PRESET=\S+", "MODEL=ar PRESET=cpu-tiny"),
+        (r"CODE=\S+ BETTER=\S+", "CODE=code.jsonl BETTER=code.jsonl"),
+        (r"CHATS=\S+ PROBLEMS=\S+", "CHATS=chats.jsonl PROBLEMS=problems.jsonl"),
+        (r"--seq-len \d+", "--seq-len 64"),
+        (r"steps=500|steps=200|steps=100", "steps=2"),
+        (r"anneal_steps=50", "anneal_steps=1"),
+        (r"--set epochs=2", "--set steps=2"),
+        (r"eval humaneval", "eval micro-kinds --limit 2 --max-new-tokens 8"),
+        (r"--watch", "--max-new-tokens 8"),
+    ):
+        script, count = re.subn(pattern, text, script)
+        assert count, pattern
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "scores" / "results.json").is_file() and (tmp_path / "runs" / "grpo" / "checkpoints").is_dir()

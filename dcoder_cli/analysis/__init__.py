@@ -1,1 +1,1 @@
-"""Measurements of decoding order and their pictures."""
+"""Measurements of decoding order and their pictures; the HTML report."""

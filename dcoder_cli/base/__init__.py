@@ -1,1 +1,1 @@
-"""What everything stands on: errors, configuration, console, run folders. Never imports torch."""
+"""Errors, configuration, console, files, run folders: what everything stands on. Never imports torch."""

@@ -166,7 +166,7 @@ def _described(item: Item) -> str:
 def choose(model: Model, name: str | None = None, instruct: bool | None = None) -> Protocol:
     """The protocol for a checkpoint: what was asked for, else by what the checkpoint is.
 
-    AR models take `qwen`, LLaDA's layout `llada`, names with "dream" `dream`, all else `diffucoder`. Instruct: the stage
+    AR models take `qwen`, a layout with a protocol its own (LLaDA: `llada`), names with "dream" `dream`, all else `diffucoder`. Instruct: the stage
     recorded by our training, else the name ("instruct", "chat", "cpgrpo").
 
     Raises:
@@ -189,7 +189,7 @@ def choose(model: Model, name: str | None = None, instruct: bool | None = None) 
 def _by_checkpoint(model: Model) -> Name:
     if not model.is_diffusion:
         return "qwen"
-    if model.layout.name == "LLaDA":
-        return "llada"
+    if model.layout.protocol is not None:
+        return model.layout.protocol
     tail = model.name.lower().rstrip("/").split("/")[-1]
     return "dream" if tail.startswith("dream") else "diffucoder"

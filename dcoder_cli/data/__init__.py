@@ -1,1 +1,1 @@
-"""From text to packed shards of tokens, and from shards to batches."""
+"""From text to packed shards of tokens, and from shards to batches; micro tasks."""

@@ -1,1 +1,1 @@
-"""Decoding: prompt -> tokens -> trajectory, for every model and unmasking rule."""
+"""Prompt -> tokens -> trajectory: exact and fast modes, infilling, AR models."""

@@ -1,1 +1,1 @@
-"""Masked diffusion: noise, losses, schedules, unmasking rules, the sampler and its trajectories."""
+"""The mathematics of masked diffusion: noise, losses, coupled masks, schedules, unmasking rules."""

@@ -1,1 +1,1 @@
-"""Running model-written code: sandbox, fork server, judge, and getting code out of text. Never imports torch."""
+"""Running model-written code: sandbox, judge, getting code out of text. Never imports torch."""

@@ -1,1 +1,1 @@
-"""The studies built from all of the below: quickstart and reproduce."""
+"""The studies built from all of the above: quickstart, reproduce."""

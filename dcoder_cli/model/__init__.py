@@ -1,1 +1,1 @@
-"""Checkpoints as models: special ids, attention patterns, backbones, reading, writing and converting."""
+"""Checkpoints as models: layouts, special ids, attention patterns, reading, writing, converting."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import attention, checkpoint, key_values
-from dcoder_cli.model.layouts import Layout, layout_of, shift_of, transformers_config
+from dcoder_cli.model.layouts import Layout, layout_of, network_class, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,8 +90,8 @@ class Model(nn.Module):
 
     @property
     def default_rule(self) -> str:
-        """The unmasking rule of the system's own evaluation: entropy (DiffuCoder B.2), LLaDA low confidence."""
-        return "confidence" if self.layout.name == "LLaDA" else "entropy"
+        """The unmasking rule of the system's own evaluation."""
+        return self.layout.rule
 
     def hidden(
         self,
@@ -258,7 +258,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     attention: str = "sdpa",
 ) -> Model:
-    """Load a Dream-layout, LLaDA, Qwen2 or Llama checkpoint from a folder, the hub cache or the hub.
+    """Load a checkpoint of any layout of `layouts.LAYOUTS` from a folder, the hub cache or the hub.
 
     Args:
         path: a folder or a hub id.
@@ -285,14 +285,11 @@ def load(
 
 def empty_network(config: dict[str, Any], layout: Layout, implementation: str, device: torch.device) -> Any:
     """The transformers module of a config with weights on the meta device. Raises UserError for a missing attention."""
-    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
-
     check_attention(implementation, device)
     theirs = transformers_config(config, layout)
     theirs._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
-    cls = Qwen2ForCausalLM if layout.blocks == "qwen2" else LlamaForCausalLM
     with torch.device("meta"):
-        network = cls(theirs)
+        network = network_class(layout)(theirs)
     with device:  # the rotary angles are computed, not stored
         network.model.rotary_emb = type(network.model.rotary_emb)(theirs)
     for block in network.model.layers:

@@ -129,8 +129,9 @@ def write_into(
     from huggingface_hub import save_torch_state_dict
 
     stored: dict[str, Tensor] = {}
+    tied = layout.to_config(config).get("tie_word_embeddings")
     for key, value in weights.items():
-        if key == "lm_head.weight" and (config.get("tie_word_embeddings") or config.get("weight_tying")):
+        if key == "lm_head.weight" and tied:
             continue
         stored[layout.to_stored(key)] = value.detach().contiguous()
     save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})

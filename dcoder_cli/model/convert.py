@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
-from dcoder_cli.model.layouts import LAYOUTS, layout_of
+from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, layout_of
 from dcoder_cli.model.special_ids import resolve
 from dcoder_cli.model.tokenizer import load_tokenizer
 
@@ -27,7 +27,7 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
     token, so the first steps neither predict it nor are thrown off by it.
 
     Args:
-        model: an AR model from `load` (Qwen2 or Llama).
+        model: an AR model from `load`.
         mask_id: the mask token's id, needed where the model has no tokenizer.
 
     Raises:
@@ -38,8 +38,7 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
     config = _dream_config(model)
     tokenizer = copy.deepcopy(model.tokenizer)
     weights = dict(model.network.state_dict())
-    if model.layout.blocks == "llama":
-        _add_zero_biases(weights, config)
+    _add_missing_biases(weights, config)
     if tokenizer is None:
         if mask_id is None:
             raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
@@ -59,6 +58,11 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
     }
     layout = LAYOUTS["Dream"]
     network = empty_network(config, layout, model.implementation, model.device)
+    unknown = sorted(set(weights) - set(network.state_dict()))
+    if unknown:
+        raise UserError(
+            f"{model.name!r} has the weight {unknown[0]!r}, which the Dream layout does not have; it cannot be converted"
+        )
     network.load_state_dict(weights, assign=True)
     if config.get("tie_word_embeddings"):
         network.lm_head.weight = network.model.embed_tokens.weight
@@ -86,7 +90,7 @@ def random_model(
         else:
             weights[key] = (torch.randn(value.shape, generator=source) * spread).to(number)
     network.load_state_dict(weights, assign=True)
-    if config.get("tie_word_embeddings"):
+    if network.config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, "sdpa")
 
@@ -108,9 +112,11 @@ def tokenizer_of(path: str) -> Any:
 
 def _dream_config(model: Model) -> dict[str, Any]:
     arguments = model.layout.to_config(model.config)
-    if arguments.get("mlp_bias") or (model.layout.blocks == "llama" and arguments.get("attention_bias")):
+    activation = arguments.get("hidden_act", "silu")
+    if not BLOCKS[model.layout.blocks].like_dream or activation != "silu":
         raise UserError(
-            f"{model.name!r} has biases where the Dream layout has none (mlp_bias or attention_bias); it cannot be converted"
+            f"{model.name!r} computes otherwise ({model.layout.blocks}, {activation}) than the Dream layout (qwen2, silu); "
+            "it cannot be converted"
         )
     head_dim = arguments.get("head_dim")
     if head_dim and head_dim * arguments["num_attention_heads"] != arguments["hidden_size"]:
@@ -168,12 +174,12 @@ def _add_tokens(tokenizer: Any, mask_id: int | None) -> dict[str, int]:
     return result
 
 
-def _add_zero_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _add_missing_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Llama has no query, key and value biases, the Dream layout does: zeros compute the same."""
     for layer in range(config["num_hidden_layers"]):
         for part in ("q_proj", "k_proj", "v_proj"):
             key = f"model.layers.{layer}.self_attn.{part}"
-            weights[f"{key}.bias"] = torch.zeros_like(weights[f"{key}.weight"][:, 0])
+            weights.setdefault(f"{key}.bias", torch.zeros_like(weights[f"{key}.weight"][:, 0]))
 
 
 def _initialise_rows(weights: dict[str, Tensor], config: dict[str, Any], used: int, new: list[int]) -> None:

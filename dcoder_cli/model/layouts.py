@@ -2,6 +2,8 @@
 
 Dream and DiffuCoder are Qwen2.5 blocks with a bidirectional mask; LLaDA is Llama's blocks under other
 names; AR checkpoints are Qwen2 or Llama as they are. A layout is a config translation plus a key map.
+Another family is one more entry here, in LAYOUTS and where its blocks are new in BLOCKS: nothing else knows a family by
+name (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -9,11 +11,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
 
 Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Whose transformers code computes a layout.
+
+    Attributes:
+        config, network: names of the config class and of the causal-LM class in transformers.
+        like_dream: whether Dream's blocks (Qwen2's) compute the same from the same weights, biases that are missing being
+            0. Only then can `dcoder convert` write the model in Dream's layout.
+    """
+
+    config: str
+    network: str
+    like_dream: bool
+
+
+BLOCKS = {
+    "qwen2": Blocks("Qwen2Config", "Qwen2ForCausalLM", like_dream=True),
+    "llama": Blocks("LlamaConfig", "LlamaForCausalLM", like_dream=True),
+}
 
 
 @dataclass(frozen=True)
@@ -22,12 +45,14 @@ class Layout:
 
     Attributes:
         name: shown to people.
-        blocks: "qwen2" or "llama": whose transformers blocks compute it.
+        blocks: whose transformers blocks compute it, a key of BLOCKS.
         diffusion: masked-diffusion (True) or AR (False).
         shift: whether hidden state i-1 predicts token i, unless the checkpoint records otherwise.
         to_config: config.json -> keyword arguments of the transformers config.
         to_ours: stored key -> transformers key.
         to_stored: transformers key -> stored key.
+        rule: the unmasking rule of the system's own evaluation.
+        protocol: whose way of asking `dcoder eval` takes for its scores; None = by the checkpoint's name.
     """
 
     name: str
@@ -37,6 +62,8 @@ class Layout:
     to_config: Callable[[Config], dict[str, Any]]
     to_ours: Callable[[str], str]
     to_stored: Callable[[str], str]
+    rule: str = "entropy"  # DiffuCoder B.2
+    protocol: Literal["diffucoder", "dream", "qwen", "llada"] | None = None
 
 
 _QWEN_KEYS = (
@@ -146,10 +173,13 @@ def _same(key: str) -> str:
 # `model_type` in config.json -> layout. Shifts: Dream and DiffuCoder read hidden state i-1, LLaDA does not.
 LAYOUTS: dict[str, Layout] = {
     "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same),
-    "llada": Layout("LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored),
+    "llada": Layout(
+        "LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored,
+        rule="confidence", protocol="llada",  # low-confidence remasking: LLaDA's own sampler
+    ),
     "qwen2": Layout("Qwen2 (AR)", "qwen2", False, True, _qwen_config, _same, _same),
     "llama": Layout("Llama (AR)", "llama", False, True, _qwen_config, _same, _same),
-}
+}  # fmt: skip
 
 
 def layout_of(config: Config, name: str) -> Layout:
@@ -168,10 +198,8 @@ def shift_of(config: Config, layout: Layout) -> bool:
     return layout.shift
 
 
-def transformers_config(config: Config, layout: Layout) -> Any:
-    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
-    from transformers import LlamaConfig, Qwen2Config
-
+def arguments_of(config: Config, layout: Layout) -> dict[str, Any]:
+    """A checkpoint's config as arguments of the transformers config. Raises UserError where a needed key is missing."""
     try:
         arguments = layout.to_config(config)
         required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -180,7 +208,20 @@ def transformers_config(config: Config, layout: Layout) -> Any:
                 raise KeyError(key)
     except KeyError as error:
         raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
-    cls = Qwen2Config if layout.blocks == "qwen2" else LlamaConfig
-    result = cls(**arguments)
+    return arguments
+
+
+def transformers_config(config: Config, layout: Layout) -> Any:
+    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
+    import transformers
+
+    result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments_of(config, layout))
     result.is_causal = not layout.diffusion
     return result
+
+
+def network_class(layout: Layout) -> Any:
+    """The causal-LM class of transformers that computes a layout."""
+    import transformers
+
+    return getattr(transformers, BLOCKS[layout.blocks].network)

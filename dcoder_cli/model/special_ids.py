@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.layouts import arguments_of, layout_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def resolve(
         name: the checkpoint, for messages.
 
     Raises:
-        UserError: a diffusion checkpoint has no mask token, or an id lies outside the vocabulary.
+        UserError: a diffusion checkpoint has no mask token, an id lies outside the vocabulary, or a layout's key is missing.
     """
     findings: list[Finding] = []
     config_eos = _ids(config.get("eos_token_id"))
@@ -69,7 +70,7 @@ def resolve(
     if end_of_turn is None:
         end_of_turn = _first(_recorded(config).get("end_of_turn_token_id"))
 
-    vocabulary = int(config.get("embedding_size") or config["vocab_size"])
+    vocabulary = int(arguments_of(config, layout_of(config, name))["vocab_size"])
     if needs_mask and mask is None:
         raise UserError(
             f"the config of {name!r} has no mask_token_id, so it is no diffusion checkpoint; make one with `dcoder convert`"

@@ -1,1 +1,1 @@
-"""The training loops: stages 0-3 (denoise) and stage 4 (coupled-GRPO), on one shared setup."""
+"""The training loops: stages 0-3 (denoise) and, in grpo/, stage 4, on one set-up."""
