@@ -29,7 +29,7 @@ def arness(
         [], "--label", metavar="TEXT", help="Name of each --trajectories, then of each --model."
     ),
     prompts: list[Path] = typer.Option(
-        [], "--prompts", metavar="FILE", help="JSON lines with 'prompt' or 'messages', or text, one a line; repeatable."
+        [], "--prompts", metavar="FILE", help="Prompts as of `dcoder generate --prompts`; repeatable."
     ),
     task: list[str] = typer.Option(
         [], "--task", help="A benchmark of `dcoder eval` to run --model on, with pass@k beside AR-ness; repeatable."
@@ -151,9 +151,9 @@ class _Kind:
 
 
 def _read(files: list[Path]) -> list[_Kind]:
-    from dcoder_cli.analysis.sources import read_prompts
+    from dcoder_cli.decoding.prompts import read
 
-    found = [(path.stem, read_prompts(path)) for path in files]
+    found = [(path.stem, [prompt for _, prompt in read(path)]) for path in files]
     return [_Kind(name, len(prompts), prompts) for name, prompts in found]
 
 
@@ -225,7 +225,9 @@ def _run_models(
                 prompts = kind.prompts if asked is None else asked.prompts
                 place = f"{name}, {kind.name}" if len(kinds) > 1 else name
                 if loaded.is_diffusion:
-                    findings.profiles[place] = measuring.profile_of(loaded, prompts, runs.settings["max_new_tokens"])
+                    profile = measuring.profile_of(loaded, prompts, runs.settings["max_new_tokens"])
+                    if profile is not None:
+                        findings.profiles[place] = profile
                 found: list[Series] = []
                 for ending, settings in variants:
                     same = sensitivity.equal_run(found, settings) if runs.sensitivity else None

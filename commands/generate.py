@@ -20,7 +20,11 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none or - reads stdin.")] = None,
     model: Annotated[str, typer.Option("--model", help="Checkpoint: folder or hub id.")] = "",
     file: Annotated[
-        Path | None, typer.Option("--prompts", help="Prompts from a .jsonl, or a text file with one a line.")
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="A .jsonl with prompt, messages, ids or prefix and suffix, or text with a prompt a line; .gz and .zst too.",
+        ),
     ] = None,
     chat: Annotated[
         bool | None,
@@ -143,6 +147,10 @@ def generate(
         raise UserError(f"--compat {compat!r} is unknown; use dream or llada")
     if watch and json:
         raise UserError("--watch draws for people and --json prints for programs; give one of them")
+    if system is not None and (chat is False or infill):
+        raise UserError(
+            f"--system is a chat's, and {'--infill' if infill else '--raw'} makes none of a text; leave one of them out"
+        )
     lengths = _lengths(infill_lengths)
     if infill_by is not None and lengths is None:
         raise UserError(
@@ -168,10 +176,11 @@ def generate(
     from dcoder_cli.decoding import sampler, trajectory
     from dcoder_cli.model.backbone import load
 
+    found = reading.collect(prompts or [], file)
     loaded = load(model, device, dtype, attention)
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
-    names, asked = reading.gather(prompts or [], file, chat, system, infill)
+    names, asked = [name for name, _ in found], reading.prepare(found, chat, system, infill)
     arguments = {**configs.to_dict(settings), "rule": chosen.get("rule", loaded.default_rule)}
     ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
     repeated = [prompt for prompt in asked for _ in range(n)]

@@ -254,24 +254,6 @@ def test_a_broken_short_form_is_named(tmp_path: Path, line: str, message: str) -
         sources.read_trajectories(path)
 
 
-def test_prompt_files(tmp_path: Path) -> None:
-    lines = tmp_path / "prompts.jsonl"
-    chat = [{"role": "user", "content": "hi"}]
-    lines.write_text(
-        "\n".join(json.dumps(row) for row in ({"prompt": "a"}, {"messages": chat}, {"prompt": [1, 2]}, "b"))
-    )
-    assert sources.read_prompts(lines) == ["a", chat, [1, 2], "b"]
-    text = tmp_path / "prompts.txt"
-    text.write_text("one\n\n  two\n")
-    assert sources.read_prompts(text) == ["one", "  two"]
-    lines.write_text('{"question": "a"}\n')
-    with pytest.raises(UserError, match="line 1 has no usable 'prompt'"):
-        sources.read_prompts(lines)
-    text.write_text("\n")
-    with pytest.raises(UserError, match="holds no prompt"):
-        sources.read_prompts(text)
-
-
 def test_pieces_join_split_characters_and_fold_pads() -> None:
     from dcoder_cli.model.tokenizer import train_tokenizer
 

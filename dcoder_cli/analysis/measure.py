@@ -150,12 +150,16 @@ def of_model(
     return Series(label, decoded, measure(decoded), model.name, temperature, model.tokenizer, entropy)
 
 
-def profile_of(model: Any, prompts: Sequence[Any], length: int) -> dict[str, Any]:
-    """The first-step profile of a diffusion model on prompts in any form that `generate` takes."""
+def profile_of(model: Any, prompts: Sequence[Any], length: int) -> dict[str, Any] | None:
+    """The first-step profile of a diffusion model on prompts in any form that `generate` takes.
+
+    Gaps, which have text behind them too, are left out; None where there is nothing else.
+    """
     from dcoder_cli.decoding.requests import Settings, encode
 
     requests = encode(model, prompts, Settings(max_new_tokens=length), None, None)
-    return first_step_profile(model, [request.prefix for request in requests], length)
+    asked = [request.prefix for request in requests if not request.suffix]
+    return first_step_profile(model, asked, length) if asked else None
 
 
 def write(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dcoder_cli.model.text import continuation
+
 
 class Pieces:
-    """Each token as the text it adds; what was decoded once is remembered.
+    """Each token as the text it adds behind other text; what was decoded once is remembered.
 
     Tokens that only together make a character (a byte-level tokenizer splits some) show at the first of them, the
     others as "". Special tokens are shown by name, and as "·" where they repeat, as pads do. Without a tokenizer the
@@ -20,7 +22,15 @@ class Pieces:
         if tokenizer is not None:
             added = tokenizer.added_tokens_decoder.items()
             self.special = set(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+            self._before = list(tokenizer("a", add_special_tokens=False)["input_ids"])
         self._seen: dict[tuple[int, ...], str] = {}
+
+    def of(self, tokens: Sequence[int], text: str) -> list[str]:
+        """The pieces of an answer that reads `text`: where a text begins with it, its tokenizer may leave a space out."""
+        texts = self(tokens)
+        if texts and texts[0].startswith(" ") and text and not text.startswith(" "):
+            texts[0] = texts[0][1:]
+        return texts
 
     def __call__(self, tokens: Sequence[int]) -> list[str]:
         if self.tokenizer is None:
@@ -42,8 +52,5 @@ class Pieces:
     def _decode(self, tokens: tuple[int, ...]) -> str:
         text = self._seen.get(tokens)
         if text is None:
-            assert self.tokenizer is not None
-            text = self._seen[tokens] = str(
-                self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            )
+            text = self._seen[tokens] = continuation(self.tokenizer, self._before, tokens, skip_special=False)
         return text

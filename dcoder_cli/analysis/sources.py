@@ -1,13 +1,12 @@
-"""What analysis reads: trajectory files of any system, prompt files, and tokens as pieces of text."""
+"""What analysis reads: trajectory files of any system, and tokens as pieces of text."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dcoder_cli.analysis.pieces import Pieces
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.jsonl import lines
 from dcoder_cli.decoding import trajectory
 from dcoder_cli.decoding.trajectory import Trajectory
@@ -74,47 +73,9 @@ def _from_order(record: Any, where: str) -> Trajectory:
     )
 
 
-def read_prompts(path: str | Path) -> list[Any]:
-    """Prompts of a file: `.jsonl` with `prompt` (text, or a list of token ids) or `messages` (a chat) on each line;
-    any other file is text with one prompt a line.
-
-    Raises:
-        UserError: the file cannot be read, holds no prompt, or a line has neither `prompt` nor `messages`.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"prompt file {str(path)!r} cannot be read: {why}") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if Path(path).suffix not in (".jsonl", ".json"):
-        prompts: list[Any] = [line for _, line in numbered]
-    else:
-        prompts = [_prompt(line, f"{path} line {number}") for number, line in numbered]
-    if not prompts:
-        raise UserError(f"prompt file {str(path)!r} holds no prompt; write one a line, or JSON lines with 'prompt'")
-    return prompts
-
-
-def _prompt(line: str, where: str) -> Any:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({one_line(error)})") from None
-    value = record if isinstance(record, str) else None
-    if isinstance(record, dict):
-        value = record.get("prompt", record.get("messages"))
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, list) and value:
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            return value
-        if all(isinstance(item, dict) and isinstance(item.get("content"), str) and "role" in item for item in value):
-            return value
-    raise UserError(f"{where} has no usable 'prompt' (text or token ids) or 'messages' (a chat)")
-
-
 def pieces(trajectory: Trajectory, tokenizer: Any | None) -> list[str]:
     """Each new token as the text it adds (see `Pieces`); where a file has no tokens either, the positions."""
     tokens = trajectory.tokens
-    return Pieces(tokenizer)(tokens if tokenizer is not None or any(tokens) else list(range(len(tokens))))
+    if tokenizer is None:
+        return Pieces(None)(tokens if any(tokens) else list(range(len(tokens))))
+    return Pieces(tokenizer).of(tokens, trajectory.text)

@@ -45,19 +45,39 @@ def lines(path: str | Path, what: str = "file", torn: bool = False, halves: bool
     Raises:
         UserError: no such file, damaged compression, or a line that is no JSON (see `parse`); names file and line.
     """
+    for number, line in raw_lines(path, what):
+        try:
+            value = parse(line, f"{what} {str(path)!r} line {number}", halves)
+        except UserError:
+            if torn and not line.endswith(b"\n"):
+                return
+            raise
+        yield Line(number, value)
+
+
+def texts(path: str | Path, what: str = "file") -> Iterator[tuple[int, str]]:
+    """The lines of a plain text file that hold more than white space, with their numbers, without their ends.
+
+    Raises:
+        UserError: as `lines`, or a line that is not UTF-8.
+    """
+    for number, line in raw_lines(path, what):
+        try:
+            yield number, line.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{what} {str(path)!r} line {number} is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+            ) from None
+
+
+def raw_lines(path: str | Path, what: str = "file") -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, as bytes with their numbers. Raises UserError as `lines`."""
     number = 0
     try:
         with open_binary(path) as handle:
             for number, line in enumerate(handle, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    value = parse(line, f"{what} {str(path)!r} line {number}", halves)
-                except UserError:
-                    if torn and not line.endswith(b"\n"):
-                        return
-                    raise
-                yield Line(number, value)
+                if line.strip():
+                    yield number, line
     except _Damaged as error:
         raise UserError(
             f"{what} {str(path)!r} is damaged after line {number}: {error.why}; copy or make it again"

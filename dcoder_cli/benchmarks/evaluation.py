@@ -24,7 +24,9 @@ from dcoder_cli.benchmarks.suites import Item, Suite
 from dcoder_cli.decoding.requests import Infill, Prompt
 from dcoder_cli.decoding.sampler import generate
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.text import encode_after
 
 _CHUNK = 8  # batches decoded by one call of `generate`: bounds the memory for decodings that are written already
 
@@ -199,26 +201,19 @@ def encode(model: Model, ask: Ask) -> tuple[Prompt, int]:
         raise UserError(f"model {model.name!r} has no tokenizer, and benchmarks are text; add one to its folder")
     prompt = ask.prompt
     if isinstance(prompt, Infill):
-        before, after = (
-            _ids(tokenizer, part, first) for part, first in ((prompt.prefix, True), (prompt.suffix, False))
-        )
+        before, after = _ids(tokenizer, prompt.prefix), encode_after(tokenizer, "\n", str(prompt.suffix))
         return Infill(before, after), len(before) + len(after)
     if isinstance(prompt, str):
-        ids = _ids(tokenizer, prompt, True)
+        ids = _ids(tokenizer, prompt)
         if ask.bos and tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
             ids = [tokenizer.bos_token_id, *ids]
         return ids, len(ids)
-    messages = [dict(message) for message in prompt]  # type: ignore[arg-type]
-    goes_on = messages[-1]["role"] == "assistant"  # a prefilled answer is continued
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-    )
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = chat.encode(tokenizer, prompt, model.name, "the protocol's chat").ids  # type: ignore[arg-type]
     return ids, len(ids)
 
 
-def _ids(tokenizer: Any, text: Any, first: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=first)["input_ids"])
+def _ids(tokenizer: Any, prompt: Any) -> list[int]:
+    return list(tokenizer(prompt)["input_ids"])
 
 
 def _decoded(model: Model, setup: Setup, jobs: Sequence[_Job], batch_size: int) -> Iterator[tuple[_Job, Row]]:

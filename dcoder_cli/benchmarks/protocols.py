@@ -12,6 +12,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import gsm8k
 from dcoder_cli.benchmarks.suites import Item, Kind, Suite
 from dcoder_cli.execution.extract import extract_solution, truncate_at_stops
+from dcoder_cli.model import chat
 
 if TYPE_CHECKING:
     from dcoder_cli.decoding.requests import Prompt
@@ -175,10 +176,13 @@ def choose(model: Model, name: str | None = None, instruct: bool | None = None) 
     if name is not None and name not in NAMES:
         raise UserError(f"--protocol {name!r} is unknown; use {', '.join(NAMES)}")
     chosen = next((known for known in NAMES if known == name), None) or _by_checkpoint(model)
-    template = getattr(model.tokenizer, "chat_template", None) is not None
-    if instruct and not template:
-        raise UserError(f"--instruct needs a chat template, and {model.name!r} has none; use --base")
+    if instruct:
+        try:
+            chat.check(model.tokenizer, model.name)
+        except UserError as error:
+            raise UserError(f"--instruct asks by chat: {error}; or use --base") from None
     if instruct is None:
+        template = chat.has_template(model.tokenizer)
         stage = model.config.get("dcoder", {}).get("stage")
         tail = model.name.lower().rstrip("/").split("/")[-1]
         spoken = any(mark in tail for mark in ("instruct", "chat", "cpgrpo"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
+from dcoder_cli.model import chat
+from dcoder_cli.model.text import encode_after, spaces_every_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,14 +67,6 @@ class Rendered(NamedTuple):
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Turn:
-    """The token that ends an answer."""
-
-    id: int
-    token: str
-
-
 class ChatEncoder:
     """Messages to (prompt, answer) through the tokenizer's chat template.
 
@@ -82,48 +75,40 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruct model's tokenizer"
-            )
-        self._tokenizer, self._system = tokenizer, system
-        self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
+        """`system`: leads every chat that has no system message of its own.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or one that takes no question with its answer; no end token.
+        """
+        self._tokenizer, self._name = tokenizer, str(tokenizer.name_or_path)
+        self._system = chat.system_message(system)
+        chat.check(tokenizer, self._name)
         self.end_of_turn = self._find_end_of_turn()
+        known = {*tokenizer.all_special_tokens, self.end_of_turn.token}
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(known)))
+        self._spaced = spaces_every_text(tokenizer)
 
-    def _find_end_of_turn(self) -> Turn:
-        probe = self._render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        if probe is None:
+    def _find_end_of_turn(self) -> chat.EndOfTurn:
+        end = chat.end_of_turn(self._tokenizer, self._name)
+        if end is not None:
+            return end
+        if self._tokenizer.eos_token is None:
             raise UserError(
-                f"the chat template of {self._tokenizer.name_or_path!r} rewrites the prompt once it is answered"
+                f"the chat template of {self._name!r} ends no answer, and there is no end-of-text token; add one"
             )
-        ends = self._special.findall(probe.answer)
-        token = ends[0] if ends else str(self._tokenizer.eos_token)
-        return Turn(int(self._tokenizer.convert_tokens_to_ids(token)), token)
-
-    def _render(self, messages: list[Message]) -> Rendered | None:
-        from jinja2 import TemplateError
-
-        try:
-            prompt = self._tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-            whole = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        except (TemplateError, ValueError) as error:
-            return Rendered("", "", f"refused by the chat template: {one_line(error)[:60]}")
-        assert isinstance(prompt, str) and isinstance(whole, str)
-        return Rendered(prompt, whole[len(prompt) :]) if whole.startswith(prompt) else None
+        return chat.EndOfTurn(int(self._tokenizer.eos_token_id), str(self._tokenizer.eos_token))
 
     def with_system(self, messages: list[Message]) -> list[Message]:
         """`messages`, led by the system message that was asked for unless they have one of their own."""
-        if not messages or self._system is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self._system}, *messages]
+        return messages if not messages or messages[0]["role"] == "system" else [*self._system, *messages]
 
     def prompt(self, messages: list[Message]) -> str:
-        """The text that asks for an answer to `messages`, which end with the user's turn."""
-        text = self._tokenizer.apply_chat_template(
-            self.with_system(messages), tokenize=False, add_generation_prompt=True
-        )
-        assert isinstance(text, str)
-        return text
+        """The text that asks for an answer to `messages`, which end with the user's turn.
+
+        Raises:
+            Refused: the template does not take them.
+        """
+        return chat.render(self._tokenizer, self.with_system(messages), self._name)
 
     def render(self, messages: list[Message]) -> Rendered:
         """The prompt and the answer, ending with the end-of-turn token, or the reason to drop the sample."""
@@ -132,16 +117,23 @@ class ChatEncoder:
             return Rendered("", "", "no answer")
         if any(self._special.search(message["content"]) for message in messages):
             return Rendered("", "", "special token in the text")
-        rendered = self._render(messages)
-        if rendered is None:
-            return Rendered("", "", "chat template rewrites the prompt")
-        if rendered.reason:
-            return rendered
-        answer, _, _ = rendered.answer.partition(self.end_of_turn.token)
-        return Rendered(rendered.prompt, answer + self.end_of_turn.token)
+        try:
+            prompt, rest = chat.answered(self._tokenizer, messages, self._name)
+        except chat.Refused as refused:
+            return Rendered("", "", refused.reason)
+        answer, _, _ = rest.partition(self.end_of_turn.token)
+        # White space at its ends is the template's to write, as many do; all else would be another answer.
+        if messages[-1]["content"].strip() not in answer:
+            return Rendered("", "", "chat template changes the answer")
+        return Rendered(prompt, answer + self.end_of_turn.token)
 
     def encode(self, samples: list[Rendered]) -> Iterator[tuple[list[int], list[int]]]:
         """(prompt ids, answer ids) of each sample."""
+        if self._spaced:
+            for sample in samples:
+                prompt = self._tokenizer.backend_tokenizer.encode(sample.prompt, add_special_tokens=False).ids
+                yield prompt, encode_after(self._tokenizer, sample.prompt, sample.answer)
+            return
         backend = self._tokenizer.backend_tokenizer
         texts = [text for sample in samples for text in (sample.prompt, sample.answer)]
         encoded = backend.encode_batch_fast(texts, add_special_tokens=False)

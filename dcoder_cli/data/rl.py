@@ -33,6 +33,7 @@ from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.data.sources import parse_sources, plan_units
 from dcoder_cli.data.workspace import open_workspace
 from dcoder_cli.data.writing import describe, write_manifest
+from dcoder_cli.model.chat import Refused
 from dcoder_cli.model.tokenizer import load_tokenizer
 
 _FILES = {"train": "prompts.jsonl", "heldout": "heldout-prompts.jsonl"}
@@ -121,7 +122,12 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
             for row in _prompts(problem, settings.complete, share if settings.baseline == "constant" else None):
                 row["messages"] = chat.with_system(row["messages"])  # training renders what stands in the file
-                length = len(tokenizer.backend_tokenizer.encode(chat.prompt(row["messages"]), add_special_tokens=False))
+                try:
+                    text = chat.prompt(row["messages"])
+                except Refused as refused:
+                    dropped.add(refused.reason, row["task_id"])
+                    continue
+                length = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
                 if length > settings.max_prompt_tokens:
                     dropped.add("prompt too long", row["task_id"], f"{length} tokens")
                 else:

@@ -1,98 +1,191 @@
-"""Prompts as people give them: arguments, files, stdin, text with a hole."""
+"""Prompts as people give them: arguments, files, stdin, text with a hole. The one reader of prompt files."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.chat import check_messages, system_message
 
 if TYPE_CHECKING:
     from dcoder_cli.decoding.requests import Prompt
 
 HOLE = "<FILL>"
+_FORMS = ("prompt", "messages", "ids", "prefix")
+_JSON = (".jsonl", ".json", ".ndjson")
+_PACKED = (".gz", ".zst")
 
 
-def gather(
-    texts: Sequence[str], file: Path | None, chat: bool, system: str | None, infill: bool
-) -> tuple[list[str], list[Prompt]]:
-    """Names and prompts from arguments, a file (.jsonl, else one prompt a line) or, with neither, stdin.
-
-    Args:
-        texts: prompts given as arguments; "-" reads stdin.
-        file: .jsonl with `prompt`, `messages`, `ids` or `prefix`/`suffix` and an optional `id` or `task_id`; or text.
-        chat: wrap plain text as a user's message.
-        system: a system message before it.
-        infill: each text has one `<FILL>`, the hole to write.
+def collect(texts: Sequence[str], file: Path | None) -> list[tuple[str, Prompt]]:
+    """Names and prompts from arguments ("-" reads stdin), a file (see `read`) or, with neither, stdin.
 
     Raises:
-        UserError: nothing to read, a broken line (named), an infill without its marker.
+        UserError: nothing to read, or a broken line (named).
     """
     if texts and file is not None:
         raise UserError("give prompts either as arguments or with --prompts, not both")
-    records: list[tuple[str, Any]]
     if file is not None:
-        records = _read(file)
-    elif texts and list(texts) != ["-"]:
-        records = [(str(index), text) for index, text in enumerate(texts)]
+        return read(file)
+    if texts and list(texts) != ["-"]:
+        return [(str(index), text) for index, text in enumerate(texts)]
+    if not texts and sys.stdin.isatty():
+        raise UserError("no prompt; give one as an argument, with --prompts FILE, or on stdin")
+    text = sys.stdin.read()
+    if not text.strip():
+        raise UserError("the prompt on stdin is empty; give some text")
+    return [("0", text)]
+
+
+def prepare(
+    found: Sequence[tuple[str, Prompt]], chat: bool = False, system: str | None = None, infill: bool = False
+) -> list[Prompt]:
+    """Prompts as the options want them.
+
+    Args:
+        found: names and prompts, from `collect`.
+        chat: wrap plain text as a user's message.
+        system: a system message before it, and before chats that have none.
+        infill: each text has one `<FILL>`, the hole to write.
+
+    Raises:
+        UserError: a text to infill without its marker, or a system message that no prompt takes.
+    """
+    lead = system_message(system)
+    asked = [_asked(name, prompt, chat, lead, infill) for name, prompt in found]
+    if lead and not any(_is_chat(prompt) for prompt in asked):
+        raise UserError(f"--system {system!r} has no effect, as no prompt is a chat; add --chat, or leave it out")
+    return asked
+
+
+def read(path: str | Path) -> list[tuple[str, Prompt]]:
+    """Names and prompts of a file, in order.
+
+    A line of a .jsonl file (.json, .ndjson) is a text, or an object with one of
+
+        {"prompt": "text"}                        {"prompt": [5, 6, 7]}, {"ids": [5, 6, 7]}: token ids
+        {"prompt": [{"role", "content"}, ..]}, {"messages": [..]}: a chat; a last assistant's message is continued
+        {"prefix": "text", "suffix": "text"}      text or ids around a gap; without `suffix` the gap ends the text
+
+    and a name in `id` or `task_id`, else its place among the prompts, from 0. Any other file is text, a prompt a line.
+    Both may be packed (.gz, .zst).
+
+    Raises:
+        UserError: the file cannot be read or holds no prompt; a line is no prompt, or holds a wrong type. Names the line.
+    """
+    name = str(path).lower()
+    for ending in _PACKED:
+        name = name.removesuffix(ending)
+    prompts: list[tuple[str, Prompt]]
+    if name.endswith(_JSON):
+        prompts = []
+        for number, value in jsonl.lines(path, "prompt file"):
+            where = f"prompt file {str(path)!r} line {number}"
+            prompts.append((_name(value, str(len(prompts)), where), _prompt(value, where)))
     else:
-        if not texts and sys.stdin.isatty():
-            raise UserError("no prompt; give one as an argument, with --prompts FILE, or on stdin")
-        text = sys.stdin.read()
-        if not text.strip():
-            raise UserError("the prompt on stdin is empty; give some text")
-        records = [("0", text)]
-    return [name for name, _ in records], [_prompt(name, value, chat, system, infill) for name, value in records]
+        prompts = [(str(index), line) for index, (_, line) in enumerate(jsonl.texts(path, "prompt file"))]
+    if not prompts:
+        raise UserError(f"prompt file {str(path)!r} holds no prompt; write one a line, or JSON lines with 'prompt'")
+    return prompts
 
 
-def _read(file: Path) -> list[tuple[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt file {str(file)!r} cannot be read: {error}") from None
-    records: list[tuple[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if file.suffix != ".jsonl":
-            records.append((str(len(records)), line))
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file} line {number} is not JSON ({error})") from None
-        keys = ("prompt", "messages", "ids", "prefix")
-        if not isinstance(record, dict) or not any(key in record for key in keys):
-            raise UserError(f"{file} line {number} has none of {', '.join(keys)}; a prompt needs one of them")
-        records.append((str(record.get("id", record.get("task_id", len(records)))), record))
-    if not records:
-        raise UserError(f"prompt file {str(file)!r} holds no prompt")
-    return records
+def _name(value: Any, place: str, where: str) -> str:
+    if not isinstance(value, dict):
+        return place
+    for key in ("id", "task_id"):
+        if value.get(key) is not None:
+            if isinstance(value[key], bool) or not isinstance(value[key], (str, int)):
+                raise UserError(f"{where}: {key!r} is {short(value[key])}; a name is text or a number")
+            return str(value[key])
+    return place
 
 
-def _prompt(name: str, value: Any, chat: bool, system: str | None, infill: bool) -> Prompt:
+def _prompt(value: Any, where: str) -> Prompt:
     from dcoder_cli.decoding.requests import Infill
 
-    if isinstance(value, dict):
-        if "prefix" in value:
-            return Infill(value["prefix"], value.get("suffix", ""))
-        for key in ("messages", "ids"):
-            if key in value:
-                prompt: Prompt = value[key]
-                return prompt
-        value = value["prompt"]
-    text = str(value)
+    if isinstance(value, str):
+        return _text(value, "the text", where)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where} holds {short(value)}; a prompt is a text, or an object with one of {', '.join(_FORMS)}"
+        )
+    forms = [key for key in _FORMS if value.get(key) is not None]
+    if len(forms) != 1:
+        has = f"has {' and '.join(forms)}" if forms else f"has none of {', '.join(_FORMS)}"
+        raise UserError(f"{where} {has}; a prompt needs one of them")
+    (form,) = forms
+    given = value[form]
+    if form == "prefix":
+        suffix = value.get("suffix")
+        around = _side(given, "prefix", where), _side("" if suffix is None else suffix, "suffix", where)
+        if not any(around):
+            raise UserError(f"{where}: 'prefix' and 'suffix' are both empty; give what stands around the gap")
+        return Infill(*around)
+    if form == "messages":
+        return _chat(given, form, where)
+    if form == "ids":
+        return _ids(given, form, where)
+    if isinstance(given, str):
+        return _text(given, "'prompt'", where)
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        return _chat(given, form, where)
+    if isinstance(given, list):
+        return _ids(given, form, where)
+    raise UserError(f"{where}: 'prompt' is {short(given)}; it must be text, token ids or messages")
+
+
+def _text(value: str, what: str, where: str) -> str:
+    if not value:
+        raise UserError(f"{where}: {what} is empty; give some text")
+    return value
+
+
+def _side(value: Any, key: str, where: str) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return _ids(value, key, where) if value else ""
+    raise UserError(f"{where}: {key!r} is {short(value)}; it must be text or token ids")
+
+
+def _ids(value: Any, key: str, where: str) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: {key!r} is {short(value)}; it must be a list of token ids with one or more")
+    for place, token in enumerate(value):
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise UserError(f"{where}: {key}[{place}] is {short(token)}; a token id is a whole number from 0")
+    return value
+
+
+def _chat(value: Any, key: str, where: str) -> list[dict[str, str]]:
+    check_messages(value, f"{where}: {key!r}")
+    chat: list[dict[str, str]] = value
+    return chat
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+
+
+def _asked(name: str, prompt: Any, chat: bool, lead: list[dict[str, str]], infill: bool) -> Prompt:
+    """A prompt as the options want it: text as an infill or a chat, chats with the system message."""
+    from dcoder_cli.decoding.requests import Infill
+
+    if _is_chat(prompt):
+        asked: Prompt = prompt if prompt[0]["role"] == "system" else [*lead, *prompt]
+        return asked
+    if not isinstance(prompt, str):
+        given: Prompt = prompt
+        return given
     if infill:
-        before, hole, after = text.partition(HOLE)
+        before, hole, after = prompt.partition(HOLE)
         if not hole or HOLE in after:
             raise UserError(
-                f"prompt {name!r} must have exactly one {HOLE} where text is to be written, and has {text.count(HOLE)}"
+                f"prompt {name!r} must have exactly one {HOLE} where text is to be written, and has {prompt.count(HOLE)}"
             )
         return Infill(before, after)
-    if not chat:
-        return text
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}]
+    return [*lead, {"role": "user", "content": prompt}] if chat else prompt

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.diffusion import commits, schedules, unmasking
+from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
-
-Chat = Sequence[Mapping[str, str]]
+from dcoder_cli.model.chat import Chat
+from dcoder_cli.model.text import decode, encode_after
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ def encode(
     """
     requests = []
     for index, prompt in enumerate(prompts):
-        text, prefix, suffix = _encode_one(model, prompt, index)
         name = ids[index] if ids is not None else str(index)
+        text, prefix, suffix = _encode_one(model, prompt, name)
         seed = seeds[index] if seeds is not None else index
         new_tokens = lengths[index] if lengths is not None else settings.max_new_tokens
         request = Request(index, name, text, prefix, suffix, new_tokens, seed)
@@ -242,34 +243,30 @@ def encode(
     return requests
 
 
-def _encode_one(model: Model, prompt: Prompt, index: int) -> tuple[str, list[int], list[int]]:
+def _encode_one(model: Model, prompt: Prompt, name: str) -> tuple[str, list[int], list[int]]:
     if isinstance(prompt, Infill):
-        prefix_text, prefix = _tokens(model, prompt.prefix, index, first=True)
-        suffix_text, suffix = _tokens(model, prompt.suffix, index, first=False)
+        prefix_text, prefix = _tokens(model, prompt.prefix, name)
+        suffix_text, suffix = _tokens(model, prompt.suffix, name, begins=False)
         return prefix_text + suffix_text, prefix, suffix
     if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Mapping):
-        text, prefix = _tokens(model, prompt, index, first=True)  # type: ignore[arg-type]
+        text, prefix = _tokens(model, prompt, name)  # type: ignore[arg-type]
         return text, prefix, []
-    if model.tokenizer is None or model.tokenizer.chat_template is None:
-        raise UserError(
-            f"prompt {index} is a chat but the tokenizer of {model.name!r} has no chat template; give plain text"
-        )
-    messages = [dict(message) for message in prompt]  # type: ignore[arg-type]
-    continues = messages[-1].get("role") == "assistant"  # a prefilled answer is continued, not closed
-    text = model.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
-    )
-    return text, list(model.tokenizer(text, add_special_tokens=False)["input_ids"]), []
+    asked = chat.encode(model.tokenizer, prompt, model.name, f"prompt {name!r}")  # type: ignore[arg-type]
+    return asked.text, asked.ids, []
 
 
-def _tokens(model: Model, prompt: str | Sequence[int], index: int, first: bool) -> tuple[str, list[int]]:
+def _tokens(model: Model, prompt: str | Sequence[int], name: str, begins: bool = True) -> tuple[str, list[int]]:
+    """Text and ids of a prompt; `begins`: it begins a text, rather than going on after a gap."""
     if isinstance(prompt, str):
         if model.tokenizer is None:
-            raise UserError(f"model {model.name!r} has no tokenizer, so prompt {index} must be a list of ids, not text")
-        return prompt, list(model.tokenizer(prompt, add_special_tokens=first)["input_ids"])
+            raise UserError(
+                f"model {model.name!r} has no tokenizer, so prompt {name!r} must be a list of ids, not text"
+            )
+        if begins:
+            return prompt, list(model.tokenizer(prompt)["input_ids"])
+        return prompt, encode_after(model.tokenizer, "\n", prompt)
     tokens = [int(token) for token in prompt]
     for token in tokens:
         if not 0 <= token < model.vocab_size:
-            raise UserError(f"prompt {index} has the id {token}, outside the vocabulary of {model.vocab_size}")
-    text = model.tokenizer.decode(tokens) if model.tokenizer is not None else ""
-    return text, tokens
+            raise UserError(f"prompt {name!r} has the id {token}, outside the vocabulary of {model.vocab_size}")
+    return decode(model.tokenizer, tokens) if model.tokenizer is not None else "", tokens

@@ -15,6 +15,7 @@ from dcoder_cli.decoding.exact import Observer, OnCommit, denoise
 from dcoder_cli.decoding.requests import Infill, Prompt, Request, Settings, encode
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.text import continuation
 
 __all__ = ["Infill", "Settings", "generate"]
 
@@ -171,7 +172,7 @@ def _decode(
     trajectories = []
     for request, (columns, forwards) in zip(batch, results, strict=True):
         tokens = columns["tokens"]
-        text, finished = _text(model, tokens)
+        text, finished = _text(model, request.prefix, tokens)
         counts = {
             "forwards": forwards,
             "tokens_per_forward": round(len(tokens) / forwards, 3),
@@ -213,10 +214,10 @@ def _record(settings: Settings, request: Request) -> dict[str, Any]:
     }
 
 
-def _text(model: Model, tokens: list[int]) -> tuple[str, bool]:
-    """The text up to the first end of text, pad or end of turn, and whether there was one."""
+def _text(model: Model, before: list[int], tokens: list[int]) -> tuple[str, bool]:
+    """The text behind `before` up to the first end of text, pad or end of turn, and whether there was one."""
     end = next((place for place, token in enumerate(tokens) if token in model.ids.stops), None)
     kept = tokens if end is None else tokens[:end]
     if model.tokenizer is None:
         return "", end is not None
-    return model.tokenizer.decode(kept, skip_special_tokens=True), end is not None
+    return continuation(model.tokenizer, before, kept), end is not None

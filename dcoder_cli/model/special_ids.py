@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model import chat
 from dcoder_cli.model.layouts import arguments_of, layout_of
 
 
@@ -66,7 +67,12 @@ def resolve(
     pad = _prefer("pad", _of(tokenizer, "pad"), _first(config.get("pad_token_id")), "tokenizer", findings)
     bos = _prefer("bos", _first(config.get("bos_token_id")), _of(tokenizer, "bos"), "config", findings)
     eos = _prefer("eos", config_eos[0] if config_eos else None, _of(tokenizer, "eos"), "config", findings)
-    end_of_turn = end_of_turn_id(tokenizer) if tokenizer is not None else None
+    end_of_turn = None
+    try:
+        end = chat.end_of_turn(tokenizer, name)
+        end_of_turn = None if end is None else end.id
+    except chat.Refused as refused:  # the model may still be used without chats
+        findings.append(Finding("chat template", str(refused)))
     if end_of_turn is None:
         end_of_turn = _first(_recorded(config).get("end_of_turn_token_id"))
 
@@ -94,22 +100,6 @@ def resolve(
     candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config.get("pad_token_id")), end_of_turn]
     stops = frozenset(value for value in candidates if value is not None and value != mask)
     return SpecialIds(mask, pad, bos, eos, end_of_turn, stops), findings
-
-
-def end_of_turn_id(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts after an assistant's message; None without a template."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        return None
-    content = "dcoder"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # a template that takes other roles or tools: it tells nothing about the end of a turn
-        return None
-    after = text.rpartition(content)[2]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return next((int(token) for token in ids if token in special), None)
 
 
 def _recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from dcoder_cli.decoding import sampler, trajectory
 from dcoder_cli.decoding.exact import OnCommit
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
 
 Message = dict[str, str]
@@ -41,18 +42,17 @@ class Session:
         system: the system message, or None.
         turns: finished turns, (question, answer).
         trajectories: the decodings of the turns answered here.
+        prompt: the ids of what was asked last, all that the model saw.
     """
 
     def __init__(self, model: Model, settings: Mapping[str, Any], system: str | None = None) -> None:
         """`settings`: keys of `Settings`.
 
         Raises:
-            UserError: the model has no chat template, or a setting is wrong.
+            UserError: the model has no chat template, the system message is empty, or a setting is wrong.
         """
-        if model.tokenizer is None or not model.tokenizer.chat_template:
-            raise UserError(
-                f"model {model.name!r} has no chat template, so it cannot chat; use `dcoder generate --raw`, or a tokenizer with one"
-            )
+        chat.check(model.tokenizer, model.name)
+        chat.system_message(system)  # refuses an empty one
         # Half the context is left for the conversation (ours), 256 new tokens at most (DiffuCoder B.1).
         start = {"max_new_tokens": min(256, max(model.max_length // 2, 1)), "rule": model.default_rule}
         self.model = model
@@ -62,6 +62,7 @@ class Session:
         self.turns: list[tuple[str, str]] = []
         self.trajectories: list[Trajectory] = []
         self.asked = 0
+        self.prompt: list[int] = []
 
     def ask(self, text: str, on_commit: OnCommit | None = None) -> Answer:
         """Answer one turn. An error or an interrupt leaves the conversation as it was.
@@ -70,7 +71,7 @@ class Session:
             UserError: the turn does not fit the context even alone, or the template refuses the conversation.
         """
         forgotten = 0
-        while (length := self._length(text, forgotten)) > self._room():
+        while (length := len(self._encode(text, forgotten))) > self._room():
             if forgotten == len(self.turns):
                 raise UserError(
                     f"the message has {length} tokens with the template, and the context of {self.model.max_length} leaves "
@@ -95,24 +96,15 @@ class Session:
         return self.model.max_length - self.settings.max_new_tokens
 
     def _messages(self, text: str, forgotten: int) -> list[Message]:
-        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages = chat.system_message(self.system)
         for question, answer in self.turns[forgotten:]:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [*messages, {"role": "user", "content": text}]
 
-    def _length(self, text: str, forgotten: int) -> int:
-        from jinja2.exceptions import TemplateError
-
-        tokenizer: Any = self.model.tokenizer
-        try:
-            whole = tokenizer.apply_chat_template(
-                self._messages(text, forgotten), tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template of {self.model.name!r} refuses this conversation: {one_line(error)}"
-            ) from None
-        return len(tokenizer(whole, add_special_tokens=False)["input_ids"])
+    def _encode(self, text: str, forgotten: int) -> list[int]:
+        messages = self._messages(text, forgotten)
+        self.prompt = chat.encode(self.model.tokenizer, messages, self.model.name, "this conversation").ids
+        return self.prompt
 
     def reset(self) -> None:
         """Forget the turns; system message and settings stay, and the random numbers start again."""
@@ -142,7 +134,7 @@ class Session:
         """Continue a saved conversation with its settings.
 
         Raises:
-            UserError: no such file, or no messages that alternate between user and assistant in it.
+            UserError: no such file, or no messages in it that alternate between user and assistant.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -153,6 +145,7 @@ class Session:
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise UserError(f"{str(path)!r} has no list 'messages' of role and content; write one with /save")
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        chat.system_message(system)
         spoken = messages[1:] if system is not None else messages
         roles = [message["role"] for message in spoken]
         if roles != ["user", "assistant"] * (len(roles) // 2):

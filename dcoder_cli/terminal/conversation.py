@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcoder_cli.analysis.pieces import Pieces
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.text import continuation
 from dcoder_cli.terminal.chat import COMMANDS, Answer, Quit, Session, command
 from dcoder_cli.terminal.screen import can_draw
 from dcoder_cli.terminal.watch import Watch
@@ -151,7 +151,7 @@ class Stream:
     """Writes an answer as it settles from the left: token by token of an AR model, block by block of a block sampler."""
 
     def __init__(self, session: Session, write: Callable[[str], None]) -> None:
-        self.pieces = Pieces(session.model.tokenizer)
+        self.session = session
         self.stops, self.mask = session.model.ids.stops, session.model.ids.mask
         self.write = write
         self.known: dict[int, int] = {}
@@ -170,12 +170,8 @@ class Stream:
             if not self.ended:
                 self.settled.append(token)
         if len(self.settled) > before:
-            special = self.pieces.special
-            shown = [
-                "" if token in special else text
-                for token, text in zip(self.settled, self.pieces(self.settled), strict=True)
-            ]
-            self._more("".join(shown).rstrip("\ufffd"))  # the rest of a character may be on its way
+            text = continuation(self.session.model.tokenizer, self.session.prompt, self.settled)
+            self._more(text.rstrip("\ufffd"))  # the rest of a character may be on its way
 
     def finish(self, text: str) -> None:
         """Write what is left of the answer's text and a line end."""

@@ -214,7 +214,8 @@ class Watch:
         ends = (place for place, token in enumerate(trajectory.tokens) if token in self.stops)
         tokens = trajectory.tokens[: next(ends, len(trajectory.tokens))]
         special = self.pieces.special
-        texts = ["" if token in special else text for token, text in zip(tokens, self.pieces(tokens), strict=True)]
+        pieces = self.pieces.of(tokens, trajectory.text)
+        texts = ["" if token in special else text for token, text in zip(tokens, pieces, strict=True)]
         if "".join(texts) != trajectory.text:  # a tokenizer whose pieces do not add up to the text
             return visible(trajectory.text)
         last = max(trajectory.reveal_step, default=0) or 1

@@ -14,6 +14,7 @@ from dcoder_cli.base.files import atomic_file
 from dcoder_cli.base.jsonl import objects
 from dcoder_cli.decoding.sampler import Settings, generate
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import Completion, completion_of
@@ -43,10 +44,9 @@ def encode_prompts(model: Model, prompts: Sequence[dict[str, Any]], new_tokens: 
     encoded = []
     for prompt in prompts:
         if "messages" in prompt:
-            text = tokenizer.apply_chat_template(prompt["messages"], tokenize=False, add_generation_prompt=True)
+            ids = chat.encode(tokenizer, prompt["messages"], model.name, f"prompt {prompt.get('task_id')!r}").ids
         else:
-            text = prompt["prompt"]
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = list(tokenizer(prompt["prompt"], add_special_tokens=False)["input_ids"])
         if len(ids) + new_tokens > model.max_length:
             raise UserError(
                 f"prompt {prompt.get('task_id')!r} has {len(ids)} tokens, which with {new_tokens} new ones exceeds the context of "
