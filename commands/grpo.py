@@ -11,6 +11,7 @@ import typer
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.diffusion.estimators import ESTIMATORS
 
 if TYPE_CHECKING:
     from dcoder_cli.training.launch import Launch
@@ -39,7 +40,9 @@ def grpo(
         ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, wins over all; repeatable.")] = None,
-    estimator: Annotated[str | None, typer.Option("--estimator", help="coupled, full-mask, decoupled or d1.")] = None,
+    estimator: Annotated[
+        str | None, typer.Option("--estimator", help=f"{', '.join(ESTIMATORS)}, or module:function, your own.")
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,7 +93,8 @@ def grpo(
 
     if draws is not None and not variance:
         raise UserError(f"--draws {draws} is of --measure-variance; leave it out")
-    for name, value in (("--resume", resume), ("--estimator", estimator), ("--track", track), ("--run-name", run_name)):
+    ours = estimator if estimator in ESTIMATORS else None  # it measures all of ours anyway, and yours beside them
+    for name, value in (("--resume", resume), ("--estimator", ours), ("--track", track), ("--run-name", run_name)):
         if variance and value:
             raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
     options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)

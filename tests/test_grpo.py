@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dcoder_cli import load
-from dcoder_cli.diffusion.coupled import ESTIMATORS, Passes, make_passes
+from dcoder_cli.diffusion.coupled import MaskSettings, Passes
+from dcoder_cli.diffusion.estimators import ESTIMATORS, make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo.estimate import (
@@ -40,7 +41,7 @@ def completions(ragged: bool = True) -> list[Completion]:
 
 def draw(estimator: str, items: list[Completion], pairs: int = 1, seed: int = 0) -> list[Passes]:
     return [
-        make_passes(estimator, len(c.tokens), len(c.prompt), generator(seed, "m", i), pairs)
+        make_passes(estimator, len(c.tokens), len(c.prompt), generator(seed, "m", i), MaskSettings(pairs))
         for i, c in enumerate(items)
     ]
 
@@ -110,7 +111,7 @@ def test_the_blank_pass_is_run_once_for_a_group() -> None:
 
 def test_pairs_are_complements_and_prompts_stay_clean() -> None:
     for seed in range(50):
-        own = make_passes("coupled", 64, 9, generator(seed, "m"), pairs=3)
+        own = make_passes("coupled", 64, 9, generator(seed, "m"), MaskSettings(3))
         assert own.masked_PN[0].all() and not own.prompt_masked_PM.any()
         for first, second in ((1, 2), (3, 4), (5, 6)):
             assert torch.equal(own.masked_PN[first] ^ own.masked_PN[second], torch.ones(64, dtype=torch.bool))
@@ -124,7 +125,9 @@ def test_coupled_and_decoupled_have_one_expectation_and_coupled_the_smaller_vari
     """Unit log-probabilities: the estimate is the sum of a token's factors; its mean must agree within 3 standard errors."""
     draws = 4000
     sums = {
-        kind: torch.stack([make_passes(kind, 16, 1, generator(seed, kind)).weight_PN.sum(0) for seed in range(draws)])
+        kind: torch.stack(
+            [make_passes(kind, 16, 1, generator(seed, kind), MaskSettings()).weight_PN.sum(0) for seed in range(draws)]
+        )
         for kind in ("coupled", "decoupled")
     }
     means = {kind: values.mean() for kind, values in sums.items()}

@@ -148,7 +148,7 @@ def test_the_lab_measures_the_gradient_that_the_setting_names(
     config = build(GrpoConfig, CONFIG, {"loss_normaliser": normaliser, "micro_batch": 2})
     variance.measure(str(place / "model"), str(place / "data"), config, draws=2, prompts=2, pairs=(1,), device="cpu")
     bench = made[0]
-    gradient_W = bench._once("coupled", 1, ("test", 0), True)[1]
+    gradient_W = bench._once("coupled", 1, ("test", 0), True).gradient_W
     log_probabilities, losses = variance_bench.log_probabilities, []
 
     def keep(*arguments: Any) -> Tensor:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.diffusion.estimators import check_name
 from dcoder_cli.training.config import LoraConfig, OptimizerConfig
-
-Estimator = Literal["coupled", "full-mask", "decoupled", "d1"]
 
 
 def _optimizer() -> OptimizerConfig:
@@ -81,7 +80,7 @@ class GrpoConfig:
         group_size: completions a prompt, G (10: DiffuCoder B.1).
         micro_batch: completions in one forward pass.
         inner_iterations: updates on one rollout, mu, each with fresh masks (2: DiffuCoder B.1).
-        estimator: coupled, full-mask (d1 without prompt masking), decoupled or d1.
+        estimator: coupled (DiffuCoder 5), full-mask (d1 without prompt masking), decoupled, d1, or `module:function`.
         pairs: complementary pairs, lambda (1: DiffuCoder 5); for decoupled the same number of passes.
         t_range: mask ratios of the pairs ([0.2, 0.8]: DiffuCoder 5).
         prompt_mask: share of prompt tokens d1 masks (0.15: d1).
@@ -119,7 +118,7 @@ class GrpoConfig:
     group_size: int = 10
     micro_batch: int = 10
     inner_iterations: int = 2
-    estimator: Estimator = "coupled"
+    estimator: str = "coupled"
     pairs: int = 1
     t_range: tuple[float, float] = (0.2, 0.8)
     prompt_mask: float = 0.15
@@ -146,6 +145,7 @@ class GrpoConfig:
     samples_every: int = 10
 
     def __post_init__(self) -> None:
+        check_name(self.estimator)
         for name in ("prompts_per_step", "micro_batch", "inner_iterations", "pairs", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 1")

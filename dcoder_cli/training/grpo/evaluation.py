@@ -48,7 +48,7 @@ def evaluate(
             batch_size=config.rollout.batch_size,
             on_done=judge,
         )
-    rewards = [rewarder.result(pending[str(index)]) for index in mine]
+    rewards = rewarder.results([pending[str(index)] for index in mine])
     known = [reward for reward in rewards if not math.isnan(reward.total)]
     seen = totals(
         accelerator,

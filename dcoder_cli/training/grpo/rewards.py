@@ -2,24 +2,35 @@
 
 The reward `code` is the share of hidden tests passed; where the prompt has a `baseline` (`dcoder tokenize rl --baseline`),
 it is the share above that. A reward is a number for the text up to the first end of turn, the same text the loss counts. Judge trouble is NaN, never 0.
+
+A function of the user's own, `--reward mine:function=1.0`, scores one completion,
+
+    def brevity(prompt, text):                     # the prompt's record from `dcoder tokenize rl`, and the text
+        return -len(text) / 1000                   # any finite number
+
+or all that a process sampled in a step at once (a reward model on its accelerator, ranks within a group):
+
+    def brevity(prompts, texts):                   # lists of equal length; a text that a prompt got twice stands there once
+        return [-len(text) / 1000 for text in texts]
+
+It is the second kind where its parameters are called prompts and texts, or where the function has an attribute `batch = True`
+(False says the first kind).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import math
-import reprlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base.config import nearest
-from dcoder_cli.base.errors import UserError, WorkFailed, one_line
+from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.functions import import_function, short, told
 from dcoder_cli.data.answers import final_number, last_number
 from dcoder_cli.data.constants import above_baseline
 from dcoder_cli.execution.extract import extract_solution, fence_format
@@ -31,7 +42,7 @@ FORMAT = {"parses": 1.0, "syntax-error": 0.5, "none": 0.0}
 BUILT_IN = ("code", "format", "math")
 PROBES = ("", "```python\npass\n```\n")  # what a user's function is tried on before the first step
 
-UserReward = Callable[[Mapping[str, Any], str], float]
+UserReward = Callable[[Any, Any], Any]  # (prompt, text) -> number, or (prompts, texts) -> numbers
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,20 @@ class Reward:
 
 @dataclass
 class Pending:
-    """A completion whose code is being judged; `baseline`: the share of its prompt's tests that earns nothing."""
+    """A completion whose code is being judged.
 
+    Attributes:
+        prompt, text: what was completed, and how.
+        parts: what is known of its reward.
+        verdict: the judge's, to come; None where none was asked for.
+        unasked: batch functions that have not been asked about it yet.
+    """
+
+    prompt: Mapping[str, Any]
+    text: str
     parts: dict[str, float]
     verdict: Future[Verdict] | None
-    baseline: float = 0.0
+    unasked: set[str] = field(default_factory=set)
 
 
 class Rewarder:
@@ -63,7 +83,7 @@ class Rewarder:
         judge: shared with whoever else judges; None where no "code" is asked for.
         strict: one Python fence and nothing after it, else neither "format" nor "code" earns anything; see `fence_format`.
 
-    A user's function gets (prompt record, completion text) and returns a finite number; `probe` tries it.
+    Functions of the user's own are described above; `probe` tries them.
 
     Raises:
         UserError: an unknown name, a weight that is not finite, a module or function that is not there.
@@ -71,7 +91,10 @@ class Rewarder:
 
     def __init__(self, weights: Mapping[str, float], judge: Judge | None, strict: bool = False) -> None:
         self.weights, self.judge, self.strict = dict(weights), judge, strict
-        self.functions = {name: user_function(name) for name in weights if ":" in name}
+        self.functions: dict[str, UserReward] = {
+            name: import_function("reward", name, ("prompt", "text")) for name in weights if ":" in name
+        }
+        self.batched = {name for name, function in self.functions.items() if is_batch(function)}
         for name, weight in weights.items():
             if name not in BUILT_IN and ":" not in name:
                 raise UserError(f"reward {name!r} is unknown{nearest(name, BUILT_IN)}; your own is module:function")
@@ -92,7 +115,7 @@ class Rewarder:
         """Start scoring a completion of a prompt record (`entry_point`, `tests`, `answer`, as the reward needs).
 
         Raises:
-            WorkFailed: a user's function raised, or returned no finite number.
+            WorkFailed: a user's function of one completion raised, or returned no finite number.
         """
         form = fence_format(text, strict=self.strict)
         parts: dict[str, float] = {}
@@ -110,22 +133,47 @@ class Rewarder:
                     problem = problem_of(prompt)
                     solution = extract_solution(text, problem.entry_point, also=problem.names)
                     verdict = self.judge.submit(problem, solution)
+            elif name in self.batched:
+                parts[name] = math.nan  # until it is asked, with all others
             else:
                 try:
                     parts[name] = _asked(name, self.functions[name], prompt, text)
                 except _Broken as broken:
                     raise WorkFailed(f"{broken}; mend it and go on with --resume") from broken.__cause__
-        return Pending(parts, verdict, float(prompt.get("baseline", 0.0)))
+        return Pending(prompt, text, parts, verdict, set(self.batched))
+
+    def results(self, pending: Sequence[Pending]) -> list[Reward]:
+        """The rewards, once the judge is done. Batch functions are asked once, each completion standing there once.
+
+        Raises:
+            WorkFailed: a batch function raised, or did not return a finite number for each text.
+        """
+        for name in self.batched:
+            asked = list({id(one): one for one in pending if name in one.unasked}.values())
+            if not asked:
+                continue
+            try:
+                values = _asked_all(
+                    name, self.functions[name], [one.prompt for one in asked], [one.text for one in asked]
+                )
+            except _Broken as broken:
+                raise WorkFailed(f"{broken}; mend it and go on with --resume") from broken.__cause__
+            for one, value in zip(asked, values, strict=True):
+                one.parts[name] = value
+                one.unasked.discard(name)
+        return [self.result(one) for one in pending]
 
     def result(self, pending: Pending) -> Reward:
-        """The reward, once the judge is done."""
+        """The reward of one completion, once the judge is done; `results` is for many."""
+        if pending.unasked:
+            return self.results([pending])[0]
         parts, status = dict(pending.parts), "unjudged"
         if "math" in parts and "code" not in parts:
             status = "passed" if parts["math"] == 1.0 else "failed"
         if pending.verdict is not None:
             verdict = pending.verdict.result()
             status = verdict.status
-            credit = above_baseline(verdict.share, pending.baseline)
+            credit = above_baseline(verdict.share, float(pending.prompt.get("baseline", 0.0)))
             parts["code"] = math.nan if status == "infrastructure" else credit
         return Reward(sum(self.weights[name] * value for name, value in parts.items()), parts, status)
 
@@ -154,27 +202,15 @@ def math_reward(text: str, answer: str) -> float:
     return float(expected is not None and last_number(text) == expected)
 
 
-def user_function(name: str) -> UserReward:
-    """The function named "module:function", found from the current folder too. Raises UserError."""
-    module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def is_batch(function: UserReward) -> bool:
+    """Whether a user's function takes all prompts and texts at once: its attribute `batch` says so, or its parameters' names."""
+    declared = getattr(function, "batch", None)
+    if declared is not None:
+        return bool(declared)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (Exception, SystemExit) as error:  # anything can happen in a module that is not ours
-        raise UserError(f"reward {name!r} cannot be imported: {_told(error)}; write it as module:function") from error
-    if not callable(function):
-        raise UserError(f"reward {name!r} is not a function but {_short(function)}")
-    try:
-        signature = inspect.signature(function)
+        return list(inspect.signature(function).parameters)[:2] == ["prompts", "texts"]
     except (TypeError, ValueError):  # some builtins have none
-        return function  # type: ignore[no-any-return]
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise UserError(f"reward {name!r} must be a function of (prompt, text): {error}") from None
-    return function  # type: ignore[no-any-return]
+        return False
 
 
 def probe(rewarder: Rewarder, prompt: Mapping[str, Any]) -> None:
@@ -184,6 +220,13 @@ def probe(rewarder: Rewarder, prompt: Mapping[str, Any]) -> None:
         UserError: one raised, or returned no finite number.
     """
     for name, function in rewarder.functions.items():
+        if name in rewarder.batched:
+            try:
+                _asked_all(name, function, [prompt] * len(PROBES), list(PROBES))
+            except _Broken as broken:
+                tried = ", ".join(map(repr, PROBES))
+                raise UserError(f"{broken} (tried on the texts {tried}); mend it") from broken.__cause__
+            continue
         for text in PROBES:
             try:
                 _asked(name, function, prompt, text)
@@ -201,22 +244,41 @@ def _asked(name: str, function: UserReward, prompt: Mapping[str, Any], text: str
     try:
         value = function(prompt, text)
     except (Exception, SystemExit) as error:
-        raise _Broken(f"{where} raised {_told(error)}") from error
+        raise _Broken(f"{where} raised {told(error)}") from error
+    return _number(where, value)
+
+
+def _asked_all(name: str, function: UserReward, prompts: list[Mapping[str, Any]], texts: list[str]) -> list[float]:
+    """What a user's batch function returns, as plain floats, one a text: of lists, arrays and tensors alike."""
+    where = f"reward {name!r}, asked about {len(texts)} texts at once,"
+    try:
+        values = function(list(prompts), list(texts))
+    except (Exception, SystemExit) as error:
+        raise _Broken(f"{where} raised {told(error)}") from error
+    wanted = f"it must return {len(texts)} finite numbers, one a text in their order"
+    try:
+        unordered = isinstance(values, (str, bytes, bytearray, Mapping, set, frozenset))
+        found = None if unordered else list(values)
+    except Exception as error:  # a number, None, what raises as it goes
+        raise _Broken(f"{where} returned {short(values)}; {wanted}") from error
+    if found is None:
+        raise _Broken(f"{where} returned {short(values)}; {wanted}")
+    if len(found) != len(texts):
+        raise _Broken(f"{where} returned {len(found)} values; {wanted}")
+    return [
+        _number(f"{where} for prompt {prompt.get('task_id', '?')!r}", value)
+        for prompt, value in zip(prompts, found, strict=True)
+    ]
+
+
+def _number(where: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
     except Exception as error:  # each library refuses in its own way
-        raise _Broken(f"{where} returned {_short(value)}; it must return a finite number") from error
+        raise _Broken(f"{where} returned {short(value)}; it must return a finite number") from error
     if not math.isfinite(number):
-        raise _Broken(f"{where} returned {_short(value)}; it must return a finite number")
+        raise _Broken(f"{where} returned {short(value)}; it must return a finite number")
     return number
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
-
-
-def _short(value: Any) -> str:
-    return one_line(reprlib.repr(value))
 
 
 def check_prompts(prompts: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> None:

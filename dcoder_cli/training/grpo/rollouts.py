@@ -114,14 +114,15 @@ def roll_out(
         on_done=judge,
     )
     on_decoded()
+    rewards = rewarder.results([pending[place // group, item.text] for place, item in enumerate(trajectories)])
     return [
         Rollout(
             first_place + place,
             completion_of(prompt, trajectory.tokens, model.ids.stops),
             trajectory,
-            rewarder.result(pending[place // group, trajectory.text]),
+            reward,
         )
-        for place, (prompt, trajectory) in enumerate(zip(repeated, trajectories, strict=True))
+        for place, (prompt, trajectory, reward) in enumerate(zip(repeated, trajectories, rewards, strict=True))
     ]
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.data.batches import RowOrder
-from dcoder_cli.diffusion.coupled import make_passes
+from dcoder_cli.diffusion.coupled import MaskSettings
+from dcoder_cli.diffusion.estimators import make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.context import Context
@@ -184,10 +185,11 @@ def _part(
 
 def _plan(model: Model, items: Sequence[Rollout], config: GrpoConfig, step: int, inner: int) -> Plan:
     assert model.ids.mask is not None
+    settings = MaskSettings(config.pairs, config.t_range, config.prompt_mask)
     passes = [
         make_passes(
             config.estimator, len(item.completion.tokens), len(item.completion.prompt),
-            generator(config.seed, "masks", step, inner, item.place), config.pairs, config.t_range, config.prompt_mask,
+            generator(config.seed, "masks", step, inner, item.place), settings,
         )
         for item in items
     ]  # fmt: skip

@@ -15,6 +15,8 @@ from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder
 from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.diffusion.coupled import MaskSettings
+from dcoder_cli.diffusion.estimators import try_estimator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import setup
@@ -81,6 +83,8 @@ def train(
     heldout = load_prompts(data, "heldout") if _has_heldout(data) else []
     check_prompts([*prompts, *heldout], config.rewards)
     check_sampling(config)
+    settings = MaskSettings(config.pairs, config.t_range, config.prompt_mask)
+    try_estimator(config.estimator, config.rollout.max_new_tokens, settings)
     RunFolder.check(out, resume)  # before the judge starts
     with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
         rewarder = Rewarder(config.rewards, judge, config.format == "strict")

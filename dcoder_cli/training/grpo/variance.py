@@ -29,6 +29,8 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.rl import load_prompts
+from dcoder_cli.diffusion.coupled import MaskSettings
+from dcoder_cli.diffusion.estimators import ESTIMATORS, is_own, try_estimator
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import load
@@ -39,12 +41,12 @@ from dcoder_cli.training.grpo.loss import advantages
 from dcoder_cli.training.grpo.record import flat_groups
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts
 from dcoder_cli.training.grpo.rollouts import Rollout, check_sampling, encode_prompts, roll_out
-from dcoder_cli.training.grpo.variance_bench import Bench, Drawn, cosine
+from dcoder_cli.training.grpo.variance_bench import PAIRED, Bench, Drawn, cosine
 
 PAIRS = (1, 2, 4)  # lambda at which variances are measured; ours. Gradients are taken at the first, the paper's
 TRUTHS = ("own", "path", "masks")
 TRUTH = 4  # the truth has this many times the draws of a row; ours
-_COMPARED = ("coupled", "decoupled", "d1")  # full-mask has no randomness: one draw tells all
+_COMPARED = tuple(name for name in ESTIMATORS if name != "full-mask")  # which has no randomness: one draw tells all
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def measure(
     announce: Callable[[str], None] = lambda _: None,
     unsafe: bool = False,
 ) -> Lab:
-    """Roll out, then estimate with every estimator.
+    """Roll out, then estimate with every estimator, and with `config.estimator` where it is the user's own.
 
     Args:
         model_name, data: as for stage 4.
@@ -129,6 +131,11 @@ def measure(
     asked = load_prompts(data, "train")[: config.prompts_per_step]
     check_prompts(asked, config.rewards)
     check_sampling(config)
+    own = [config.estimator] if is_own(config.estimator) else []
+    for name in own:
+        for number in pairs:
+            settings = MaskSettings(number, config.t_range, config.prompt_mask)
+            try_estimator(name, config.rollout.max_new_tokens, settings)
     model = load(model_name, device=device, dtype="float32")
     if not config.train_embeddings:
         setup.freeze_embeddings(model)
@@ -154,12 +161,13 @@ def measure(
     truth = bench.draw("coupled", 1, TRUTH * draws, "truth", gradients)
     full = bench.draw("full-mask", 1, 1, "lab", gradients, truth)
     rows = [_row("full-mask", 0, full, truth, truth.mean_CN, known)]
-    for estimator in _COMPARED:
+    for estimator in (*_COMPARED, *own):
         for number in pairs:
             announce(f"{estimator}, {1 + 2 * number} passes")
             drawn = bench.draw(estimator, number, draws, "lab", gradients and number == pairs[0], truth)
-            # More pairs weigh the full mask less, so what is estimated moves with them; d1 has no pairs.
-            target_CN = truth.mean_CN if estimator == "d1" else _truth_of(number, truth.mean_CN, full.mean_CN)
+            # More pairs weigh the full mask less, so what the paired estimate moves with them; the others' does not.
+            paired = estimator in PAIRED
+            target_CN = _truth_of(number, truth.mean_CN, full.mean_CN) if paired else truth.mean_CN
             rows.append(_row(estimator, number, drawn, truth, target_CN, known))
     return Lab(
         rows, len(chosen), len(chosen) // config.group_size, flat_groups(rollouts, config.group_size), draws,
@@ -209,7 +217,7 @@ def _row(estimator: str, pairs: int, drawn: Drawn, truth: Drawn, target_CN: Tens
     own = Row(
         estimator,
         pairs,
-        1 + 2 * pairs,
+        round(drawn.passes),
         bias,
         variance,
         drawn.unseen,
