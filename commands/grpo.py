@@ -97,11 +97,11 @@ def grpo(
     for name, value in (("--resume", resume), ("--estimator", ours), ("--track", track), ("--run-name", run_name)):
         if variance and value:
             raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
-    options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
+    rewards = dict(_weight(text) for text in reward or [])
+    more = {"estimator": estimator} if estimator else {}
+    options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name, more)
     asked = launch.resolve(4, "grpo", options)
-    merged = configs.merge(asked.settings, {"estimator": estimator} if estimator else {})
-    if reward:
-        merged["rewards"] = dict(_weight(text) for text in reward)
+    merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
     if variance:
         return _measure(asked, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)

@@ -304,6 +304,15 @@ def test_the_choice_is_told_once_the_run_begins(place: Path, tmp_path: Path) -> 
     assert "kind 'pretrain'" in refused(*base, "--out", tmp_path / "x")
 
 
+def test_settings_are_checked_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    """It may be a download. `lora` alone is wrong on all presets but cpu-tiny, so it waits for the model's size."""
+    base = ["--model", tmp_path / "gone", "--data", tmp_path, "--out", tmp_path / "x"]
+    assert "did you mean 'optimizer.learning_rate'" in refused("train-stage", "2", *base, "--set=learning_rat=1")
+    assert "estimator = 'couple'" in refused("grpo", *base, "--estimator", "couple")
+    assert "NAME=WEIGHT" in refused("grpo", *base, "--reward", "code=much")
+    assert "no folder here" in refused("grpo", *base, "--set=lora={rank: 2}")
+
+
 def test_stage_1_does_not_end_half_causal(place: Path, tmp_path: Path) -> None:
     base = ["train-stage", "1", "--model", place / "model", "--data", place / "data", "--device", "cpu"]
     line = refused(*base, "--preset", "gpu-24gb", "--set=steps=30", "--out", tmp_path / "x")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Options:
     resume: bool
     track: str | None
     run_name: str | None
+    more: Mapping[str, Any] = field(default_factory=dict)  # settings that have an option of their own
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,16 @@ def resolve(stage: int, command: str, options: Options) -> Launch:
     if repeated and not options.resume:
         for flag, given, name in (("--model", options.model, model), ("--data", options.data, data)):
             _check_there(options.config, flag, given, name)
+    above = configs.merge(file["config"], configs.parse_assignments(options.settings), options.more)
     preset: Preset | None = None
     layer = before.get("config", {})
     if not options.resume and not repeated:
+        part = "grpo" if stage == 4 else f"stage{stage}"
+        if options.preset is None:
+            _check_settings(stage, part, above)
         preset = Preset(options.preset) if options.preset else _by_size(model)
-        layer = presets.section(preset.name, "grpo" if stage == 4 else f"stage{stage}")
-    settings = configs.merge(layer, file["config"], configs.parse_assignments(options.settings))
-    return Launch(settings, model, data, preset, _tracking(options, before.get("tracking")))
+        layer = presets.section(preset.name, part)
+    return Launch(configs.merge(layer, above), model, data, preset, _tracking(options, before.get("tracking")))
 
 
 def _check_there(config: Path | None, flag: str, given: str | None, name: str) -> None:
@@ -106,6 +110,18 @@ MODELS = {
 def nearest_preset(parameters: int) -> str:
     """The preset whose model is nearest in size, as a ratio (ours)."""
     return min(MODELS, key=lambda name: max(MODELS[name][1] / parameters, parameters / MODELS[name][1]))
+
+
+def _check_settings(stage: int, part: str, above: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that are wrong whichever preset they go on, before the model is looked for or downloaded."""
+    wrong = []
+    for name in MODELS:
+        try:
+            records.resolved(stage, presets.section(name, part), above)
+        except UserError as error:
+            wrong.append(error)
+    if len(wrong) == len(MODELS):
+        raise wrong[0]
 
 
 def _by_size(model: str) -> Preset:

@@ -25,6 +25,12 @@ class Preset:
     note: str | None = None
 
 
+def resolved(stage: int, *layers: Mapping[str, Any]) -> StageConfig | GrpoConfig:
+    """A stage's settings of merged layers. Raises UserError for a key or a value that is wrong."""
+    settings: type[StageConfig | GrpoConfig] = GrpoConfig if stage == 4 else StageConfig
+    return build(settings, *layers, where=f"the configuration of stage {stage}")
+
+
 def make(stage: int, model: str, data: str, config: StageConfig | GrpoConfig, **more: Any) -> dict[str, Any]:
     """What config.yaml says of a run.
 
@@ -60,8 +66,9 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         UserError: something differs that decides which rows a step reads, or which weights it moves.
     """
-    settings = GrpoConfig if now["stage"] == 4 else StageConfig
-    old = to_dict(build(settings, before["config"]))  # with this release's defaults for what an older one did not know
+    old = to_dict(
+        resolved(now["stage"], before["config"])
+    )  # with this release's defaults for what an older one did not know
     for key in _FIXED:
         if key in old and old[key] != now["config"][key]:
             raise UserError(_fixed(f"{key} = {now['config'][key]}", old[key]))
