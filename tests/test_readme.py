@@ -115,3 +115,18 @@ def test_the_block_runs(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "scores" / "results.json").is_file() and (tmp_path / "runs" / "grpo" / "checkpoints").is_dir()
+
+
+def test_its_links_lead_somewhere(root: Path) -> None:
+    """Every relative link of README and docs, and the heading that it names; the picture is small."""
+    files = [root / "README.md", *(root / "docs").glob("*.md")]
+    for file in files:
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            target = file.parent / name if name else file
+            assert target.is_file(), f"{file.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{file.name}: {link}"
+    assert (root / "docs" / "report.png").stat().st_size < 100_000
