@@ -11,6 +11,7 @@ from typing import Any
 from dcoder_cli.analysis import plots, sources
 from dcoder_cli.analysis.arness import GLOBAL_K, LOCAL_K, Convention, Ties, Until, arness, random_order
 from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile
+from dcoder_cli.analysis.pieces import tokenizer_of
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.sensitivity import Sensitivity, sensitivity_figure
 from dcoder_cli.analysis.text_picture import ordered_text
@@ -113,7 +114,7 @@ def of_file(path: str | Path, measure: Measure, label: str | None = None, tokeni
         measure(found),
         found[0].model,
         float(shared) if isinstance(shared, (int, float)) else None,
-        tokenizer,
+        tokenizer or tokenizer_of(found, path),
     )
 
 
