@@ -182,7 +182,7 @@ def write(
     def show(figure: Any, name: str, caption: str) -> None:
         paths = plots.save(figure, folder, name)
         files.extend(paths)
-        report.add_figure(paths[1], caption)
+        report.add_figure(figure, caption)
 
     for (label, found), name in zip(findings.sensitivity.items(), _file_names(list(findings.sensitivity)), strict=True):
         report.add_heading(f"Sensitivity: {label}")
@@ -314,7 +314,7 @@ def add_replay(report: Report, series: Sequence[Series]) -> None:
         [item for _, item in chosen],
         [sources.pieces(item, one.tokenizer) for one, item in chosen],
         [f"{one.label}, sample {item.id}" for one, item in chosen],
-        "Masked tokens are grey. Move the slider with the arrow keys, or press Play.",
+        "Masked tokens are hatched. Move the slider with the arrow keys, or press Play.",
     )
 
 
