@@ -40,7 +40,9 @@ def arness(
     limit: int | None = typer.Option(None, min=1, help="Only the first so many tasks of each --task."),
     unsafe_exec: bool = typer.Option(False, help="Run answers to --task without a sandbox where none holds."),
     temperatures: str = typer.Option("0.2", help="Temperatures, separated by commas."),  # DiffuCoder B.2
-    max_new_tokens: int = typer.Option(512, min=1, help="New tokens a sample."),  # DiffuCoder 4.1
+    max_new_tokens: int | None = typer.Option(
+        None, min=1, help="New tokens a sample [the answer length that all models were taught, else 512]."
+    ),
     steps: int | None = typer.Option(None, min=1, help="Denoising steps; default: one token a step."),
     rule: str = typer.Option("confidence", help="Unmasking rule."),  # DiffuCoder A.2: low-confidence remasking
     top_p: float = typer.Option(0.95, help="Nucleus; 1 = off."),  # DiffuCoder B.2
@@ -70,7 +72,10 @@ def arness(
     ),
     until: Literal["all", "end"] = typer.Option("all", help="Measure all new tokens, or those up to the end of turn."),
     end_id: list[int] = typer.Option([], "--end-id", help="An id that ends an answer, for --until end; repeatable."),
-    tokenizer: str | None = typer.Option(None, help="Tokenizer that shows the text of --trajectories in pictures."),
+    tokenizer: str | None = typer.Option(
+        None,
+        help="Tokenizer that shows the text of --trajectories in pictures; default: their model's, where it lies here.",
+    ),
     out: Path | None = typer.Option(None, help="Folder for the report, pictures, numbers and trajectories."),
     json: bool = typer.Option(False, "--json", help="Print the numbers, per sample and mean, as JSON."),
 ) -> None:
@@ -113,7 +118,7 @@ def arness(
         for path, name in zip(trajectories, labels[: len(trajectories)], strict=True)
     ]
     settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "top_p": top_p if top_p < 1 else None,
+        "max_new_tokens": max_new_tokens or _length(model, block_length), "steps": steps, "rule": rule, "top_p": top_p if top_p < 1 else None,
         "block_length": block_length, "tie_break": tie_break, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
     findings = measuring.Findings(series)
@@ -244,6 +249,19 @@ def _run_models(
                 findings.series.extend(found)
                 if runs.sensitivity:
                     findings.sensitivity[place] = sensitivity.compare(found)
+
+
+def _length(models: list[str], block_length: int | None) -> int:
+    """New tokens where none are given: the models' answer length where they agree, else 512 (DiffuCoder 4.1).
+
+    One for all models, because AR-ness at different lengths does not compare.
+    """
+    from dcoder_cli.decoding.requests import with_length
+    from dcoder_cli.model.checkpoint import local_answer_length
+
+    lengths = {local_answer_length(name) for name in models}
+    agreed = lengths.pop() if len(lengths) == 1 else None
+    return int(with_length({"block_length": block_length}, agreed).get("max_new_tokens", 512))
 
 
 def _check_sensitivity(models: list[str], rule: str, tie_break: str | None, top_p: float) -> None:

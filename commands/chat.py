@@ -46,12 +46,13 @@ def chat(
         raise UserError("--model is missing; give a checkpoint folder or hub id")
     layers = [presets.section(preset, "generate")] if preset else []
     settings = configs.merge(*layers, configs.parse_assignments(sets or []))
-    from dcoder_cli.decoding.requests import Settings
-    from dcoder_cli.model import backbone
+    from dcoder_cli.decoding.requests import Settings, with_length
+    from dcoder_cli.model import backbone, checkpoint
     from dcoder_cli.terminal.chat import Session
     from dcoder_cli.terminal.conversation import converse
 
-    configs.build(Settings, settings, where="the settings of chat")  # before the model is loaded
+    known = with_length(settings, checkpoint.local_answer_length(model))
+    configs.build(Settings, known, where="the settings of chat")  # before the model is loaded
     if console.world_size() > 1:
         raise UserError(f"chat runs in one process, not {console.world_size()}; start it without a launcher")
     loaded = backbone.load(model, device, dtype, attention)

@@ -17,6 +17,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none or - reads stdin.")] = None,
     model: Annotated[str, typer.Option("--model", help="Checkpoint: folder or hub id.")] = "",
     file: Annotated[
@@ -46,7 +47,8 @@ def generate(
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="Take the generate section of a preset.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Masks after the prompt [256].")
+        int | None,
+        typer.Option("--max-new-tokens", help="Masks after the prompt [the checkpoint's answer length, else 256]."),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps [one a token].")] = None,
     rule: Annotated[
@@ -125,6 +127,20 @@ def generate(
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the text being denoised, live (of a batch, its first row).")
     ] = False,
+    delay: Annotated[
+        float | None, typer.Option("--delay", help="With --watch: seconds to wait after each step [0; --replay: 0.05].")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="FILE",
+            help="Show a saved trajectory being denoised once more: the samples whose ids are given, else the first.",
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="With --infill: print the whole program, not the hole's text alone.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print trajectory records, one JSON line a sample.")] = False,
 ) -> None:
     """Generate text from prompts with any model and unmasking rule.
@@ -138,7 +154,14 @@ def generate(
       dcoder generate --model apple/DiffuCoder-7B-Base --raw --infill "def add(a, b):<FILL>print(add(1, 2))"
 
       dcoder generate --model runs/sft/checkpoints/last --mode fast --threshold 0.9 --cache dual "Write a function."
+
+      dcoder generate --replay quickstart/trajectories-stage-4.jsonl --delay 0.1
     """
+    if delay is not None and not 0 <= delay < float("inf"):
+        raise UserError(f"--delay {delay} must be 0 seconds or more")
+    if replay is not None:
+        _replay(context, replay, prompts or [], model, delay)
+        return
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
     if n < 1:
@@ -156,9 +179,15 @@ def generate(
         raise UserError(
             f"--infill-by {infill_by} chooses among --infill-lengths, which are missing; give such as 8,16,32"
         )
+    if delay is not None and not watch:
+        raise UserError(f"--delay {delay:g} slows --watch and --replay, and neither is given; leave it out")
+    if whole and json:
+        raise UserError("--whole prints a program for people, and --json has its parts; give one of them")
     if watch and lengths is not None:
         raise UserError("--watch shows one decoding and --infill-lengths may try several; give one of them")
-    from dcoder_cli.decoding.requests import Settings
+    from dcoder_cli.decoding.requests import Infill, Settings, with_length
+    from dcoder_cli.model import checkpoint
+    from dcoder_cli.terminal import remarks
     from dcoder_cli.terminal import watch as watching
 
     given = {
@@ -170,7 +199,8 @@ def generate(
     }  # fmt: skip
     layers = [presets.section(preset, "generate")] if preset else []
     chosen: dict[str, Any] = configs.merge(*layers, {key: value for key, value in given.items() if value is not None})
-    settings = configs.build(Settings, chosen, where="the settings of generate")
+    where = "the settings of generate"
+    configs.build(Settings, with_length(chosen, checkpoint.local_answer_length(model)), where=where)
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import sampler, trajectory
@@ -181,13 +211,17 @@ def generate(
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
     names, asked = [name for name, _ in found], reading.prepare(found, chat, system, infill)
-    arguments = {**configs.to_dict(settings), "rule": chosen.get("rule", loaded.default_rule)}
+    if whole and not all(isinstance(prompt, Infill) for prompt in asked):
+        raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")
+    chosen = {"rule": loaded.default_rule, **with_length(chosen, loaded.answer_length)}
+    settings = configs.build(Settings, chosen, where=where)
+    arguments = configs.to_dict(settings)
     ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
     repeated = [prompt for prompt in asked for _ in range(n)]
     if not json:
         for finding in loaded.findings:
             console.note(f"note: {finding.subject}: {finding.message}")
-    viewer = watching.viewer(loaded, arguments, ids) if watch else None
+    viewer = watching.viewer(loaded, settings, ids, delay or 0.0) if watch else None
     with (
         viewer or contextlib.nullcontext(),
         console.bar("generate", len(repeated), quiet=json or viewer is not None or len(repeated) == 1) as bar,
@@ -211,12 +245,17 @@ def generate(
             continue
         if len(results) > 1:
             console.emit_text(f"# {result.id}")
+        before, after = (result.prefix, result.suffix or "") if whole else ("", "")
         if viewer is not None:
-            console.write_terminal(viewer.coloured(result) + "\n")
+            around = console.visible(before), console.visible(after)
+            console.write_terminal(f"{around[0]}{viewer.coloured(result)}{around[1]}\n")
         else:
-            console.emit_text(result.text)
+            console.emit_text(before + result.text + after)
         if len(results) > 1:
             console.emit_text("")
+    empty = remarks.empty_note(loaded, results)
+    if empty is not None:
+        console.note(f"note: {console.visible(empty)}")
     unfinished = sum(not result.settings["finished"] for result in results)
     if not json:
         seconds = sum(result.settings["seconds"] / result.settings["batch"] for result in results)
@@ -228,6 +267,19 @@ def generate(
             f"{tokens} tokens in {forwards:.0f} forwards, {rate:.1f} tokens a forward, "
             f"{tokens / max(seconds, 1e-9):,.0f} tok/s{ends}"
         )
+
+
+def _replay(context: typer.Context, file: Path, names: list[str], model: str, delay: float | None) -> None:
+    """Show a saved trajectory. Raises UserError for options of a decoding, which here is done already."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in ("replay", "delay", "prompts", "model"):
+            raise UserError(f"{parameter.opts[0]} is of decoding, and --replay {file} is decoded already; leave it out")
+    from dcoder_cli.terminal import replay
+
+    replay.replay(file, names, model or None, replay.DELAY if delay is None else delay)
 
 
 def _lengths(text: str | None) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,9 +76,19 @@ def _show(result: Any, out: Path) -> None:
         f"\n{result.seconds:.0f} s in all. The report: {out / 'report.html'}. Everything lies in {out}/ (quickstart.json lists it). Next:\n",
         markup=False,
     )
-    for line in (
-        f'dcoder generate --model {result.model} "Write a function add(a, b) that returns the sum of a and b."',
-        f"dcoder chat --model {result.model}",
-        f"dcoder arness --trajectories {out / 'trajectories-stage-4.jsonl'} --out {out / 'arness'}",
-    ):
-        screen.print(f"  {line}", markup=False)
+    for line in hints(result, out):
+        screen.print(f"  {line}", markup=False, soft_wrap=True)  # a line broken by us could not be pasted
+
+
+def hints(result: Any, out: Path) -> list[str]:
+    """Commands to go on with, as a shell reads them; the question is one of those that the model answers."""
+    answered = [one.question for one in result.samples if one.status == "passed" and "\n" not in one.question]
+    question = min(answered, key=len, default="Write a function add(a, b) that returns the sum of a and b.")
+    saved = out / "trajectories-stage-4.jsonl"
+    commands = (
+        ["generate", "--model", result.model, "--watch", "--delay", "0.1", question],
+        ["chat", "--model", result.model],
+        ["arness", "--trajectories", saved, "--out", out / "arness"],
+        ["generate", "--replay", saved],
+    )
+    return [f"dcoder {shlex.join(map(str, command))}" for command in commands]

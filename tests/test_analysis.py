@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
+import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +160,17 @@ def test_text_layout_keeps_every_character_once() -> None:
 # --- report ---------------------------------------------------------------------------------------------------------
 
 
+def svg_size(address: str | None) -> tuple[float, float]:
+    svg = base64.b64decode((address or "").partition(",")[2]).decode()
+    width, height = (re.search(rf'<svg[^>]* {name}="([\d.]+)pt"', svg) for name in ("width", "height"))
+    assert width and height
+    return float(width[1]), float(height[1])
+
+
+def numbers_of(length: int) -> dict[str, Any]:
+    return arness([sample(list(range(length))), sample(list(range(length))[::-1])])
+
+
 class Page(HTMLParser):
     """Elements and scripts of a page, as a browser's parser would split them."""
 
@@ -215,7 +229,48 @@ def test_nothing_is_loaded_from_outside() -> None:
 
 def test_report_tables_show_numbers_and_gaps() -> None:
     text = Report("t").add_table(["name", "value"], [["a", 0.123456], ["b", None], ["c", float("nan")]]).html()
-    assert '<td class="number">0.1235</td>' in text and text.count('<td class="number">–</td>') == 2
+    assert '<td data-label="value" class="number">0.1235</td>' in text
+    assert text.count('<td data-label="value" class="number">–</td>') == 2
+
+
+def test_a_table_of_long_texts_lists_its_cells_on_a_narrow_screen() -> None:
+    prose = Report("t").add_table(["step", "what", "s"], [["one", "a sentence that no narrow column holds", 1.0]])
+    numbers = Report("t").add_table(["", "a", "b"], [["a long name of a row, which may break", 0.25, 1]], "long " * 30)
+    assert '<table class="stacked">' in prose.html() and '<table class="stacked">' not in numbers.html()
+    assert "<caption" not in numbers.html() and "nowrap; }" not in numbers.html().split(".number")[0]
+
+
+def test_figures_have_a_narrow_variant_with_letters_as_large() -> None:
+    figure = plots.arness_curves({"a rather long label": numbers_of(8), "b": numbers_of(5)})
+    page = Page(Report("t").add_figure(figure, "x").html())
+    source = next(attributes for tag, attributes in page.tags if tag == "source")
+    image = next(attributes for tag, attributes in page.tags if tag == "img")
+    assert source["media"] == "(max-width: 48rem)" and source["srcset"] != image["src"]
+    wide, narrow = (svg_size(attributes[name]) for attributes, name in ((image, "src"), (source, "srcset")))
+    assert wide[0] > 1.5 * wide[1] and narrow[1] > narrow[0], "panels stand below each other"
+    assert narrow[0] <= 390 * 0.75 - 25, "points: a tick label is shown at its own size at 390 px"
+
+
+def test_curves_turn_light_on_dark_and_maps_keep_their_colours() -> None:
+    curves = Report("t").add_figure(plots.decoding_order({"a": [[0, 1]]}), "x").html()
+    maps = Report("t").add_figure(plots.entropy_heatmaps({"a": np.ones((3, 4)), "b": np.ones((3, 4))}), "x").html()
+    assert '<img class="lines"' in curves and '<img class="lines"' not in maps and "<source" in maps
+
+
+def test_the_replay_opens_before_the_first_step_with_the_prompt_in_sight() -> None:
+    text = Report("t").add_replay([sample([1, 0])], [["a", "b"]]).html()
+    assert (
+        "<details open><summary>Prompt" in text and 'slider.value = "0";\n    show();\n  }\n\n  function tick' in text
+    )
+    assert text.index('value="ordered" selected') < text.index('value="rainbow"')
+
+
+def test_ordered_text_is_text_on_the_colour_of_its_step() -> None:
+    text = Report("t").add_ordered_text(["<b>", "x"], [1, 0], "c").html()
+    assert f'style="background:{order_colour(1.0)};color:#000000" title="step 1">&lt;b&gt;</span>' in text
+    assert f'style="background:{order_colour(0.0)};color:#ffffff" title="step 0">x</span>' in text
+    lightness = [luminance(order_colour(index / 10)) for index in range(11)]
+    assert lightness == sorted(lightness), "by default the order is that of lightness"
 
 
 def test_the_replay_of_twenty_samples_of_512_tokens_stays_small() -> None:

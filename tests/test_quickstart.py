@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
-from dcoder_cli.commands.quickstart import _show
+from dcoder_cli.commands.quickstart import _show, hints
 from helpers import refused
 
 from dcoder_cli.base.errors import UserError
@@ -40,7 +41,11 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
     assert json.loads((out / "quickstart.json").read_text())["scores"] == outcome.scores
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(f"<h2>{name}</h2>" in page for name in ("What was done", "Training", "Scores", "AR-ness", "Replay"))
-    assert page.count("<img") == 5 and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    assert (
+        page.count("<img") == 3
+        and page.count('<figure class="ordered">') == 2
+        and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    )
     with pytest.raises(UserError, match="already holds a quickstart"):
         quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
     with pytest.raises(UserError, match="--effort nan must be a number above 0"):
@@ -67,3 +72,21 @@ def test_force_replaces_nothing_but_a_quickstart(tmp_path: Path) -> None:
     told = refused("quickstart", "--out", tmp_path / "precious", "--force", "--effort", "0.003")
     assert "is not empty and does not hold a quickstart" in told and (tmp_path / "precious" / "thesis.tex").is_file()
     assert "is a file" in refused("quickstart", "--out", tmp_path / "precious" / "thesis.tex", "--force")
+
+
+def test_the_hints_can_be_pasted_and_ask_what_the_model_can_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [
+        quickstart.Sample("Define f(x).\nassert f(1) == 2", "", "passed"),
+        quickstart.Sample("Define it's(x).", "", "passed"),
+        quickstart.Sample("x", "", "failed"),
+    ]
+    out = tmp_path / ("a folder " * 12)
+    outcome = quickstart.Outcome([], samples, {"stage 3 pass@1": 1.0}, 1.0, out / "model")
+    _show(outcome, out)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  dcoder")]
+    asked = [shlex.split(line) for line in lines]
+    assert asked == [shlex.split(line) for line in hints(outcome, out)] and len(asked) == 4
+    assert asked[0][-1] == "Define it's(x)." and asked[0][3] == str(out / "model")
+    assert hints(quickstart.Outcome([], samples[2:], {}, 1.0, out), out)[0].count("add(a, b)") == 1

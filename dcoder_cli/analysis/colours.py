@@ -16,7 +16,7 @@ ORDER_MAPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def order_colour(share: float, name: str = "rainbow") -> str:
+def order_colour(share: float, name: str = "ordered") -> str:
     """`#rrggbb` of a token committed at `share` (0 first, 1 last) of the decoding."""
     anchors = ORDER_MAPS[name]
     place = min(max(share, 0.0), 1.0) * (len(anchors) - 1)

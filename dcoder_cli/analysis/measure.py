@@ -11,6 +11,7 @@ from typing import Any
 from dcoder_cli.analysis import plots, sources
 from dcoder_cli.analysis.arness import GLOBAL_K, LOCAL_K, Convention, Ties, Until, arness, random_order
 from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile
+from dcoder_cli.analysis.pieces import tokenizer_of
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.sensitivity import Sensitivity, sensitivity_figure
 from dcoder_cli.analysis.text_picture import ordered_text
@@ -113,7 +114,7 @@ def of_file(path: str | Path, measure: Measure, label: str | None = None, tokeni
         measure(found),
         found[0].model,
         float(shared) if isinstance(shared, (int, float)) else None,
-        tokenizer,
+        tokenizer or tokenizer_of(found, path),
     )
 
 
@@ -185,7 +186,7 @@ def write(
     def show(figure: Any, name: str, caption: str) -> None:
         paths = plots.save(figure, folder, name)
         files.extend(paths)
-        report.add_figure(paths[1], caption)
+        report.add_figure(figure, caption)
 
     for (label, found), name in zip(findings.sensitivity.items(), _file_names(list(findings.sensitivity)), strict=True):
         report.add_heading(f"Sensitivity: {label}")
@@ -317,7 +318,7 @@ def add_replay(report: Report, series: Sequence[Series]) -> None:
         [item for _, item in chosen],
         [sources.pieces(item, one.tokenizer) for one, item in chosen],
         [f"{one.label}, sample {item.id}" for one, item in chosen],
-        "Masked tokens are grey. Move the slider with the arrow keys, or press Play.",
+        "Masked tokens are hatched. Move the slider with the arrow keys, or press Play.",
     )
 
 

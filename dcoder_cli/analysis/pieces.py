@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcoder_cli.base import console
+from dcoder_cli.base.errors import UserError
+
+if TYPE_CHECKING:
+    from dcoder_cli.decoding.trajectory import Trajectory
 
 from dcoder_cli.model.text import continuation
 
@@ -54,3 +61,32 @@ class Pieces:
         if text is None:
             text = self._seen[tokens] = continuation(self.tokenizer, self._before, tokens, skip_special=False)
         return text
+
+
+def tokenizer_of(trajectories: Sequence[Trajectory], file: str | Path) -> Any | None:
+    """The tokenizer of the model that wrote a file's trajectories; None where it is not to be found here.
+
+    Looked for in the model's folder as it is named, then under the file's own folder, which may have been moved together
+    with the model's. No hub is asked. A tokenizer that cannot be read, or that lacks one of the tokens, is noted and left.
+    """
+    names = {one.model for one in trajectories}
+    if len(names) != 1 or not (name := names.pop()):
+        return None
+    parts = Path(name).parts
+    places = [Path(name).expanduser(), *(Path(file).parent.joinpath(*parts[at:]) for at in range(1, len(parts)))]
+    files = ("tokenizer.json", "vocab.json")
+    folder = next((place for place in places if any((place / one).is_file() for one in files)), None)
+    if folder is None:
+        return None
+    from dcoder_cli.model.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(folder)
+    except UserError as error:
+        console.note(f"note: showing ids: {error}")
+        return None
+    largest = max((token for one in trajectories for token in one.tokens), default=0)
+    if largest >= len(tokenizer):
+        console.note(f"note: showing ids: the tokenizer in {str(folder)!r} has no id {largest} of {str(file)!r}")
+        return None
+    return tokenizer

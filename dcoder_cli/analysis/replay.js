@@ -83,7 +83,7 @@ function start(root) {
     prompt.textContent = sample.prompt;
     prompt.parentElement.hidden = !sample.prompt;
     slider.max = String(sample.order.length);
-    slider.value = slider.max;
+    slider.value = "0";
     show();
   }
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page: text, tables, pictures and a replay of the denoising.
 
 Nothing is loaded from anywhere: styles, script and pictures are inside, and a content security policy forbids the
-rest. Model output is untrusted: text is escaped, data for the script is JSON without `<`, `>` or `&`, and the
+rest. Model output is untrusted: text is escaped (jinja2, autoescape on), data for the script is JSON without `<`, `>` or `&`, and the
 policy allows only the script whose hash it names.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,27 +16,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.analysis.colours import ORDER_MAPS
-from dcoder_cli.analysis.plots import data_uri
+from dcoder_cli.analysis.colours import ORDER_MAPS, order_colour, text_colour
+from dcoder_cli.analysis.plots import data_uri, narrowed
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.decoding.trajectory import Trajectory
 
-_CONTROLS = """
-<div class="controls">
-<label>Sample <select data-part="sample"></select></label>
-<button type="button" data-part="play">Play</button>
-<label class="slider">Step <input type="range" min="0" max="1" value="1" step="1" data-part="step"></label>
-<label>Speed <select data-part="speed"><option value="5">5 steps/s</option><option value="20" selected>20 steps/s</option>
-<option value="60">60 steps/s</option></select></label>
-<label>Colours <select data-part="colours"><option value="rainbow">red to purple</option>
-<option value="ordered">dark to light</option></select></label>
-<label>first <span class="scale" data-part="scale"></span> last</label>
-</div>
-<output data-part="status"></output>
-<details><summary>Prompt</summary><pre class="prompt" data-part="prompt"></pre></details>
-<pre data-part="text" tabindex="0" aria-label="Text; masked tokens are grey and keep their final width"></pre>
-<noscript><p>The replay needs JavaScript.</p></noscript>
-"""
+_LONG = 30  # characters of a cell beside which a narrow screen has no room for another column; ours
 
 
 class Report:
@@ -45,34 +29,31 @@ class Report:
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title, self.subtitle = title, subtitle
-        self._sections: list[str] = []
+        self._sections: list[dict[str, Any]] = []
 
     def add_heading(self, text: str) -> Report:
         """A section's heading."""
-        self._sections.append(f"<h2>{_text(text)}</h2>")
-        return self
+        return self._add("heading", text=text)
 
     def add_text(self, text: str) -> Report:
         """Paragraphs, separated by empty lines."""
-        self._sections.extend(f"<p>{_text(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+        for part in text.split("\n\n"):
+            if part.strip():
+                self._add("text", text=part.strip())
         return self
 
     def add_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Report:
-        """A table; numbers are set right, with 4 significant digits, and None shows as a dash."""
-        head = "".join(
-            f'<th scope="col"{_numeric(rows, index)}>{_text(name)}</th>' for index, name in enumerate(columns)
+        """A table; numbers are set right, with 4 significant digits, and None shows as a dash.
+
+        On a narrow screen a table of numbers scrolls sideways beside its first column; one with long texts shows each
+        row as a list of its cells.
+        """
+        cells = [[_cell(value) for value in row] for row in rows]
+        named = [{"name": name, "number": _numeric(rows, index)} for index, name in enumerate(columns)]
+        longest = max((len(cell) for row in cells for cell in row[1:]), default=0)
+        return self._add(
+            "table", columns=named, rows=cells, caption=caption, stacked=longest > _LONG and len(columns) > 2
         )
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td{_numeric(rows, index)}>{_text(_cell(value))}</td>" for index, value in enumerate(row))
-            + "</tr>"
-            for row in rows
-        )
-        title = f"<caption>{_text(caption)}</caption>" if caption else ""
-        self._sections.append(
-            f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
-        return self
 
     def add_settings(self, settings: Mapping[str, Any], caption: str = "") -> Report:
         """Names and values as a two-column table; nested mappings are written with dots."""
@@ -81,12 +62,32 @@ class Report:
         )
 
     def add_figure(self, figure: Any, caption: str, alt: str = "", kind: str = "svg") -> Report:
-        """A matplotlib figure, or the path of a PNG or SVG file. `alt` tells what can be seen, for those who cannot; default: the caption."""
-        self._sections.append(
-            f'<figure><img alt="{_text(alt or caption)}" src="{data_uri(figure, kind)}">'
-            f"<figcaption>{_text(caption)}</figcaption></figure>"
+        """A matplotlib figure, with its panels below each other on a narrow screen; or the path of a PNG or SVG file.
+
+        `alt` tells what can be seen, for those who cannot; default: the caption.
+        """
+        drawn = not isinstance(figure, Path)
+        return self._add(
+            "figure",
+            source=data_uri(figure, kind),
+            narrow=data_uri(narrowed(figure), kind) if drawn else None,
+            # Curves are turned light on dark; a map's colours mean something and stay.
+            lines=drawn and not any(axis.images for axis in figure.axes),
+            caption=caption,
+            alt=alt or caption,
         )
-        return self
+
+    def add_ordered_text(self, pieces: Sequence[str], reveal_step: Sequence[int], caption: str) -> Report:
+        """A text with each token on the colour of its step, dark to light (DiffuCoder fig. 1a), as text that wraps."""
+        steps = sorted(set(reveal_step))
+        share = {step: index / max(len(steps) - 1, 1) for index, step in enumerate(steps)}
+        grounds = [order_colour(share[step]) for step in reveal_step]
+        cells = [
+            {"text": text, "step": step, "ground": ground, "ink": text_colour(ground)}
+            for text, step, ground in zip(pieces, reveal_step, grounds, strict=True)
+        ]
+        scale = f"linear-gradient(to right, {', '.join(ORDER_MAPS['ordered'])})"
+        return self._add("ordered", cells=cells, caption=caption, scale=scale)
 
     def add_replay(
         self,
@@ -108,26 +109,30 @@ class Report:
             _sample(trajectory, texts, name)
             for trajectory, texts, name in zip(trajectories, pieces, names, strict=True)
         ]
-        title = f'<p class="soft">{_text(caption)}</p>' if caption else ""
-        data = f'<script type="application/json">{_json(samples)}</script>'
-        self._sections.append(f'{title}<div class="replay">{_CONTROLS}{data}</div>' if samples else title)
+        return self._add("replay", samples=_json(samples) if samples else None, caption=caption)
+
+    def _add(self, kind: str, **values: Any) -> Report:
+        self._sections.append({"kind": kind, **values})
         return self
 
     def html(self) -> str:
         """The page."""
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+
         script, style = _asset("replay.js"), _asset("report.css")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        subtitle = f'<p class="soft">{_text(self.subtitle)}</p>' if self.subtitle else ""
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{_text(self.title)}</title><style>{style}</style></head>\n<body><main>"
-            f"<h1>{_text(self.title)}</h1>{subtitle}\n" + "\n".join(self._sections) + "\n</main>"
-            f'<script type="application/json" id="palettes">{_json(ORDER_MAPS)}</script>'
-            f"<script>{script}</script></body></html>\n"
-        )
+        template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_asset("report.html.j2"))
+        # Our own files, and JSON without `<`: the only texts that are not escaped.
+        sections = [
+            {**one, "samples": one["samples"] and Markup(one["samples"])} if one["kind"] == "replay" else one
+            for one in self._sections
+        ]
+        return template.render(
+            title=self.title, subtitle=self.subtitle, sections=sections, style=Markup(style), script=Markup(script),
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+            palettes=Markup(_json(ORDER_MAPS)),
+        )  # fmt: skip
 
     def write(self, path: str | Path) -> Path:
         """Write the page, atomically."""
@@ -164,19 +169,15 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _numeric(rows: Sequence[Sequence[Any]], index: int) -> str:
+def _numeric(rows: Sequence[Sequence[Any]], index: int) -> bool:
     numbers = all(isinstance(row[index], (int, float, type(None))) and not isinstance(row[index], bool) for row in rows)
-    return ' class="number"' if rows and numbers else ""
+    return bool(rows) and numbers
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

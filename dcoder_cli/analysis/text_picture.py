@@ -18,14 +18,14 @@ _TAB = 4
 
 @styled
 def ordered_text(
-    pieces: Sequence[str], reveal_step: Sequence[int], colours: str = "rainbow", columns: int = 88, title: str = ""
+    pieces: Sequence[str], reveal_step: Sequence[int], colours: str = "ordered", columns: int = 88, title: str = ""
 ) -> Any:
     """A figure of the text with each token on the colour of its step, and the scale below.
 
     Args:
         pieces: the text that each token adds (`sources.pieces`).
         reveal_step: the step that committed each token.
-        colours: "rainbow" (red to purple, as the paper) or "ordered" (dark to light, readable in grey).
+        colours: "ordered" (dark to light, readable in grey and by the colour-blind) or "rainbow" (red to purple, as the paper).
         columns: characters a line; longer lines are broken.
         title: a line above the text.
     """

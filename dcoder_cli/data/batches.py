@@ -108,6 +108,18 @@ def _uniform(seed: int, purpose: str, step: int, row: int) -> float:
     return float(torch.rand((), generator=generator(seed, purpose, step, row)))
 
 
+def answer_length(shards: ShardSet) -> int | None:
+    """New tokens that instruction rows teach a model to write; None for rows without answers.
+
+    The median, over 1,000 rows spread evenly, of the places after the prompt: the answer and the pads that teach it to
+    end. At most 256 (DiffuCoder's completions, B.1): in rows of thousands nearly all places are pads.
+    """
+    if shards.kind != "sft":
+        return None
+    eligible_RL = shards.rows(range(0, len(shards), max(1, len(shards) // 1000)))["eligible"]
+    return max(1, min(256, int(np.median(eligible_RL.sum(axis=1)))))
+
+
 def check_fit(shards: ShardSet, model: Model, kind: str, stage: str) -> None:
     """Raises UserError if a shard set is of the wrong kind, from another tokenizer or too long for a model."""
     if shards.kind != kind:

@@ -194,9 +194,18 @@ def _check_mode(settings: Settings) -> None:
             raise UserError(message)
 
 
+def with_length(given: Mapping[str, Any], answer_length: int | None) -> dict[str, Any]:
+    """`given` settings, with a checkpoint's answer length as `max_new_tokens` where they say none, in whole blocks."""
+    if answer_length is None or "max_new_tokens" in given:
+        return dict(given)
+    block = given.get("block_length")
+    block = block if type(block) is int and block > 0 else 1
+    return {**given, "max_new_tokens": -(-answer_length // block) * block}
+
+
 @dataclass(frozen=True)
 class Request:
-    """One row to decode: prefix ids, masks, suffix ids."""
+    """One row to decode: prefix ids, masks, suffix ids. `suffix_text`: of an infill, the end of `prompt`."""
 
     index: int
     id: str
@@ -205,6 +214,7 @@ class Request:
     suffix: list[int]
     new_tokens: int
     seed: int
+    suffix_text: str | None = None
 
     @property
     def length(self) -> int:
@@ -229,9 +239,10 @@ def encode(
     for index, prompt in enumerate(prompts):
         name = ids[index] if ids is not None else str(index)
         text, prefix, suffix = _encode_one(model, prompt, name)
+        after = _tokens(model, prompt.suffix, name, begins=False)[0] if isinstance(prompt, Infill) else None
         seed = seeds[index] if seeds is not None else index
         new_tokens = lengths[index] if lengths is not None else settings.max_new_tokens
-        request = Request(index, name, text, prefix, suffix, new_tokens, seed)
+        request = Request(index, name, text, prefix, suffix, new_tokens, seed, after)
         if request.length > model.max_length:
             raise UserError(
                 f"prompt {name!r} has {len(prefix) + len(suffix)} tokens, which with {new_tokens} new ones exceeds "

@@ -190,6 +190,7 @@ def _decode(
                 prompt_length=len(request.prefix) + len(request.suffix),
                 model=model.name,
                 settings={**_record(settings, request), **counts},
+                suffix=request.suffix_text,
                 **columns,
             )
         )

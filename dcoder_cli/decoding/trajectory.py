@@ -36,6 +36,7 @@ class Trajectory:
             not committed exactly as high. `settings["tie_break"]` says how such ties were broken. None: unknown.
         tied_from: for each new token the first of the unbroken run of steps, up to its commit, at which it could have
             been committed had ties fallen otherwise; `reveal_step` where it stood in no tie. None: unknown.
+        suffix: of an infill, the text after the hole, with which `prompt` ends; None: no infill.
     """
 
     id: str
@@ -50,6 +51,12 @@ class Trajectory:
     settings: dict[str, Any] = field(default_factory=dict)
     tied: list[bool] | None = None
     tied_from: list[int] | None = None
+    suffix: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The text before what was written: the prompt, of an infill without the suffix."""
+        return self.prompt.removesuffix(self.suffix or "")
 
     def order(self) -> list[list[int]]:
         """Positions committed at each step that committed any, in step order; ascending within a step."""
@@ -59,13 +66,17 @@ class Trajectory:
         return [steps[step] for step in sorted(steps)]
 
     def to_json(self) -> dict[str, Any]:
-        """The record of DESIGN.md section 4, ties where they are known; floats rounded to 5 significant digits."""
+        """The record of DESIGN.md section 4, ties where they are known; floats rounded to 5 significant digits.
+
+        An infill has `prefix`, `hole` and `suffix` besides, the parts of the whole text; its hole is its `text`.
+        """
         ties = {"tied": self.tied, "tied_from": self.tied_from}
         return {
             "id": self.id,
             "prompt": self.prompt,
             "tokens": self.tokens,
             "text": self.text,
+            **({} if self.suffix is None else {"prefix": self.prefix, "hole": self.text, "suffix": self.suffix}),
             "reveal_step": self.reveal_step,
             **{name: values for name, values in ties.items() if values is not None},
             "confidence": [_short(value) for value in self.confidence],
@@ -127,6 +138,7 @@ def from_record(record: Any, where: str) -> Trajectory:
         prompt_length=int(record.get("prompt_length", 0)),
         model=str(record.get("model", "")),
         settings=dict(record.get("settings") or {}),
+        suffix=str(record["suffix"]) if isinstance(record.get("suffix"), str) else None,
         **read_ties(record, steps, where),
     )
 

@@ -9,7 +9,6 @@ from typing import Any
 from dcoder_cli.analysis import measure, plots
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.sources import pieces
-from dcoder_cli.analysis.text_picture import ordered_text
 from dcoder_cli.analysis.training_plot import losses, rewards
 from dcoder_cli.base.runs import RunFolder
 
@@ -62,10 +61,8 @@ def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], s
     )
     for one in series:
         first = one.trajectories[0]
-        picture = ordered_text(
-            pieces(first, one.tokenizer), first.reveal_step, "rainbow", title=f"{one.label}, {first.id}"
-        )
-        report.add_figure(picture, f"{one.label}: tokens coloured by the step that committed them.")
+        caption = f"{one.label}, {first.id}: tokens coloured by the step that committed them."
+        report.add_ordered_text(pieces(first, one.tokenizer), first.reveal_step, caption)
     measure.add_replay(report, series)
     return report.write(out / "report.html")
 

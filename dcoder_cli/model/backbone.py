@@ -35,6 +35,7 @@ class Model(nn.Module):
         tokenizer: a transformers tokenizer, or None (the model then works with ids).
         name: the folder or hub id it came from.
         implementation: sdpa, flash_attention_2, flex or eager.
+        answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Model(nn.Module):
         tokenizer: Any | None,
         name: str,
         implementation: str = "sdpa",
+        answer_length: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +60,7 @@ class Model(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.implementation = implementation
+        self.answer_length = answer_length
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
@@ -212,6 +215,7 @@ class Model(nn.Module):
             weights or self.network.state_dict(),
             self.layout,
             self.tokenizer,
+            self.answer_length,
         )
 
     def stored_config(self, **record: Any) -> dict[str, Any]:
@@ -280,7 +284,8 @@ def load(
     network = empty_network(config, layout, attention, place)
     weights = checkpoint.read_weights(folder, layout, place, number)
     fill(network, weights, name)
-    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention)
+    answer_length = checkpoint.read_answer_length(folder)
+    return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)
 
 
 def empty_network(config: dict[str, Any], layout: Layout, implementation: str, device: torch.device) -> Any:

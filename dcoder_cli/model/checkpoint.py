@@ -102,12 +102,42 @@ def read_tokenizer(folder: Path) -> Any | None:
     return load_tokenizer(folder)
 
 
+def read_answer_length(folder: Path) -> int | None:
+    """`max_new_tokens` of a folder's generation_config.json: the answer that the model was taught to write; None if unsaid.
+
+    Raises:
+        UserError: the file is broken, or the number is none.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))["max_new_tokens"]
+    except KeyError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{str(file)!r} cannot be read: {one_line(error)}; mend it or remove it") from None
+    if value is not None and (type(value) is not int or value < 1):
+        raise UserError(f"max_new_tokens = {value!r} in {str(file)!r} must be a number of tokens, at least 1; mend it")
+    return value
+
+
+def local_answer_length(name: str) -> int | None:
+    """`read_answer_length` of a checkpoint that lies here, before it is loaded; None for one that may be on the hub.
+
+    Raises:
+        UserError: as `find` and `read_answer_length`.
+    """
+    return read_answer_length(find(name)) if Path(name).expanduser().is_dir() else None
+
+
 def write(
     folder: Path,
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     layout: Layout,
     tokenizer: Any | None,
+    answer_length: int | None = None,
 ) -> None:
     """Write a checkpoint folder in the Hugging Face layout, all of it or none of it.
 
@@ -117,13 +147,19 @@ def write(
         weights: by transformers key; tied heads are stored once.
         layout: whose key names to store.
         tokenizer: saved beside the weights if given.
+        answer_length: the new tokens that `generate` and `chat` ask for where nothing is said.
     """
     with atomic_folder(folder) as temporary:
-        write_into(temporary, config, weights, layout, tokenizer)
+        write_into(temporary, config, weights, layout, tokenizer, answer_length)
 
 
 def write_into(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], layout: Layout, tokenizer: Any | None
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    layout: Layout,
+    tokenizer: Any | None,
+    answer_length: int | None = None,
 ) -> None:
     """The parts of a checkpoint into an existing folder, without atomicity: the caller has it."""
     from huggingface_hub import save_torch_state_dict
@@ -141,6 +177,8 @@ def write_into(
         for key in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
         if config.get(key) is not None
     }
+    if answer_length is not None:
+        generation["max_new_tokens"] = answer_length
     write_json(folder / "generation_config.json", generation)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))

@@ -18,7 +18,7 @@ from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import write_json
 from dcoder_cli.decoding import sampler, trajectory
 from dcoder_cli.decoding.exact import OnCommit
-from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.decoding.requests import Settings, with_length
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
@@ -53,10 +53,10 @@ class Session:
         """
         chat.check(model.tokenizer, model.name)
         chat.system_message(system)  # refuses an empty one
-        # Half the context is left for the conversation (ours), 256 new tokens at most (DiffuCoder B.1).
-        start = {"max_new_tokens": min(256, max(model.max_length // 2, 1)), "rule": model.default_rule}
+        # What it was taught to write, else 256 (DiffuCoder B.1); half the context is left for the conversation (ours).
+        length = min(model.answer_length or 256, max(model.max_length // 2, 1))
         self.model = model
-        self.given = config.merge(start, settings)
+        self.given = config.merge({"rule": model.default_rule}, with_length(settings, length))
         self.settings = config.build(Settings, self.given, where="the settings of chat")
         self.system = system
         self.turns: list[tuple[str, str]] = []

@@ -13,8 +13,9 @@ from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.text import continuation
 from dcoder_cli.terminal.chat import COMMANDS, Answer, Quit, Session, command
+from dcoder_cli.terminal.remarks import empty_note
 from dcoder_cli.terminal.screen import can_draw
-from dcoder_cli.terminal.watch import Watch
+from dcoder_cli.terminal.watch import Plan, Watch
 
 HISTORY = 1000  # lines kept (ours)
 
@@ -121,7 +122,7 @@ def _answer(session: Session, text: str, watch: bool, json: bool) -> None:
         _remarks(session, answer, numbers=False)
         return
     if watch and can_draw(sys.stdout):
-        with Watch(session.model, session.settings) as viewer:
+        with Watch(Plan.of(session.model, session.settings)) as viewer:
             answer = session.ask(text, viewer.on_commit)
         console.write_terminal(viewer.coloured(answer.trajectory) + "\n")
     else:
@@ -137,6 +138,9 @@ def _remarks(session: Session, answer: Answer, numbers: bool) -> None:
     if answer.forgotten:
         many = "oldest turn is" if answer.forgotten == 1 else f"{answer.forgotten} oldest turns are"
         console.note(f"note: the {many} beyond the context of {session.model.max_length} and not seen by the model")
+    empty = empty_note(session.model, [answer.trajectory], in_chat=True)
+    if empty is not None:
+        console.note(f"note: {empty}")
     if not settings["finished"]:
         console.note(f"note: no end within {session.settings.max_new_tokens} tokens; /set max_new_tokens=N allows more")
     if numbers:

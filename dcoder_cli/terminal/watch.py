@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.cells import cell_len
 
@@ -18,20 +17,52 @@ from dcoder_cli.base.console import visible
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.terminal.cells import Cell, clip, layout, placeholder
 from dcoder_cli.terminal.screen import RESET, Screen, can_draw
 
 FRAME = 0.05  # ours: 20 frames a second look continuous
 SHARE = 0.05  # ours: of the time at most, also where a frame takes long to draw
 RECENT = 12  # commits that decide which part of a long text is shown
-_TAB = "    "
 _NEW, _LATE, _FAINT = "1;7", "4", "2"  # reverse and bold; underlined; faint
 
 
-class Cell(NamedTuple):
-    """A stretch of one token's text on one line of the screen."""
+class Plan(NamedTuple):
+    """What is about to be denoised.
 
-    text: str
-    token: int
+    Attributes:
+        pieces: tokens as text.
+        stops: ids that end the text.
+        new_tokens: masks to fill.
+        steps: denoising steps; None = as many as it takes.
+        mask: the id of a mask; None for an AR model, and where nothing commits masks.
+        blocks: the length of blocks that are decoded one after another; 0 = all at once.
+        left_to_right: show no masks ahead, as an AR model has none.
+        forwards: evaluations a step.
+    """
+
+    pieces: Pieces
+    stops: frozenset[int]
+    new_tokens: int
+    steps: int | None
+    mask: int | None = None
+    blocks: int = 0
+    left_to_right: bool = False
+    forwards: int = 1
+
+    @classmethod
+    def of(cls, model: Model, settings: Settings) -> Plan:
+        """Of a call of `generate`."""
+        open_ended = settings.mode == "fast" and settings.commit != "schedule"
+        return cls(
+            pieces=Pieces(model.tokenizer),
+            stops=frozenset(model.ids.stops),
+            new_tokens=settings.max_new_tokens,
+            steps=None if open_ended else settings.steps or settings.max_new_tokens,
+            mask=model.ids.mask if model.is_diffusion else None,
+            blocks=settings.block_length or 0,
+            left_to_right=not model.is_diffusion,
+            forwards=2 if settings.cfg_scale else 1,
+        )
 
 
 class Watch:
@@ -41,17 +72,19 @@ class Watch:
     tenth of the steps underlined, so the order shows without colour.
     """
 
-    def __init__(self, model: Model, settings: Settings, names: Sequence[str] = ("0",), screen: Screen | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        names: Sequence[str] = ("0",),
+        screen: Screen | None = None,
+        delay: float = 0.0,
+        live: bool = True,
+    ) -> None:
+        """`delay`: seconds to wait after each step; `live`: tell tokens a second, which a replay has not."""
         self.screen = screen or Screen()
-        self.settings, self.names = settings, names
-        self.mask = model.ids.mask if model.is_diffusion else None
-        self.stops = model.ids.stops
-        self.is_diffusion = model.is_diffusion
-        self.pieces = Pieces(model.tokenizer)
-        self.placeholder = _placeholder(self.screen.file.encoding)
-        plan = asdict(settings)
-        open_ended = plan.get("mode") == "fast" and plan.get("commit") != "schedule"  # as many steps as it takes
-        self.steps = None if open_ended else settings.steps or settings.max_new_tokens
+        self.plan, self.names, self.delay, self.live = plan, names, delay, live
+        self.pieces, self.stops, self.steps = plan.pieces, plan.stops, plan.steps
+        self.placeholder = placeholder(self.screen.file.encoding)
         self._open()
 
     def __enter__(self) -> Watch:
@@ -71,7 +104,7 @@ class Watch:
         """Forget the last batch."""
         self.row: int | None = None
         self.batch: set[int] = set()
-        self.tokens: list[int | None] = [None] * self.settings.max_new_tokens
+        self.tokens: list[int | None] = [None] * self.plan.new_tokens
         self.reveal = [-1] * len(self.tokens)
         self.order: list[int] = []  # positions of the row shown, as committed
         self.fresh: set[int] = set()
@@ -85,7 +118,7 @@ class Watch:
         if self.row is None:
             self.row = row
         if step != self.step:
-            self.step, self.forwards = step, self.forwards + (2 if self.settings.cfg_scale else 1)
+            self.step, self.forwards = step, self.forwards + self.plan.forwards
         self.batch.add(row)
         self.total += len(positions)
         if row != self.row:
@@ -101,11 +134,15 @@ class Watch:
             self.tokens += [None] * missing
             self.reveal += [-1] * missing
         for position, token in zip(positions, tokens, strict=True):
-            if token != self.mask:
+            if token != self.plan.mask:
                 self.tokens[position], self.reveal[position] = token, step
                 self.order.append(position)
                 self.fresh.add(position)
-        if time.perf_counter() >= self.next_frame:
+        if self.delay:
+            self._draw()
+            time.sleep(self.delay)
+            self.began += self.delay
+        elif time.perf_counter() >= self.next_frame:
             self._draw()
 
     def on_done(self, trajectory: Trajectory) -> None:
@@ -146,10 +183,10 @@ class Watch:
     def _texts(self) -> list[str]:
         """The text of each position up to the end of the block being decoded; runs of tokens are decoded together."""
         known = self.tokens
-        if not self.is_diffusion:
+        if self.plan.left_to_right:
             known = known[: len(self.order)]
-        elif self.settings.block_length:
-            width = self.settings.block_length
+        elif self.plan.blocks:
+            width = self.plan.blocks
             known = known[: (max(self.order, default=0) // width + 1) * width]
         texts: list[str] = []
         run: list[int] = []
@@ -184,7 +221,9 @@ class Watch:
         done, total = len(self.order), len(self.tokens)
         rate = f"{done / self.forwards:.1f}" if self.forwards else "-"
         left = f"step {self.step + 1}" + (f"/{self.steps} " if self.steps else " ")
-        right = f" {done}/{total} tokens · {rate} tokens/forward · {self.total / seconds:,.0f} tok/s"
+        right = f" {done}/{total} tokens · {rate} tokens/forward"
+        if self.live:
+            right += f" · {self.total / seconds:,.0f} tok/s"
         width = min(24, columns - cell_len(left) - cell_len(right))
         notes = []
         if len(self.names) > 1:
@@ -197,7 +236,7 @@ class Watch:
             notes.append(f"lines {self.top + 1}-{min(self.top + room, lines)} of {lines}")
         bar = self._bar(width, (self.step + 1) / self.steps if self.steps else done / total) if width > 3 else ""
         status = left + bar + right if bar else (left + right)[:columns]
-        return ["", status, _clip(" · ".join(notes), columns)] if notes else ["", status]
+        return ["", status, clip(" · ".join(notes), columns)] if notes else ["", status]
 
     def _bar(self, width: int, done: float) -> str:
         """How far it is, in the colours of the steps: the key to the colours of the tokens."""
@@ -209,14 +248,18 @@ class Watch:
         ]
         return "".join(parts)
 
-    def coloured(self, trajectory: Trajectory) -> str:
-        """A finished text with every token in the colour of its step, whole and unwrapped, for the terminal."""
-        ends = (place for place, token in enumerate(trajectory.tokens) if token in self.stops)
-        tokens = trajectory.tokens[: next(ends, len(trajectory.tokens))]
+    def coloured(self, trajectory: Trajectory, tokens: Sequence[int] | None = None) -> str:
+        """A finished text with every token in the colour of its step, whole and unwrapped, for the terminal.
+
+        `tokens`: what to show instead of the trajectory's own, where those are unknown.
+        """
+        tokens = trajectory.tokens if tokens is None else tokens
+        tokens = tokens[: next((place for place, token in enumerate(tokens) if token in self.stops), len(tokens))]
         special = self.pieces.special
         pieces = self.pieces.of(tokens, trajectory.text)
         texts = ["" if token in special else text for token, text in zip(tokens, pieces, strict=True)]
-        if "".join(texts) != trajectory.text:  # a tokenizer whose pieces do not add up to the text
+        named = trajectory.text or self.pieces.tokenizer is not None
+        if named and "".join(texts) != trajectory.text:  # a tokenizer whose pieces do not add up to the text
             return visible(trajectory.text)
         last = max(trajectory.reveal_step, default=0) or 1
         parts = []
@@ -226,57 +269,11 @@ class Watch:
         return "".join(parts)
 
 
-def viewer(model: Model, settings: Mapping[str, Any], names: Sequence[str]) -> Watch | None:
+def viewer(model: Model, settings: Settings, names: Sequence[str], delay: float = 0.0) -> Watch | None:
     """A live view for a call of `generate`, or None, with a note, where stdout is no terminal that can show it."""
     if console.rank() != 0:
         return None
     if not can_draw(sys.stdout):
         console.note("note: --watch needs a terminal on stdout; writing plain text instead")
         return None
-    known = Settings.__dataclass_fields__
-    return Watch(model, Settings(**{key: value for key, value in settings.items() if key in known}), names)
-
-
-def layout(texts: Sequence[str], columns: int) -> list[list[Cell]]:
-    """Tokens' texts as lines of cells no wider than `columns`; a line end is one blank cell at the end of its line."""
-    lines: list[list[Cell]] = [[]]
-    used = 0
-    for token, text in enumerate(texts):
-        if text.isascii() and text.isprintable() and used + len(text) <= columns:  # nearly all of them
-            lines[-1].append(Cell(text, token))
-            used += len(text)
-            continue
-        for number, part in enumerate(text.replace("\r\n", "\n").split("\n")):
-            if number:
-                if used < columns:
-                    lines[-1].append(Cell(" ", token))
-                lines.append([])
-                used = 0
-            for character in visible(part.replace("\t", _TAB)):
-                # Selectors and joiners make a terminal's idea of a width differ from ours.
-                width = 0 if character in "\u200d\ufe0e\ufe0f" else cell_len(character)
-                if character in "\u200d\ufe0e\ufe0f":
-                    continue
-                if used + width > columns:
-                    lines.append([])
-                    used = 0
-                if lines[-1] and lines[-1][-1].token == token:
-                    lines[-1][-1] = Cell(lines[-1][-1].text + character, token)
-                else:
-                    lines[-1].append(Cell(character, token))
-                used += width
-    return lines
-
-
-def _placeholder(encoding: str | None) -> str:
-    try:
-        "░━─".encode(encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "_"
-    return "░"
-
-
-def _clip(text: str, columns: int) -> str:
-    while cell_len(text) > columns:
-        text = text[:-1]
-    return text
+    return Watch(Plan.of(model, settings), names, delay=delay)

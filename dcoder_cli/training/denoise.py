@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data.batches import RowOrder, RowRules, check_fit, read_batch
+from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit, read_batch
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
@@ -96,6 +96,7 @@ def train(
     accelerator = context.accelerator
     model = context.load_model(model_name)
     _check(stage, model, shards, config, context.processes)
+    model.answer_length = answer_length(shards)
     check_space(context.folder, model, config.keep_checkpoints)
     total_steps = config.total_steps(len(shards))
     if config.compile:

@@ -80,7 +80,8 @@ def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]
 
 
 def _write_parts(folder: Path, model: Model, weights: dict[str, Any], state: Mapping[str, Any], stage: str) -> None:
-    checkpoints.write_into(folder, model.stored_config(stage=stage), weights, model.layout, model.tokenizer)
+    config = model.stored_config(stage=stage)
+    checkpoints.write_into(folder, config, weights, model.layout, model.tokenizer, model.answer_length)
     (folder / "training").mkdir(exist_ok=True)
     torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / "training" / "state.pt")
 

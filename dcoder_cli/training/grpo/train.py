@@ -91,6 +91,7 @@ def train(
         probe(rewarder, prompts[0])
         context = Context.open(4, "grpo", model_name, data, out, config, resume, device, track, preset)
         model = _load(context, model_name, config)
+        model.answer_length = config.rollout.max_new_tokens
         prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
         heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
         check_space(
