@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import make_model, make_tokenizer
+from safetensors.numpy import load_file
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import evaluation
@@ -91,9 +92,7 @@ def by_sft(model: Model, path: Path) -> str:
     tokenize_sft(
         SftSettings(source, str(path / "out"), saved(model, path), seq_len=200, heldout=0, workers=1, quiet=True)
     )
-    from dcoder_cli.data.shards import ShardSet
-
-    row = ShardSet.open(path / "out").read(0, 1)
+    row = load_file(path / "out" / "train-00000.safetensors")
     ids = [int(i) for i, taught in zip(row["tokens"][0], row["eligible"][0], strict=True) if not taught]
     return model.tokenizer.decode(ids)  # type: ignore[union-attr]
 
