@@ -10,7 +10,7 @@ import typer
 
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from dcoder_cli.training.launch import Launch
@@ -113,7 +113,7 @@ def grpo(
         unsafe=unsafe_exec, preset=asked.preset,
     )  # fmt: skip
     if result.stopped == "asked":
-        raise WorkFailed(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
+        raise Stopped(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return
