@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcoder_cli.base import config, console
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from dcoder_cli.benchmarks.evaluation import Result
@@ -119,7 +119,7 @@ def evaluate(
     try:
         done = campaign.run(model, task, place, options, console.note, progress)
     except KeyboardInterrupt:
-        raise WorkFailed(f"stopped; the same command goes on with what is in {str(place)!r}") from None
+        raise Stopped(f"stopped; the same command goes on with what is in {str(place)!r}") from None
     if json:
         alone = done.runs[0].result.record if len(done.runs) == 1 else {}
         if len({_label(done, run) for run in done.runs}) == 1 < len(done.runs):  # the parts of one task
@@ -139,9 +139,17 @@ for _name, _summary in _TASKS.items():
 
 @app.command("judge")
 def judge(
-    file: Annotated[Path, typer.Argument(help="JSON lines with task_id and solution (or completion).")],
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines with task_id and solution (or completion, or resps); lists of them too.")
+    ],
     task: Annotated[str, typer.Option("--task", help="The benchmark the samples are of.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for judged.jsonl and results.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for samples, judged.jsonl and results.json.")],
+    extract: Annotated[
+        bool, typer.Option("--extract", help="Take the program out of a chat's answer, as evaluations here do.")
+    ] = False,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Where the answers stand [solution, completion or resps].")
+    ] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
@@ -162,14 +170,25 @@ def judge(
     Examples:
 
       dcoder eval judge samples.jsonl --task humaneval+ --out judged/
+
+      dcoder eval judge answers.jsonl --column answer --extract --task mbpp --out judged/
     """
     from dcoder_cli.benchmarks.external import judge_file
 
-    with console.bar(f"judging {task}", None, quiet=json) as bar:
-        result = judge_file(
-            file, task, out, subset, data, workers, python, unsafe_exec,
-            lambda number, total: bar.advance(1, total=total),
-        )  # fmt: skip
+    try:
+        with console.bar(f"judging {task}", None, quiet=json) as bar:
+            result = judge_file(
+                file, task, out, subset, data, workers, python, unsafe_exec,
+                lambda more, total: bar.advance(more, total=total), column, extract,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; the same command goes on with what is judged in {str(out)!r}") from None
+    counts = result.record["counts"]
+    if not extract and 2 * counts["syntax_error"] > counts["samples"]:
+        console.note(
+            f"{counts['syntax_error']} of {counts['samples']} samples are no Python; if they are a chat's answers, judge "
+            "them again with --extract, into another --out"
+        )
     if json:
         console.emit_json({**result.record, "out": str(out)})
         return

@@ -10,7 +10,7 @@ import typer
 
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import Stopped, UserError
 from dcoder_cli.diffusion.estimators import ESTIMATORS
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def grpo(
         unsafe=unsafe_exec, preset=asked.preset,
     )  # fmt: skip
     if result.stopped == "asked":
-        raise WorkFailed(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
+        raise Stopped(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from dcoder_cli.experiments.reproduce import Outcome
@@ -86,7 +86,7 @@ def reproduce(
             (lambda _: None) if json else console.note, unsafe_exec, jobs,
         )  # fmt: skip
     except KeyboardInterrupt:
-        raise WorkFailed("stopped; run the same command again to go on") from None
+        raise Stopped("stopped; run the same command again to go on") from None
     if json:
         console.emit_json(result.to_json())
         return

@@ -9,7 +9,7 @@ import typer
 
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.base.errors import Stopped
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -76,9 +76,7 @@ def train_stage(
         preset=asked.preset,
     )  # fmt: skip
     if result.stopped == "asked":
-        raise WorkFailed(
-            f"stopped at step {result.steps}; go on with `dcoder train-stage {stage} --out {out} --resume`"
-        )
+        raise Stopped(f"stopped at step {result.steps}; go on with `dcoder train-stage {stage} --out {out} --resume`")
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return

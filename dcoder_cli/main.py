@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from dcoder_cli import __version__
-from dcoder_cli.base.errors import UserError, WorkFailed, one_line
+from dcoder_cli.base.errors import Stopped, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
 
 
@@ -89,14 +89,19 @@ def _root(
     """Train, sample, measure and score masked-diffusion language models for code."""
 
 
+_STOPPED = 130  # as a shell tells of Ctrl-C, and typer where nothing says how to go on
+
+
 def main() -> None:
-    """Run the command line: exit 0, 1 (the work failed) or 2 (the input is wrong)."""
+    """Run the command line: exit 0, 1 (the work failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
     typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
     try:
         app(prog_name="dcoder")
     except UserError as error:
         _fail(one_line(error), 2)
+    except Stopped as error:
+        _fail(one_line(error), _STOPPED)
     except WorkFailed as error:
         _fail(one_line(error), 1)
     except BrokenPipeError:

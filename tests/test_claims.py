@@ -498,7 +498,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(sys, "argv", ["dcoder", "reproduce", "--out", str(tmp_path / "r")])
     with pytest.raises(SystemExit) as left:
         main()
-    assert left.value.code == 1
+    assert left.value.code == 130
     assert capsys.readouterr().err == "error: stopped; run the same command again to go on\n"
 
 

@@ -14,7 +14,8 @@ from dcoder_cli.analysis.sources import read_trajectories
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.benchmarks import data, suites
-from dcoder_cli.benchmarks.samples import Store, read_elsewhere
+from dcoder_cli.benchmarks.elsewhere import read_elsewhere
+from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.records import read_records

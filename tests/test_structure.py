@@ -121,6 +121,62 @@ def test_files_are_small_and_have_docstrings(root: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), f"{file} does not say what it is"
 
 
+# Who may split what was read into lines, or load lines as JSON, and why.
+LINE_READERS = {
+    "base/jsonl.py": "the one reader of JSON lines",
+    "execution/sandbox.py": "the last line of a process's words, which are no file",
+    "decoding/prompts.py": "prompt files that are plain text have a prompt a line",
+    "analysis/sources.py": "the same",
+}
+
+
+def reads_lines(tree: ast.Module) -> list[int]:
+    """Where the content of a file or stream is split into lines, or a line (of a loop, or called so) is loaded as JSON."""
+
+    def is_content(node: ast.AST, names: set[str]) -> bool:
+        calls = [one.func for one in ast.walk(node) if isinstance(one, ast.Call)]
+        read = any(isinstance(one, ast.Attribute) and one.attr in ("read", "read_text", "read_bytes") for one in calls)
+        return read or any(isinstance(one, ast.Name) and one.id in names for one in ast.walk(node))
+
+    found = []
+    for function in [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Module))]:
+        contents: set[str] = set()
+        lines = {"line"}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and is_content(node.value, contents):
+                contents |= {one.id for target in node.targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+            if isinstance(node, (ast.For, ast.comprehension)):
+                lines |= {one.id for one in ast.walk(node.target) if isinstance(one, ast.Name)}
+        for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            loads = ast.unparse(node.func) == "json.loads" and node.args
+            if loads and isinstance(node.args[0], ast.Name) and node.args[0].id in lines:
+                found.append(node.lineno)
+            newline = bool(node.args) and ast.unparse(node.args[0]) in (repr("\n"), repr(b"\n"))
+            splits = node.func.attr == "splitlines" or (node.func.attr == "split" and newline)
+            if splits and is_content(node.func.value, contents):
+                found.append(node.lineno)
+    return found
+
+
+def test_json_lines_are_read_in_one_place(root: Path) -> None:
+    for code in (
+        "def f(path):\n    return [json.loads(line) for line in path.read_text().splitlines()]",
+        "def f(path):\n    data = path.read_bytes()\n    return data.decode().split('\\n')",
+        "def f(line):\n    return json.loads(line)",
+        "def f(path):\n    with open(path) as handle:\n        for one in handle:\n            yield json.loads(one)",
+    ):
+        assert reads_lines(ast.parse(code)), code
+    wild = {
+        f"{file.relative_to(root)}:{number}"
+        for file in [*(root / "dcoder_cli").rglob("*.py"), *(root / "commands").glob("*.py")]
+        if file.relative_to(root / file.relative_to(root).parts[0]).as_posix() not in LINE_READERS
+        for number in reads_lines(ast.parse(file.read_text()))
+    }
+    assert not wild, f"read JSON lines with base/jsonl.py: {sorted(wild)}"
+
+
 def test_no_machine_path_is_committed(root: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
     if tracked.returncode:

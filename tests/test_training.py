@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_a_resumable_run(place: Path, tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "--resume" in stderr.strip().splitlines()[-1] and "Traceback" not in stderr
     stopped = json.loads(metrics(tmp_path / "run").splitlines()[-1])["step"]
     end = stopped + 3

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly: the user's input is wrong (2), or the work failed (1)."""
+"""The ways a command ends badly: the user's input is wrong (2), the work failed (1), or it was stopped (130)."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,10 @@ class UserError(ValueError):
 
 class WorkFailed(RuntimeError):
     """The input was right but the work could not be done. One line. Exit code 1."""
+
+
+class Stopped(WorkFailed):
+    """Ctrl-C, or a polite kill, ended the work. One line: how to go on. Exit code 130, as of every stopped command."""
 
 
 def valid_text(text: str) -> str:

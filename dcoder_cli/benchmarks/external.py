@@ -1,16 +1,19 @@
-"""Judging samples that any system made: the same judged.jsonl and results.json as an evaluation here."""
+"""Judging samples that any system made: the same samples.jsonl, judged.jsonl and results.json as an evaluation here."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from dcoder_cli.base.errors import UserError, valid_text
-from dcoder_cli.base.files import write_json, write_jsonl
+from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.elsewhere import read_elsewhere
 from dcoder_cli.benchmarks.evaluation import Result, summarize
 from dcoder_cli.benchmarks.judging import Judging
-from dcoder_cli.benchmarks.samples import key_of, read_elsewhere
+from dcoder_cli.benchmarks.samples import Key, Row, Store, key_of
 
 
 def judge_file(
@@ -23,37 +26,58 @@ def judge_file(
     python: str | None = None,
     unsafe: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    column: str | None = None,
+    extract: bool = False,
 ) -> Result:
-    """Judge and score a samples file (see `samples.read_elsewhere`); nothing is written before all is judged.
+    """Judge and score a samples file (see `elsewhere.read_elsewhere`).
 
-    Scores are over the tasks that have samples; `tasks` and `tasks_of_benchmark` of the result say how many those are.
+    What is judged is written at once, so that a call that was stopped goes on. Scores are over the tasks that have
+    samples; `tasks` and `tasks_of_benchmark` of the result say how many those are.
 
     Args:
-        progress: called with how many samples have been judged, of how many.
+        progress: called with how many more samples have been judged, of how many in all.
 
     Raises:
         UserError: a broken line of the file (named), data not found, `out` in use.
         WorkFailed: several samples in a row could not be judged.
     """
-    if (out / "judged.jsonl").exists() or out.is_file():
+    begun = (out / "judged.jsonl").exists() and (out / "settings.json").exists()
+    if (out / "results.json").exists() or out.is_file() or ((out / "judged.jsonl").exists() and not begun):
         raise UserError(f"--out {str(out)!r} holds results already; choose another folder")
     # `all` has every id that a samples file of MBPP may have
     suite = suites.load(task, subset or ("all" if task == "mbpp" else None), data)
-    rows = read_elsewhere(file, suite)
+    rows = read_elsewhere(file, suite, column, extract)
     named = {row["task_id"] for row in rows}
     items = {item.task_id: item for item in suite.items if item.task_id in named}
     suite = suites.only(suite, tuple(items.values()))
-    judged = {}
-    with Judging(suite, workers, unsafe, python) as judging:
-        futures = [judging.submit(items[row["task_id"]], row["sample"], row["solution"]) for row in rows]
-        for number, (row, future) in enumerate(zip(rows, futures, strict=True), 1):
-            judged[key_of(row)] = future.result()
-            if progress is not None:
-                progress(number, len(rows))
-        tier = judging.tier
-    result = summarize(suite, {key_of(row): row for row in rows}, judged, tier, [key_of(row) for row in rows])
-    result.record.update(samples_from=valid_text(str(file)), protocol=None)
-    out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "judged.jsonl", result.judged)
+    identity = {
+        "task": suite.task, "subset": suite.subset, "data_sha256": suite.sha256, "column": column, "extract": extract,
+        "samples_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    keys = [key_of(row) for row in rows]
+    tell = progress or (lambda more, total: None)
+    with Judging(suite, workers, unsafe, python) as judging, Store(out, identity) as store:
+        for row in rows:
+            if key_of(row) not in store.samples:
+                store.add("samples", row)
+        known = {key for key in keys if store.judged.get(key, {}).get("status", "infrastructure") != "infrastructure"}
+        tell(len(known), len(rows))
+        waiting: dict[Key, Future[Row]] = {}
+        try:
+            for row in rows:
+                if key_of(row) not in known:
+                    waiting[key_of(row)] = judging.submit(items[row["task_id"]], row["sample"], row["solution"])
+            for key in list(waiting):
+                store.add("judged", waiting[key].result())
+                del waiting[key]
+                tell(1, len(rows))
+        except BaseException:  # Ctrl-C too: what is judged by now is kept
+            for future in waiting.values():
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    store.add("judged", future.result())
+            raise
+        store.merge(keys)
+        result = summarize(suite, store.samples, store.judged, judging.tier, keys)
+    result.record.update(samples_from=valid_text(str(file)), protocol=None, column=column, extract=extract)
     write_json(out / "results.json", result.record)
     return result

@@ -1,4 +1,4 @@
-"""The files of an evaluation: samples.jsonl and judged.jsonl, appended to sample by sample, and samples made elsewhere.
+"""The files of an evaluation: samples.jsonl and judged.jsonl, appended to sample by sample.
 
 A run that was killed goes on where it stopped. Under several processes each appends to files of its own
 (`samples.rank-R.jsonl`), and the first one merges them at the end.
@@ -15,7 +15,6 @@ from typing import IO, Any
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import json_line, write_json, write_jsonl
 from dcoder_cli.base.jsonl import objects
-from dcoder_cli.benchmarks.suites import Suite
 
 Key = tuple[str, int]  # task id and number of the sample, from 0
 Row = dict[str, Any]
@@ -148,40 +147,4 @@ def _whole_lines(file: Path) -> list[Row]:
                 f"{str(file)!r} line {number} is not a row of an evaluation; choose another --out"
             ) from None
         rows.append(row)
-    return rows
-
-
-def read_elsewhere(file: Path, suite: Suite) -> list[Row]:
-    """Samples made by any system: JSON lines with `task_id` and `solution` (or `completion`, put after the prompt).
-
-    For gsm8k `solution` is the answer's text. Rows get `sample`, counting from 0 within a task.
-
-    Raises:
-        UserError: unreadable, empty, or a line that is not JSON, lacks a field or names an unknown task; it is named.
-    """
-    items = {item.task_id: item for item in suite.items}
-    seen: dict[str, int] = {}
-    rows: list[Row] = []
-    for number, row in objects(file, "samples file", halves=True):
-        where = f"samples file {str(file)!r} line {number}"
-        if not isinstance(row.get("task_id"), str):
-            raise UserError(f"{where}: no text field 'task_id'; a sample has task_id and solution")
-        task_id = row["task_id"]
-        if task_id not in items:
-            known = next(iter(items))
-            raise UserError(f"{where}: unknown task_id {task_id!r}; {suite.name} has ids such as {known!r}")
-        field = next((name for name in ("solution", "completion") if isinstance(row.get(name), str)), None)
-        if field is None:
-            raise UserError(f"{where}: no text field 'solution' (or 'completion'); a sample has task_id and solution")
-        item = items[task_id]
-        solution = row[field]
-        if field == "completion" and item.kind in ("complete", "library-complete", "infill"):
-            solution = item.prompt + solution + item.suffix
-        sample = seen.get(task_id, 0)
-        seen[task_id] = sample + 1
-        rows.append(
-            {"task_id": task_id, "sample": sample, "solution": solution, "text": str(row.get("text", row[field]))}
-        )
-    if not rows:
-        raise UserError(f"samples file {str(file)!r} holds no sample; a line has task_id and solution")
     return rows

@@ -26,7 +26,8 @@ def extract_solution(text: str, entry_point: str, prefill: str = "", also: Itera
     """The source that defines `entry_point` in a model's answer, with the imports and helpers it reaches.
 
     Looks at the first fenced Python block (of `prefill + text`), else the first fence, else everything; where the first
-    fence closes code that no fence opened, as a base model ends what its prompt began, at what stands before. Code at the top
+    fence closes code that no fence opened, as a base model ends what its prompt began, at what stands before; where the
+    block is the indented rest of a function that stands before, at both. Code at the top
     level that the function does not need (examples, prints, tests) is left out. Where nothing defines `entry_point`,
     what parses is returned; where nothing parses, the block as it is, for the judge to report.
 
@@ -35,7 +36,8 @@ def extract_solution(text: str, entry_point: str, prefill: str = "", also: Itera
         prefill: what the answer was made to begin with, e.g. "Here is the code:\\n```python\\n".
         also: further names that the tests use, such as a class of the solution's own; kept where they are defined.
     """
-    block = _block((prefill + text)[:MAX_TEXT], entry_point)
+    begun = _FENCE.match(text.lstrip())  # the model opened a fence of its own beside the prefilled one
+    block = _block((text if begun else prefill + text)[:MAX_TEXT], entry_point)
     tree = _parsed(block)
     if not entry_point and tree is not None:
         return block
@@ -71,6 +73,11 @@ def fence_format(text: str, prefill: str = "", strict: bool = False) -> str:
     return "none"
 
 
+def code_block(text: str, entry_point: str) -> str:
+    """The fenced code that `extract_solution` looks at, as it stands; the whole text where nothing is fenced."""
+    return _block(text[:MAX_TEXT], entry_point)
+
+
 def truncate_at_stops(text: str, stops: Sequence[str]) -> str:
     """`text` up to the first of `stops`, which is left out."""
     places = [place for place in (text.find(stop) for stop in stops if stop) if place >= 0]
@@ -87,10 +94,22 @@ def _block(text: str, entry_point: str) -> str:
         return before
     for language, body, _ in _blocks(text):
         if language in _PYTHON:
-            return body
+            first = body
+            break
         if first is None and not language:
             first = body
-    return text if first is None else first
+    if first is None:
+        return text
+    return _joined(text, first, entry_point) or first
+
+
+def _joined(text: str, body: str, entry_point: str) -> str | None:
+    """What stands before the first fence with `body`, where that is the indented rest of the function begun there."""
+    mark = _FENCE.search(text)
+    if mark is None or not entry_point or not body.lstrip("\n").startswith((" ", "\t")):
+        return None
+    whole = text[: mark.start()] + body
+    return whole if defines(whole, entry_point) else None
 
 
 def _closed_only(text: str, entry_point: str) -> str | None:
@@ -103,13 +122,13 @@ def _closed_only(text: str, entry_point: str) -> str | None:
     if mark is None or mark.group(2) or not entry_point:
         return None
     before = text[: mark.start()]
-    if not _defines(before, entry_point):
+    if not defines(before, entry_point):
         return None
     _, body, closed = next(_blocks(text))
-    return None if closed and _defines(body, entry_point) else before
+    return None if closed and defines(body, entry_point) else before
 
 
-def _defines(code: str, entry_point: str) -> bool:
+def defines(code: str, entry_point: str) -> bool:
     """Whether a statement of `code` binds `entry_point` to more than a signature with a docstring."""
     tree = _parsed(code)
     for part in _parts(code) if tree is None else [_Part(code, tree)]:
