@@ -119,7 +119,7 @@ def read_answer_length(folder: Path) -> int | None:
         raise UserError(f"{str(file)!r} cannot be read: {one_line(error)}; mend it or remove it") from None
     if value is not None and (type(value) is not int or value < 1):
         raise UserError(f"max_new_tokens = {value!r} in {str(file)!r} must be a number of tokens, at least 1; mend it")
-    return value
+    return None if value is None else int(value)
 
 
 def local_answer_length(name: str) -> int | None:
