@@ -65,15 +65,20 @@ class Copy:
 
     def run(self, *commands: list[Any]) -> list[str]:
         """What the commands print; each must end with exit code 0."""
-        arguments = json.dumps([[str(part) for part in command] for command in commands])
+        results = json.loads(
+            self.python(_DRIVER, json.dumps([[str(part) for part in command] for command in commands]))
+        )
+        assert all(code == 0 for code, _, _ in results), results
+        return [out for _, out, _ in results]
+
+    def python(self, code: str, *arguments: str) -> str:
+        """What a program prints that imports the copy; its first argument is the copy's folder."""
         done = subprocess.run(
-            [sys.executable, "-c", _DRIVER, str(self.folder), arguments],
+            [sys.executable, "-c", code, str(self.folder), *arguments],
             cwd=self.folder, env={**os.environ, "PYTHONPATH": str(self.folder)}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        results = json.loads(done.stdout)
-        assert all(code == 0 for code, _, _ in results), results
-        return [out for _, out, _ in results]
+        return done.stdout
 
 
 @pytest.fixture
@@ -233,6 +238,48 @@ def test_add_a_model_layout(copy: Copy, root: Path, tmp_path: Path) -> None:
         for run in ("run", "known-run")
     )
     assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_add_a_reward(copy: Copy, root: Path) -> None:
+    file = "dcoder_cli/training/grpo/rewards.py"
+    copy.edit(file, '("code", "format", "math")', '("code", "format", "math", "brief")')
+    copy.edit(
+        file,
+        '            elif name == "math":\n',
+        '            elif name == "brief":\n                parts[name] = 1 / len(text)\n            elif name == "math":\n',
+    )
+    assert copy.edited == named(root, "Add a reward")
+    code = (
+        "from dcoder_cli.training.grpo.rewards import Rewarder\nasked = Rewarder({'brief': 3.0}, None)\n"
+        "print(asked.result(asked.submit({'task_id': 'a'}, 'four')).total)"
+    )
+    assert copy.python(code) == "0.75\n"
+
+
+def test_add_an_estimator(copy: Copy, root: Path) -> None:
+    """Every second token, then the others: it is offered by name, and its passes are those of the function."""
+    copy.edit(
+        "dcoder_cli/diffusion/coupled.py",
+        "def full_mask(",
+        "def stripes(tokens: int, prompt_tokens: int, generator: torch.Generator, settings: MaskSettings) -> Passes:\n"
+        "    first_N = torch.arange(tokens) % 2 == 0\n    masked_PN = torch.stack([first_N, ~first_N])\n"
+        "    return Passes(masked_PN, masked_PN.float(), torch.zeros(2, prompt_tokens, dtype=torch.bool))\n\n\ndef full_mask(",
+    )
+    copy.edit(
+        "dcoder_cli/diffusion/estimators.py",
+        "ESTIMATORS = {\n",
+        'ESTIMATORS = {\n    "stripes": "dcoder_cli.diffusion.coupled:stripes",\n',
+    )
+    assert copy.edited == named(root, "Add an estimator")
+    (shown,) = copy.run(["grpo", "--help"])
+    assert "stripes, " in " ".join(shown.split())
+    code = (
+        "import torch\nfrom dcoder_cli.diffusion.coupled import MaskSettings\n"
+        "from dcoder_cli.diffusion.estimators import make_passes\nfrom dcoder_cli.training.grpo.config import GrpoConfig\n"
+        "GrpoConfig(estimator='stripes')\n"
+        "print(make_passes('stripes', 3, 2, torch.Generator(), MaskSettings()).masked_PN.int().tolist())"
+    )
+    assert copy.python(code) == "[[1, 0, 1], [0, 1, 0]]\n"
 
 
 def test_add_a_preset(copy: Copy, root: Path) -> None:
