@@ -79,7 +79,7 @@ def quickstart(
     from dcoder_cli.experiments.quickstart_report import write_report
 
     if not 0 < effort < float("inf"):
-        raise UserError(f"--effort {effort} must be a number above 0")
+        raise UserError(f"--step-scale {effort} must be a number above 0")
     resolve_tier(unsafe=unsafe)
     check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, 500 * 2**20, "quickstart")

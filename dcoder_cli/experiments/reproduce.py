@@ -105,7 +105,7 @@ def reproduce(
     """
     began = time.perf_counter()
     if seeds < 1 or not 0 < effort < float("inf"):
-        raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} a number above 0")
+        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
     made = [families.given(models, pretrain, rl, out)] if models else []
