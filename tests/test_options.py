@@ -12,12 +12,14 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import re
 import shlex
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,24 +162,29 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
             "--unsafe-exec": "",
         },
     ),
+    "convert (without a tokenizer)": ("--init tiny --ar --out {tmp}/o", {"--tokenizer": "t"}),
+    "convert (into a folder that is there)": ("--init tiny --ar --out {folder}", {"--force": ""}),
+    "arness (files)": (
+        "--trajectories {traj} --json",
+        {"--trajectories": "{traj}", "--label": "x", "--local-k": "2", "--global-k": "2", "--convention": "paper",
+         "--ties": "left-to-right", "--tokenizer": "t --out {tmp}/pictures", "--out": "{tmp}/other"},
+    ),
     "presets list": ("", {"--json": ""}),
     "presets show": ("cpu-tiny", {"--section": "grpo", "--json": ""}),
 }  # fmt: skip
 
 # Other options, each with the test that knows its effect.
 TESTED_ELSEWHERE = {
-    "quickstart --json": "test_quickstart.py", "tokenize pretrain --json": "test_tokenize_command.py",
+    "quickstart --json": "test_options.py", "tokenize pretrain --json": "test_tokenize_command.py",
     "tokenize sft --json": "test_tokenize_command.py", "tokenize rl --json": "test_tokenize_command.py",
-    "convert --tokenizer": "test_models.py", "convert --force": "test_models.py", "convert --json": "test_models.py",
-    "inspect --json": "test_models.py", "generate --trajectories": "test_sampler.py", "generate --watch": "test_watch.py",
-    "generate --json": "test_sampler.py", "doctor --json": "test_base.py", "eval judge --json": "test_eval.py",
+    "convert --json": "test_options.py",
+    "inspect --json": "test_models.py", "generate --trajectories": "test_options.py", "generate --watch": "test_watch.py",
+    "generate --json": "test_options.py", "doctor --json": "test_options.py", "eval judge --json": "test_eval.py",
     "reproduce --json": "test_claims.py", "grpo --resume": "test_grpo_resume.py",
     **{f"{name} --json": "test_eval.py" for name in TASKS},
-    **{
-        f"arness {name}": "test_arness_command.py"
-        for name in ("--trajectories", "--label", "--data", "--local-k", "--global-k", "--convention", "--ties", "--until",
-                     "--end-id", "--tokenizer", "--out", "--json")
-    },
+    "arness --data": "test_arness_command.py", "arness --json": "test_arness_command.py",
+    "arness --until": "test_arness_command.py", "arness --end-id": "test_arness.py",
+    "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
 }  # fmt: skip
 # These two carry no option in a test's text: the calls below are the tests.
 _ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
@@ -288,7 +295,7 @@ ENGINES = (
     "data.rl.tokenize_rl", "model.conversion.initialise", "model.conversion.convert_checkpoint", "training.denoise.train",
     "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.generate",
     "terminal.conversation.converse", "benchmarks.sweep.run", "benchmarks.external.judge_file",
-    "experiments.reproduce.reproduce", "benchmarks.judging.Judging",
+    "experiments.reproduce.reproduce", "benchmarks.judging.Judging", "model.tokenizer.load_tokenizer",
 )  # fmt: skip
 
 
@@ -332,14 +339,14 @@ def test_every_option_of_every_command_has_an_entry() -> None:
     """A new option without a call in which it has an effect, or in which it is refused, fails here."""
     missing, unknown = [], []
     for name, (command, _) in ALL.items():
-        known = EFFECTS.get(name, ("", {}))[1]
+        known = {one for key, (_, found) in EFFECTS.items() if key.partition(" (")[0] == name for one in found}
         mine = {flag(one) for one in command.params if one.param_type_name == "option"}
         spelled = {text for one in command.params for text in (*one.opts, *one.secondary_opts)}
         for one in command.params:
             if one.param_type_name != "option":
                 continue
             names = {*one.opts, *one.secondary_opts}
-            asked = names & set(known) or f"{name} {flag(one)}" in TESTED_ELSEWHERE
+            asked = names & known or f"{name} {flag(one)}" in TESTED_ELSEWHERE
             if (
                 not asked
                 and not any(names & set(line.split()) for line in REFUSED.get(name, []))
@@ -371,6 +378,7 @@ def test_an_option_changes_what_is_asked_for(
     name: str, option: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, known = EFFECTS[name]
+    name = name.partition(" (")[0]
     added = f"{option} {known[option]}".strip()
     # An option that needs another is compared with the call that has that other.
     others = known[option].partition(" --")[2] if " --" in known[option] else ""
@@ -399,6 +407,31 @@ def _special(name: str, option: str, places: dict[str, str], monkeypatch: pytest
     (run / "config.yaml").write_text("stage: 1\nmodel: of-the-run\ndata: d\nconfig: {seed: 9}\n")
     (asked, _) = ask(monkeypatch, f"train-stage 1 --out {run} --resume")
     assert "of-the-run" in str(asked)
+
+
+def test_json_and_trajectories_are_written(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dcoder_cli.benchmarks import environment
+    from dcoder_cli.experiments import quickstart
+    from dcoder_cli.main import main
+
+    def printed(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["dcoder", *arguments])
+        with contextlib.suppress(SystemExit):
+            main()
+        return json.loads(capsys.readouterr().out)
+
+    file = tmp_path / "trajectories.jsonl"
+    line = ("--model", places["model"], "--max-new-tokens", "4", "--trajectories", str(file), "--json", "hello")
+    told = printed("generate", *line)
+    assert len(told["tokens"]) == 4 and json.loads(file.read_text())["tokens"] == told["tokens"]
+    monkeypatch.setattr(quickstart, "quickstart", lambda *_: SimpleNamespace(to_json=lambda: {"made": 1}))
+    assert printed("quickstart", "--json") == {"made": 1}
+    monkeypatch.setattr(environment, "describe", lambda: {"dcoder": "1"})
+    assert printed("doctor", "--json") == {"dcoder": "1"}
+    made = printed("convert", "--init", "tiny", "--ar", "--out", str(tmp_path / "made"), "--json")
+    assert made["system"] and (tmp_path / "made" / "config.json").is_file()
 
 
 def _tables(module: Any, name: str) -> list[options.Needs]:
@@ -448,6 +481,7 @@ def test_every_need_of_every_command_is_met_by_a_refused_call(places: dict[str, 
 def test_an_option_has_one_help_text_in_all_commands() -> None:
     """But where the same word means two things; each reason stands beside it."""
     own = {
+        "--out": "a folder, or plot's picture",
         "--data": "shards, or a benchmark's file",
         "--task": "one to judge, one to check claims on, several to measure",
         "--prompts": "prompts to continue, or to measure on",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,31 @@ def test_each_commands_summary_is_the_one_in_the_table(name: str) -> None:
     module = importlib.import_module(f"dcoder_cli.commands.{COMMANDS[name].module}")
     text = typer.main.get_command(module.app).help or ""
     assert text.strip().splitlines()[0] == COMMANDS[name].summary
+
+
+# The most options and arguments that each command may have. These numbers may only shrink, and a new command gets few.
+MOST_OPTIONS = {
+    "quickstart": 6, "tokenize pretrain": 28, "tokenize sft": 19, "tokenize rl": 20, "convert": 12, "inspect": 2,
+    "train-stage": 12, "grpo": 16, "generate": 39, "chat": 10, "arness": 45, "eval": 42, "eval judge": 9, "plot": 4,
+    "reproduce": 15, "doctor": 1, "presets list": 1, "presets show": 3,
+}  # fmt: skip
+
+
+def test_no_command_gains_options() -> None:
+    import importlib
+
+    import typer
+
+    found: dict[str, int] = {}
+    for name, entry in COMMANDS.items():
+        command: Any = typer.main.get_command(importlib.import_module(f"dcoder_cli.commands.{entry.module}").app)
+        inner = getattr(command, "commands", None)
+        for sub, one in inner.items() if inner else [("", command)]:
+            full = f"{name} {sub}".strip()
+            full = "eval" if name == "eval" and sub != "judge" else full  # the benchmarks share one function
+            found[full] = max(found.get(full, 0), len(one.params))
+    assert set(found) == set(MOST_OPTIONS)
+    assert found == MOST_OPTIONS, "more options than before, or fewer: then lower the number"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *[[name, "--help"] for name in COMMANDS]], ids=" ".join)
