@@ -91,7 +91,7 @@ def grpo(
     options.refuse_unused(written, context.params, NEEDS)
     rewards = dict(_weight(text) for text in reward or [])
     more = {"estimator": estimator} if estimator else {}
-    chosen = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name, more)
+    chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name, more)
     asked = launch.resolve(4, "grpo", chosen)
     merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")

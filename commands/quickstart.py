@@ -25,7 +25,7 @@ def quickstart(
     unsafe_exec: options.UnsafeExec = False,
     json: options.Json = False,
 ) -> None:
-    """The whole method at desk size on a CPU, from source code to a report.
+    """The whole method at CPU size, from source code to a report.
 
     Trains a tokenizer and a tiny AR model on Python's own library, converts it to a diffusion model, runs stages 1 to 4,
     and scores what it writes before and after stage 4. Offline; about eight minutes on 2 cores.

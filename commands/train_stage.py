@@ -43,7 +43,7 @@ def train_stage(
     from dcoder_cli.training.config import StageConfig, stage_number
 
     number = stage_number(stage)
-    chosen = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name)
+    chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name)
     asked = launch.resolve(number, f"train-stage {stage}", chosen)
     resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
     from dcoder_cli.training.denoise import train

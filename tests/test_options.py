@@ -430,7 +430,9 @@ def test_json_and_trajectories_are_written(
     assert printed("quickstart", "--json") == {"made": 1}
     monkeypatch.setattr(environment, "describe", lambda: {"dcoder": "1"})
     assert printed("doctor", "--json") == {"dcoder": "1"}
-    made = printed("convert", "--init", "tiny", "--ar", "--out", str(tmp_path / "made"), "--json")
+    made = printed(
+        "convert", "--init", "tiny", "--ar", "--tokenizer", places["model"], "--out", str(tmp_path / "made"), "--json"
+    )
     assert made["system"] and (tmp_path / "made" / "config.json").is_file()
 
 

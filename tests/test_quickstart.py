@@ -60,7 +60,7 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
 def test_a_seed_that_learned_nothing_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], score: float, told: bool
 ) -> None:
-    outcome = quickstart.Outcome([], [], {"stage 3 pass@1": score}, 1.0, tmp_path / "model")
+    outcome = quickstart.QuickstartOutcome([], [], {"stage 3 pass@1": score}, 1.0, tmp_path / "model")
     _show(outcome, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     assert ("Give a larger --step-scale, or another --seed." in shown) == told and "dcoder generate" in shown

@@ -147,6 +147,44 @@ def test_files_are_small_and_have_docstrings(root: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), f"{file} does not say what it is"
 
 
+TWICE = {"Rows", "Settings", "Source"}  # of benchmarks and experiments; may only shrink
+
+
+def test_a_public_class_name_occurs_once(root: Path) -> None:
+    found: dict[str, list[str]] = {}
+    for file in [*(root / "dcoder_cli").rglob("*.py"), *(root / "commands").glob("*.py")]:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(file.relative_to(root)))
+    twice = {name: files for name, files in found.items() if len(files) > 1 and name not in TWICE}
+    assert not twice, twice
+
+
+# Modules whose types name each other; may only shrink.
+CIRCLES = {
+    frozenset({"dcoder_cli.analysis.measure", "dcoder_cli.analysis.sensitivity"}),
+    frozenset({"dcoder_cli.benchmarks.compare", "dcoder_cli.benchmarks.sweep"}),
+    frozenset({"dcoder_cli.experiments.reproduce", "dcoder_cli.experiments.reproduce_report"}),
+}
+
+
+def test_no_modules_import_each_other_even_for_types(root: Path) -> None:
+    names = {}
+    for file in (root / "dcoder_cli").rglob("*.py"):
+        parts = file.relative_to(root).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    edges = {name: {one for one in imports(file) if one in names and one != name} for name, file in names.items()}
+    left = dict(edges)
+    while free := [name for name, wanted in left.items() if not wanted & set(left)]:
+        for name in free:
+            del left[name]
+    # What is left is in a circle, or imports one: take away what nobody left imports, until only circles remain.
+    while idle := [name for name in left if not any(name in wanted for other, wanted in left.items() if other != name)]:
+        for name in idle:
+            del left[name]
+    assert set(left) <= {name for circle in CIRCLES for name in circle}, sorted(left)
+
+
 def test_no_machine_path_is_committed(root: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
     if tracked.returncode:

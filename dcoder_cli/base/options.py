@@ -90,9 +90,7 @@ Track = Annotated[
         help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own [none ends that].",
     ),
 ]
-RunName = Annotated[
-    str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")
-]
+RunName = Annotated[str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")]
 
 # ---- the sampler: one for each field of decoding's Settings, under its name; None takes the command's own
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="New tokens: the masks to begin with.")]
