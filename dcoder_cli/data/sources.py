@@ -89,8 +89,8 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
     return sources
 
 
-def kind_of(source: Source) -> Literal["folder", "table", "python", "code", "text", "other"]:
-    """What a source is by its name alone; "other": a file that --extensions must name, or nothing."""
+def kind_of(source: Source) -> str:
+    """What a source is by its name alone: "folder", "table", "python", "code", "text", or "other", which --extensions must name."""
     if source.is_hub:
         return "table"
     extension = _extension(Path(source.location).name)
@@ -99,7 +99,7 @@ def kind_of(source: Source) -> Literal["folder", "table", "python", "code", "tex
     if extension in (".py", ".pyi"):
         return "python"
     kinds = {"table": TABLE_EXTENSIONS, "code": CODE_EXTENSIONS, "text": TEXT_EXTENSIONS}
-    return next((kind for kind, known in kinds.items() if extension in known), "other")  # type: ignore[return-value]
+    return next((kind for kind, known in kinds.items() if extension in known), "other")
 
 
 def plan_units(
