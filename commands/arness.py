@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.options import Needs
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.measure import Findings, Measure, Series
@@ -19,12 +20,36 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+# What is decoded with where nothing is said, as the paper: A.2 (low-confidence remasking), 4.1 (length), B.2.
+PAPER: dict[str, Any] = {"max_new_tokens": 512, "rule": "confidence", "temperature": 0.2, "top_p": 0.95}
+_DECODED = "it is of decoding, and --trajectories are decoded already; give --model, or leave it out"
+NEEDS = (
+    Needs(
+        (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity"),
+        lambda call: call["model"], _DECODED,
+    ),
+    Needs(("limit", "data", "unsafe_exec"), lambda call: call["task"], "it is of --task; give that, or leave it out"),
+    Needs(("unsafe_exec",), lambda call: {*call["task"]} - {"gsm8k"}, "gsm8k runs no code; leave it out"),
+    Needs(("end_id",), lambda call: call["until"] == "end", "it is of --until end; give that, or leave it out"),
+    Needs(
+        ("tokenizer",), lambda call: call["trajectories"] and call["out"],
+        "it shows the text of --trajectories in the pictures of --out; give both, or leave it out",
+    ),
+    Needs(
+        ("tie_break",), lambda call: not call["sensitivity"],
+        "--sensitivity runs left, random and model; leave one of them out",
+    ),
+)  # fmt: skip
+
+
 @app.command()
+@options.takes_sampling
 def arness(
+    context: typer.Context,
     trajectories: list[Path] = typer.Option(
         [], "--trajectories", metavar="FILE", help="A trajectory file of any system; repeatable."
     ),
-    model: list[str] = typer.Option([], "--model", metavar="MODEL", help="A model to run on --prompts; repeatable."),
+    model: options.Models = None,
     label: list[str] = typer.Option(
         [], "--label", metavar="TEXT", help="Name of each --trajectories, then of each --model."
     ),
@@ -34,33 +59,21 @@ def arness(
     task: list[str] = typer.Option(
         [], "--task", help="A benchmark of `dcoder eval` to run --model on, with pass@k beside AR-ness; repeatable."
     ),
-    data: Path | None = typer.Option(
-        None, help="The file of the one --task [DCODER_BENCHMARKS, hub or EvalPlus' cache]."
-    ),
-    limit: int | None = typer.Option(None, min=1, help="Only the first so many tasks of each --task."),
-    unsafe_exec: bool = typer.Option(False, help="Run answers to --task without a sandbox where none holds."),
-    temperatures: str = typer.Option("0.2", help="Temperatures, separated by commas."),  # DiffuCoder B.2
-    max_new_tokens: int | None = typer.Option(
-        None, min=1, help="New tokens a sample [the answer length that all models were taught, else 512]."
-    ),
-    steps: int | None = typer.Option(None, min=1, help="Denoising steps; default: one token a step."),
-    rule: str = typer.Option("confidence", help="Unmasking rule."),  # DiffuCoder A.2: low-confidence remasking
-    top_p: float = typer.Option(0.95, help="Nucleus; 1 = off."),  # DiffuCoder B.2
-    block_length: int | None = typer.Option(None, min=1, help="Semi-autoregressive blocks; default: one block."),
-    tie_break: Literal["model", "left", "right", "random", "topk"] | None = typer.Option(
-        None,
-        help="Which of equal scores comes first: the model's own order (default), left, right, random, or torch.topk's.",
-    ),
+    data: options.Benchmark = None,
+    limit: options.Limit = None,
+    unsafe_exec: options.UnsafeExec = False,
+    *,
+    sampling: dict[str, Any],
+    temperatures: options.Temperatures = None,
     sensitivity: bool = typer.Option(
         False,
         "--sensitivity",
         help="Decode under ties left, random and model, with and without top-p: what is the model's?",
     ),
-    n: int = typer.Option(1, "--n", min=1, help="Samples of each prompt; up to pass@n with --task."),
-    seed: int = typer.Option(0, help="Base seed of the sampler."),
-    batch_size: int = typer.Option(8, min=1, help="Rows decoded together."),
-    device: str | None = typer.Option(None, help="cuda, mps or cpu; default: the best there is."),
-    dtype: str | None = typer.Option(None, help="float32, bfloat16 or float16."),
+    n: options.Samples = 1,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     local_k: int = typer.Option(9, min=1, help="Local AR-ness@1 to @k."),  # DiffuCoder fig. 3
     global_k: int = typer.Option(4, min=1, help="Global AR-ness@1 to @k."),  # DiffuCoder fig. 3
     convention: Literal["defined", "paper"] = typer.Option(
@@ -72,14 +85,14 @@ def arness(
     ),
     until: Literal["all", "end"] = typer.Option("all", help="Measure all new tokens, or those up to the end of turn."),
     end_id: list[int] = typer.Option([], "--end-id", help="An id that ends an answer, for --until end; repeatable."),
-    tokenizer: str | None = typer.Option(
-        None,
-        help="Tokenizer that shows the text of --trajectories in pictures; default: their model's, where it lies here.",
-    ),
-    out: Path | None = typer.Option(None, help="Folder for the report, pictures, numbers and trajectories."),
-    json: bool = typer.Option(False, "--json", help="Print the numbers, per sample and mean, as JSON."),
+    tokenizer: options.Tokenizer = None,
+    out: options.MaybeOut = None,
+    json: options.Json = False,
 ) -> None:
     """Measure how close to left-to-right a model decodes (AR-ness), with pictures.
+
+    Without the options of the sampler, as the paper: 512 new tokens (or the answer length that all models
+    were taught), by confidence, temperature 0.2, top-p 0.95.
 
     Examples:
 
@@ -91,6 +104,9 @@ def arness(
 
       dcoder arness --model runs/sft --task micro --max-new-tokens 40 --sensitivity --out order/
     """
+    model = model or []
+    written = options.given(context)
+    options.refuse_unused(written, {**context.params, "model": model}, NEEDS)
     sources = [*trajectories, *model]
     if not sources and not (prompts or task):
         raise UserError("nothing to measure; give --trajectories FILE or --model MODEL with --prompts FILE or --task")
@@ -101,13 +117,24 @@ def arness(
     if bool(model) != bool(prompts or task):
         given = "--prompts" if prompts else "--task"
         raise UserError("--model needs --prompts FILE or --task" if model else f"{given} needs --model MODEL to run on")
-    if data is not None and len(task) != 1:
+    if data is not None and len(task) > 1:
         raise UserError(f"--data is the file of one --task, and {len(task)} are given; set DCODER_BENCHMARKS instead")
-    temperature_list = _temperatures(temperatures)
-    if tie_break is not None and not model:
-        raise UserError(f"--tie-break {tie_break} is of decoding, and --trajectories are decoded already; leave it out")
+    if temperatures is not None and "temperature" in sampling:
+        raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
+    settings = {**PAPER, **sampling}
+    if model and "max_new_tokens" not in sampling:
+        settings["max_new_tokens"] = _length(model, sampling.get("block_length"))
+    temperature = settings.pop("temperature")
+    temperature_list = [temperature] if temperatures is None else _temperatures(temperatures)
     if sensitivity:
-        _check_sensitivity(model, rule, tie_break, top_p)
+        _check_sensitivity(settings["rule"], settings["top_p"])
+    if model:
+        from dcoder_cli.decoding import unused
+
+        warmest = {**settings, "temperature": max(temperature_list)}
+        if sensitivity:
+            warmest["tie_break"] = "random"  # one of those that it goes through; its draws need the seed
+        unused.refuse(written, warmest, lambda: unused.any_diffusion(model))
     from dcoder_cli.analysis import measure as measuring
 
     measure = measuring.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
@@ -117,9 +144,10 @@ def arness(
         measuring.of_file(path, measure, name, reader)
         for path, name in zip(trajectories, labels[: len(trajectories)], strict=True)
     ]
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens or _length(model, block_length), "steps": steps, "rule": rule, "top_p": top_p if top_p < 1 else None,
-        "block_length": block_length, "tie_break": tie_break, "seed": seed, "batch_size": batch_size,
+    # What stands in the record, None where it is off.
+    settings = {
+        "steps": None, "block_length": None, "tie_break": None, "seed": 0, **settings,
+        "top_p": settings["top_p"] if settings["top_p"] < 1 else None, "batch_size": batch_size,
     }  # fmt: skip
     findings = measuring.Findings(series)
     if model:
@@ -133,11 +161,18 @@ def arness(
     if task:
         record |= {"tasks": task, "limit": limit}
     if model:
+        departures = {
+            name: {"paper": value, "here": here}
+            for name, value in PAPER.items()
+            if (here := settings.get(name, temperature_list)) not in (value, [value])
+        }
         record |= {"temperatures": temperature_list, "n": n, **settings, "sensitivity": sensitivity}
+        record["departures"] = departures
     record |= {"convention": convention, "ties": ties, "until": until}
     files = measuring.write(findings, out, record) if out is not None else []
     if json:
-        console.emit_json({**findings.to_json(), "files": [str(file) for file in files]})
+        told = {"departures": record["departures"]} if model else {}
+        console.emit_json({**findings.to_json(), **told, "files": [str(file) for file in files]})
     else:
         _show(findings)
         if files:
@@ -261,17 +296,11 @@ def _length(models: list[str], block_length: int | None) -> int:
 
     lengths = {local_answer_length(name) for name in models}
     agreed = lengths.pop() if len(lengths) == 1 else None
-    return int(with_length({"block_length": block_length}, agreed).get("max_new_tokens", 512))
+    return int(with_length({"block_length": block_length}, agreed).get("max_new_tokens", PAPER["max_new_tokens"]))
 
 
-def _check_sensitivity(models: list[str], rule: str, tie_break: str | None, top_p: float) -> None:
-    """Raises UserError where --sensitivity has nothing to compare, or names what it varies itself."""
-    if not models:
-        raise UserError("--sensitivity decodes anew, so it needs --model MODEL with --prompts FILE or --task")
-    if tie_break is not None:
-        raise UserError(
-            f"--tie-break {tie_break} with --sensitivity, which runs left, random and model; give one of them"
-        )
+def _check_sensitivity(rule: str, top_p: float) -> None:
+    """Raises UserError where --sensitivity has nothing to compare."""
     if top_p >= 1:
         raise UserError(f"--top-p {top_p:g} with --sensitivity, which compares a top-p below 1 with none; leave it out")
     if rule in ("random", "origin", "left-to-right"):

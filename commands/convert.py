@@ -7,25 +7,38 @@ from typing import Annotated
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+NEEDS = (
+    Needs(
+        ("tokenizer", "train_tokenizer", "ar", "seed"), lambda call: call["init"] is not None,
+        "a converted model keeps its weights and tokenizer; it goes with --init",
+    ),
+    Needs(
+        ("vocab_size",), lambda call: call["train_tokenizer"],
+        "it is of the tokenizer that --train-tokenizer trains; give that, or leave it out",
+    ),
+    Needs(("mask_id",), lambda call: not call["ar"], "an AR model has no mask token; leave out --ar or --mask-id"),
+)  # fmt: skip
+
+
 @app.command()
 def convert(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="AR checkpoint (folder or hub id) to convert; none with --init.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("diffusion-model"),
+    out: options.Out = Path("diffusion-model"),
     init: Annotated[
         str | None, typer.Option("--init", help="Random weights of this size: tiny, qwen2.5-coder-0.5b ... -32b.")
     ] = None,
     ar: Annotated[bool, typer.Option("--ar", help="With --init: keep it an AR model (for train-stage 0).")] = False,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="With --init: a folder or hub id with the tokenizer.")
-    ] = None,
+    tokenizer: options.Tokenizer = None,
     train_tokenizer: Annotated[
         list[Path] | None,
         typer.Option(
@@ -36,12 +49,10 @@ def convert(
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", help="Use this id as the mask token instead of adding one.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 0,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Number format to write: float32, bfloat16 (default: as read).")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Turn an AR checkpoint into a diffusion checkpoint, or make a new one.
 
@@ -51,10 +62,9 @@ def convert(
 
       dcoder convert --init tiny --ar --train-tokenizer src/ --out ar-tiny
     """
+    options.refuse_unused(options.given(context), context.params, NEEDS)
     if (model is None) == (init is None):
         raise UserError("give either a MODEL to convert or --init SIZE for random weights")
-    if init is None and (tokenizer or train_tokenizer or ar):
-        raise UserError("--tokenizer, --train-tokenizer and --ar go with --init; a converted model keeps its tokenizer")
     if tokenizer and train_tokenizer:
         raise UserError("give either --tokenizer or --train-tokenizer, not both")
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):

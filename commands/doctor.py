@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."""
     from dcoder_cli.benchmarks.environment import describe

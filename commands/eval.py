@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcoder_cli.base import config, console
-from dcoder_cli.base.errors import Stopped, UserError
+from dcoder_cli.base import config, console, options
+from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.options import Needs
 
 if TYPE_CHECKING:
     from dcoder_cli.benchmarks.evaluation import Result
@@ -45,81 +46,88 @@ def _root() -> None:
     """
 
 
+_RUNS_CODE = (
+    Needs(("python",), lambda call: call["task"] == "bigcodebench", "it is of bigcodebench; leave it out"),
+    Needs(("unsafe_exec", "workers"), lambda call: call["task"] != "gsm8k", "gsm8k runs no code; leave it out"),
+)
+NEEDS = (
+    *_RUNS_CODE,
+    Needs(
+        ("infill_lengths",), lambda call: call["task"] == "humaneval-infilling",
+        "it is of humaneval-infilling; leave it out",
+    ),
+    Needs(
+        ("max_new_tokens",), lambda call: call["task"] != "humaneval-infilling",
+        "--infill-lengths says how long a gap may be; use that, or leave it out",
+    ),
+)  # fmt: skip
+
+
+@options.takes_sampling
 def evaluate(
     context: typer.Context,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", help="Checkpoint: folder or hub id; repeat it to compare.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for results [eval/TASK-MODEL].")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples a task, for pass@1 to pass@n.")] = 1,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")] = None,
-    subset: Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
-    ] = None,
+    model: options.Models = None,
+    out: options.MaybeOut = None,
+    n: options.Samples = 1,
+    limit: options.Limit = None,
+    subset: options.Subset = None,
+    data: options.Benchmark = None,
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="diffucoder, dream, qwen or llada [by the checkpoint].")
     ] = None,
     instruct: Annotated[
         bool | None, typer.Option("--instruct/--base", help="Ask by chat or plain text [by the checkpoint].")
     ] = None,
-    temperatures: Annotated[
-        str | None, typer.Option("--temperatures", help="One evaluation each, such as 0.2,0.3,0.4 [the protocol's].")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="New tokens [the protocol's].")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps [one a token].")] = None,
+    *,
+    sampling: dict[str, Any],
+    temperatures: options.Temperatures = None,
     speed: Annotated[
         str, typer.Option("--speed", help="Divide the steps by these and show the drop, such as 1,2,4.")
     ] = "1",
-    infill_lengths: Annotated[
-        str | None, typer.Option("--infill-lengths", help="Lengths to choose a gap's from [8,16,32,64].")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other sampler setting, key=value; repeatable.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")] = 8,
-    device: Annotated[str | None, typer.Option("--device", help="cuda, cpu, mps [what is there].")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 [float32 on a CPU].")] = None,
-    attention: Annotated[str, typer.Option("--attention", help="sdpa, flash_attention_2, flex or eager.")] = "sdpa",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Samples judged at a time [one a processor].")
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option("--python", help="bigcodebench: the interpreter with its libraries.")
-    ] = None,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written code even where no sandbox holds.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    infill_lengths: options.InfillLengths = None,
+    assignments: options.Set = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    attention: options.Attention = "sdpa",
+    workers: options.Judges = None,
+    python: options.Python = None,
+    unsafe_exec: options.UnsafeExec = False,
+    json: options.Json = False,
 ) -> None:
+    task = str(context.info_name)
+    written = options.given(context) | options.given_by_set(assignments)
+    options.refuse_unused(written, {**context.params, "task": task}, NEEDS)
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
-    task = str(context.info_name)
-    settings = config.parse_assignments(assignments or [])
-    settings |= {k: v for k, v in (("max_new_tokens", max_new_tokens), ("steps", steps)) if v is not None}
-    for name, flag in (("temperature", "--temperatures"), ("seed", "--seed")):
-        if name in settings:
-            raise UserError(f"--set {name} has an option of its own: {flag}")
-    temperature_list, speeds = _numbers("--temperatures", temperatures, float), _numbers("--speed", speed, int)
+    settings = options.with_set(sampling, assignments)
     lengths = _numbers("--infill-lengths", infill_lengths, int)
-    from dcoder_cli.benchmarks import protocols
-    from dcoder_cli.benchmarks import sweep as campaign
+    temperature_list, speeds = _numbers("--temperatures", temperatures, float), _numbers("--speed", speed, int)
+    if "temperature" in settings and temperature_list:
+        raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
+    from dcoder_cli.benchmarks import protocols, sweep
+    from dcoder_cli.decoding import unused
+    from dcoder_cli.decoding.requests import Settings
 
-    options = campaign.Options(
-        subset, data, limit, protocol, instruct, settings, temperature_list, speeds,
-        lengths or protocols.INFILL_LENGTHS, n, seed, batch_size, device, dtype, attention, workers, python, unsafe_exec,
+    known = config.build(Settings, {key: settings.pop(key) for key in ("temperature", "seed") if key in settings})
+    if "temperature" in written:
+        temperature_list = (known.temperature,)
+    for one in model:  # before any is loaded
+        unused.refuse_for_kind(written, one)
+    chosen = sweep.Options(
+        subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or protocols.INFILL_LENGTHS, n,
+        known.seed, batch_size, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
-    place = out or campaign.default_folder(task, model)
+    place = out or sweep.default_folder(task, model)
 
     def progress(label: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:
         with console.bar(label, total, quiet=json) as bar:
             return work(bar.advance)
 
     try:
-        done = campaign.run(model, task, place, options, console.note, progress)
+        done = sweep.run(model, task, place, chosen, console.note, progress)
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; the same command goes on with what is in {str(place)!r}") from None
+        raise StoppedByUser(f"stopped; the same command goes on with what is in {str(place)!r}") from None
     if json:
         alone = done.runs[0].result.record if len(done.runs) == 1 else {}
         if len({_label(done, run) for run in done.runs}) == 1 < len(done.runs):  # the parts of one task
@@ -139,31 +147,24 @@ for _name, _summary in _TASKS.items():
 
 @app.command("judge")
 def judge(
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(help="JSON lines with task_id and solution (or completion, or resps); lists of them too.")
     ],
     task: Annotated[str, typer.Option("--task", help="The benchmark the samples are of.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for samples, judged.jsonl and results.json.")],
+    out: options.Out,
     extract: Annotated[
         bool, typer.Option("--extract", help="Take the program out of a chat's answer, as evaluations here do.")
     ] = False,
     column: Annotated[
         str | None, typer.Option("--column", help="Where the answers stand [solution, completion or resps].")
     ] = None,
-    subset: Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Samples judged at a time [one a processor].")
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option("--python", help="bigcodebench: the interpreter with its libraries.")
-    ] = None,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written code even where no sandbox holds.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    subset: options.Subset = None,
+    data: options.Benchmark = None,
+    workers: options.Judges = None,
+    python: options.Python = None,
+    unsafe_exec: options.UnsafeExec = False,
+    json: options.Json = False,
 ) -> None:
     """Judge samples made by any system.
 
@@ -173,6 +174,7 @@ def judge(
 
       dcoder eval judge answers.jsonl --column answer --extract --task mbpp --out judged/
     """
+    options.refuse_unused(options.given(context), context.params, _RUNS_CODE)
     from dcoder_cli.benchmarks.external import judge_file
 
     try:
@@ -182,7 +184,7 @@ def judge(
                 lambda more, total: bar.advance(more, total=total), column, extract,
             )  # fmt: skip
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; the same command goes on with what is judged in {str(out)!r}") from None
+        raise StoppedByUser(f"stopped; the same command goes on with what is judged in {str(out)!r}") from None
     counts = result.record["counts"]
     if not extract and 2 * counts["syntax_error"] > counts["samples"]:
         console.note(
@@ -279,8 +281,18 @@ def _counts(record: dict[str, Any], name: str = "") -> None:
     line = f"{tasks}, {counts['samples']} samples: {', '.join(said)}"
     if rates["tokens_per_second"]:
         line += f"; {rates['tokens_per_second']:,.0f} tok/s, {rates['forwards']:,} forwards"
+    departs = ", ".join(
+        f"{name} {_told(one['here'])} (there {_told(one['protocol'])})"
+        for name, one in record.get("departures", {}).items()
+    )
     tier = f"; sandbox tier {record['sandbox_tier']}" if record["sandbox_tier"] else ""
     console.stdout().print(f"{name + ': ' if name else ''}{line}{tier}", markup=False)
+    if departs:
+        console.stdout().print(f"departs from the protocol {record['protocol']}: {departs}", markup=False)
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _change(one: dict[str, Any]) -> str:

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from dcoder_cli.base import config as configs
-from dcoder_cli.base import console, presets
+from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+NEEDS = (
+    Needs(
+        ("infill_by",), lambda call: call["infill_lengths"],
+        "it chooses among --infill-lengths, which are missing; give such as 8,16,32",
+    ),
+    Needs(
+        ("max_new_tokens",), lambda call: not call["infill_lengths"],
+        "--infill-lengths says how many tokens are written; leave one of them out",
+    ),
+    Needs(("chat",), lambda call: not (call["chat"] and call["infill"]), "an infill is plain text; leave one of them out"),
+    Needs(
+        ("delay",), lambda call: call["watch"] or call["replay"],
+        "it slows --watch and --replay, and neither is given; leave it out",
+    ),
+    Needs(
+        ("system",), lambda call: call["chat"] is not False and not call["infill"],
+        "it is of a chat, and the prompt goes as it stands; give --chat, or leave it out",
+    ),
+)  # fmt: skip
+
+
 @app.command()
+@options.takes_sampling
 def generate(
     context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none or - reads stdin.")] = None,
-    model: Annotated[str, typer.Option("--model", help="Checkpoint: folder or hub id.")] = "",
+    model: options.Model = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -34,99 +57,27 @@ def generate(
             help="Wrap the prompt in the chat template (default: if the checkpoint was instruction-tuned here).",
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="With --chat: the system message.")] = None,
+    system: options.System = None,
     infill: Annotated[bool, typer.Option("--infill", help="Write the text at <FILL> in each prompt.")] = False,
-    infill_lengths: Annotated[
-        str | None, typer.Option("--infill-lengths", help="With --infill: choose the hole's tokens, such as 8,16,32.")
-    ] = None,
+    infill_lengths: options.InfillLengths = None,
     infill_by: Annotated[
         str | None,
         typer.Option(
             "--infill-by", help="Choose it by first-step (one forward each) or final confidence [first-step]."
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="Take the generate section of a preset.")] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", help="Masks after the prompt [the checkpoint's answer length, else 256]."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps [one a token].")] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            "--rule",
-            help="entropy, confidence, margin, random, left-to-right, or a public sampler's name [entropy; LLaDA: confidence].",
-        ),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 is argmax [0].")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus [off].")] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Most likely tokens only [off; compat dream: config.json's, else 50].")
-    ] = None,
-    tie_break: Annotated[
-        Literal["model", "left", "right", "random", "topk"] | None,
-        typer.Option(
-            "--tie-break",
-            help="Which of equal scores comes first: the model's own order, left, right, random, or torch.topk's [model; compat: topk].",
-        ),
-    ] = None,
-    alg_temperature: Annotated[
-        float | None, typer.Option("--alg-temperature", help="Randomness in which tokens are committed [0].")
-    ] = None,
-    block_length: Annotated[
-        int | None, typer.Option("--block-length", help="Semi-autoregressive blocks [one block].")
-    ] = None,
-    cfg_scale: Annotated[float | None, typer.Option("--cfg-scale", help="Classifier-free guidance [off].")] = None,
-    stop_penalty: Annotated[
-        float | None, typer.Option("--stop-penalty", help="Subtract from the logits of end and pad tokens [0].")
-    ] = None,
-    min_new_tokens: Annotated[
-        int | None, typer.Option("--min-new-tokens", help="No end or pad among the first so many [0].")
-    ] = None,
-    compat: Annotated[
-        str | None, typer.Option("--compat", help="dream or llada: that public sampler, quirks included.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option("--mode", help="exact, or fast: approximate, with the options to --early-stop [exact]."),
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option("--cache", help="Fast: keys kept around a block: none, prefix, dual [dual].")
-    ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(
-            "--commit", help="Fast: threshold, factor, entropy-bound or schedule [by its parameter; threshold]."
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Fast: commit all above this confidence [0.9].")
-    ] = None,
-    factor: Annotated[
-        float | None, typer.Option("--factor", help="Fast: commit n while (n + 1)(1 - confidence n) is below it [1].")
-    ] = None,
-    entropy_bound: Annotated[
-        float | None, typer.Option("--entropy-bound", help="Fast: nats a step's tokens may hold together [0.1].")
-    ] = None,
-    cache_refresh: Annotated[
-        int | None, typer.Option("--cache-refresh", help="Fast: renew kept keys every so many steps [each block].")
-    ] = None,
-    early_stop: Annotated[
-        bool | None,
-        typer.Option("--early-stop/--no-early-stop", help="Fast: end a row with its first end token [yes]."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the draws [0].")] = None,
-    n: Annotated[int, typer.Option("--n", help="Samples a prompt.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows decoded together.")] = 8,
-    device: Annotated[str | None, typer.Option("--device", help="cuda, cpu, mps [what is there].")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 [float32 on a CPU].")] = None,
-    attention: Annotated[str, typer.Option("--attention", help="sdpa, flash_attention_2, flex or eager.")] = "sdpa",
+    preset: options.Preset = None,
+    *,
+    sampling: dict[str, Any],
+    n: options.Samples = 1,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    attention: options.Attention = "sdpa",
     trajectories: Annotated[
         Path | None, typer.Option("--trajectories", help="Also write the trajectories to this JSONL file.")
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show the text being denoised, live (of a batch, its first row).")
-    ] = False,
+    watch: options.Watch = False,
     delay: Annotated[
         float | None, typer.Option("--delay", help="With --watch: seconds to wait after each step [0; --replay: 0.05].")
     ] = None,
@@ -141,9 +92,12 @@ def generate(
     whole: Annotated[
         bool, typer.Option("--whole", help="With --infill: print the whole program, not the hole's text alone.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print trajectory records, one JSON line a sample.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Generate text from prompts with any model and unmasking rule.
+
+    Without the options of the sampler: the checkpoint's answer length (else 256), the surest of lowest entropy first (LLaDA: by confidence),
+    temperature 0. --preset takes the section `generate`.
 
     Examples:
 
@@ -160,47 +114,31 @@ def generate(
     if delay is not None and not 0 <= delay < float("inf"):
         raise UserError(f"--delay {delay} must be 0 seconds or more")
     if replay is not None:
-        _replay(context, replay, prompts or [], model, delay)
+        _replay(context, replay, prompts or [], model or "", delay)
         return
+    written = options.given(context)
+    options.refuse_unused(written, context.params, NEEDS)
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
-    if n < 1:
-        raise UserError(f"--n {n} must be at least 1")
-    if compat not in (None, "dream", "llada"):
-        raise UserError(f"--compat {compat!r} is unknown; use dream or llada")
     if watch and json:
         raise UserError("--watch draws for people and --json prints for programs; give one of them")
-    if system is not None and (chat is False or infill):
-        raise UserError(
-            f"--system is a chat's, and {'--infill' if infill else '--raw'} makes none of a text; leave one of them out"
-        )
     lengths = _lengths(infill_lengths)
-    if infill_by is not None and lengths is None:
-        raise UserError(
-            f"--infill-by {infill_by} chooses among --infill-lengths, which are missing; give such as 8,16,32"
-        )
-    if delay is not None and not watch:
-        raise UserError(f"--delay {delay:g} slows --watch and --replay, and neither is given; leave it out")
     if whole and json:
         raise UserError("--whole prints a program for people, and --json has its parts; give one of them")
     if watch and lengths is not None:
         raise UserError("--watch shows one decoding and --infill-lengths may try several; give one of them")
+    from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Infill, Settings, with_length
     from dcoder_cli.model import checkpoint
     from dcoder_cli.terminal import remarks
     from dcoder_cli.terminal import watch as watching
 
-    given = {
-        "max_new_tokens": max_new_tokens, "steps": steps, "rule": rule, "temperature": temperature, "top_p": top_p,
-        "top_k": top_k, "alg_temperature": alg_temperature, "block_length": block_length, "cfg_scale": cfg_scale,
-        "stop_penalty": stop_penalty, "min_new_tokens": min_new_tokens, "tie_break": tie_break, "compat": compat, "seed": seed,
-        "mode": mode, "cache": cache, "commit": commit, "threshold": threshold, "factor": factor,
-        "entropy_bound": entropy_bound, "cache_refresh": cache_refresh, "early_stop": early_stop,
-    }  # fmt: skip
     layers = [presets.section(preset, "generate")] if preset else []
-    chosen: dict[str, Any] = configs.merge(*layers, {key: value for key, value in given.items() if value is not None})
+    chosen: dict[str, Any] = configs.merge(*layers, sampling)
     where = "the settings of generate"
-    configs.build(Settings, with_length(chosen, checkpoint.local_answer_length(model)), where=where)
+    known = with_length(chosen, checkpoint.local_answer_length(model))
+    configs.build(Settings, known, where=where)
+    unused.refuse(written, known, lambda: unused.any_diffusion([model]))
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import sampler, trajectory
@@ -210,6 +148,7 @@ def generate(
     loaded = load(model, device, dtype, attention)
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
+        options.refuse_unused(written, {**context.params, "chat": chat}, NEEDS)
     names, asked = [name for name, _ in found], reading.prepare(found, chat, system, infill)
     if whole and not all(isinstance(prompt, Infill) for prompt in asked):
         raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcoder_cli.base import config as configs
-from dcoder_cli.base import console
-from dcoder_cli.base.errors import Stopped, UserError
+from dcoder_cli.base import console, options
+from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.options import Needs
 from dcoder_cli.diffusion.estimators import ESTIMATORS
 
 if TYPE_CHECKING:
@@ -19,27 +20,32 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+NEEDS = (
+    Needs(("draws",), lambda call: call["variance"], "it is of --measure-variance; leave it out"),
+    Needs(
+        ("resume", "track", "run_name"), lambda call: not call["variance"],
+        "--measure-variance trains nothing; leave it out",
+    ),
+    Needs(  # one's own is measured beside ours
+        ("estimator",), lambda call: not call["variance"] or call["estimator"] not in ESTIMATORS,
+        "--measure-variance measures all of ours; leave it out",
+    ),
+    Needs(
+        ("unsafe_exec",), lambda call: "code" in call.get("rewards", ("code",)),  # known once the config is read
+        "no reward of this run executes code; leave it out",
+    ),
+)  # fmt: skip
+
+
 @app.command()
 def grpo(
-    model: Annotated[str | None, typer.Option("--model", help="Instruction-tuned diffusion checkpoint.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Prompts with tests or answers, from `dcoder tokenize rl`.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("run"),
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            help="A preset's name (see `dcoder presets`) or a YAML file [the one nearest to the model's size].",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", help="YAML file with keys of stage 4; wins over the preset. RUN/config.yaml repeats that run."
-        ),
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, wins over all; repeatable.")] = None,
+    context: typer.Context,
+    model: options.Model = None,
+    data: options.Shards = None,
+    out: options.Out = Path("run"),
+    preset: options.Preset = None,
+    config: options.Config = None,
+    settings: options.Set = None,
     estimator: Annotated[
         str | None, typer.Option("--estimator", help=f"{', '.join(ESTIMATORS)}, or module:function, your own.")
     ] = None,
@@ -50,7 +56,7 @@ def grpo(
             help="NAME=WEIGHT: code, format, math, or module:function (weight 1 if not given); replaces the preset's; repeatable.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    resume: options.Resume = False,
     variance: Annotated[
         bool,
         typer.Option(
@@ -62,21 +68,11 @@ def grpo(
         int | None,
         typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks [32]."),
     ] = None,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
-    ] = False,
-    device: Annotated[str | None, typer.Option("--device", help="cpu to stay off a GPU.")] = None,
-    track: Annotated[
-        str | None,
-        typer.Option(
-            "--track",
-            help="An Accelerate tracker, for example tensorboard; a resumed run keeps its own [none ends that].",
-        ),
-    ] = None,
-    run_name: Annotated[
-        str | None, typer.Option("--run-name", help="The run's name in the tracker [the run folder's].")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress bar.")] = False,
+    unsafe_exec: options.UnsafeExec = False,
+    device: options.Device = None,
+    track: options.Track = None,
+    run_name: options.RunName = None,
+    json: options.Json = False,
 ) -> None:
     """Train stage 4 with coupled-GRPO or one of its baselines.
 
@@ -91,18 +87,15 @@ def grpo(
     from dcoder_cli.training import launch
     from dcoder_cli.training.grpo.config import GrpoConfig
 
-    if draws is not None and not variance:
-        raise UserError(f"--draws {draws} is of --measure-variance; leave it out")
-    ours = estimator if estimator in ESTIMATORS else None  # it measures all of ours anyway, and yours beside them
-    for name, value in (("--resume", resume), ("--estimator", ours), ("--track", track), ("--run-name", run_name)):
-        if variance and value:
-            raise UserError(f"{name} does not go with --measure-variance, which trains nothing and measures them all")
+    written = options.given(context)
+    options.refuse_unused(written, context.params, NEEDS)
     rewards = dict(_weight(text) for text in reward or [])
     more = {"estimator": estimator} if estimator else {}
-    options = launch.Options(out, model, data, preset, config, settings or [], resume, track, run_name, more)
-    asked = launch.resolve(4, "grpo", options)
+    chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name, more)
+    asked = launch.resolve(4, "grpo", chosen)
     merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
+    options.refuse_unused(written, {**context.params, "rewards": resolved.rewards}, NEEDS)
     if variance:
         return _measure(asked, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness
@@ -117,7 +110,7 @@ def grpo(
         unsafe=unsafe_exec, preset=asked.preset,
     )  # fmt: skip
     if result.stopped == "asked":
-        raise Stopped(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
+        raise StoppedByUser(f"stopped at step {result.steps}; go on with `dcoder grpo --out {out} --resume`")
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return

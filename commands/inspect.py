@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -14,7 +14,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Show a checkpoint's architecture, special ids, conflicts and memory needs."""
     from dcoder_cli.model.inspection import inspect as look

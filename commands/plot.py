@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def plot(
         list[str] | None,
         typer.Option("--metric", help="A panel for this number of metrics.jsonl, such as grad_norm; repeatable."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print every number of every run by step, as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Draw the curves of training runs beside each other.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcoder_cli.base import console, presets
+from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
@@ -18,7 +18,7 @@ def _root() -> None:
 
 
 @app.command("list")
-def list_presets(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def list_presets(json: options.Json = False) -> None:
     """Name every preset and what it is for."""
     rows = {name: _headline(name) for name in presets.names()}
     if json:
@@ -34,7 +34,7 @@ def show(
     section: Annotated[
         str | None, typer.Option("--section", help="Only this section, for example launch (an Accelerate config file).")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Print a preset: what it changes, the commands to run, every value."""
     values: Any = presets.load(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from dcoder_cli.base import console
+from dcoder_cli.base import console, options
 
 LITTLE = 0.05  # pass@1 below which stage 4 samples next to nothing that passes; ours
 
@@ -18,18 +18,14 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="New folder for everything.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights, order, noise and tasks.")] = 0,
-    effort: Annotated[
-        float, typer.Option("--effort", help="Factor on all training steps: 0.02 is a smoke test, 3 a better model.")
-    ] = 1.0,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it is of an earlier quickstart.")] = False,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress.")] = False,
+    out: options.Out = Path("quickstart"),
+    seed: options.Seed = 0,
+    step_scale: options.StepScale = None,
+    force: options.Force = False,
+    unsafe_exec: options.UnsafeExec = False,
+    json: options.Json = False,
 ) -> None:
-    """The whole method at desk size on a CPU, from source code to a report.
+    """The whole method at CPU size, from source code to a report.
 
     Trains a tokenizer and a tiny AR model on Python's own library, converts it to a diffusion model, runs stages 1 to 4,
     and scores what it writes before and after stage 4. Offline; about eight minutes on 2 cores.
@@ -42,7 +38,7 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, effort, announce, force, unsafe_exec)
+    result = run(out, seed, 1.0 if step_scale is None else step_scale, announce, force, unsafe_exec)
     if json:
         console.emit_json(result.to_json())
     else:
@@ -54,13 +50,13 @@ def _show(result: Any, out: Path) -> None:
 
     screen = console.stdout()
     table = Table(title=None, box=None, pad_edge=False, show_edge=False)
-    for name, options in (
+    for name, look in (
         ("step", {"no_wrap": True}),
         ("what it did", {}),
         ("result", {}),
         ("s", {"justify": "right"}),
     ):
-        table.add_column(name, header_style="bold", **options)
+        table.add_column(name, header_style="bold", **look)
     for step in result.steps:
         table.add_row(step.name, step.what, step.result, f"{step.seconds:.0f}")
     screen.print(table, markup=False)
@@ -69,7 +65,7 @@ def _show(result: Any, out: Path) -> None:
     first = result.scores["stage 3 pass@1"]
     if first < LITTLE:
         screen.print(
-            f"\nStage 3 had learned next to nothing (pass@1 {first:.0%}), so stage 4 had nothing to go on. Give more --effort, or another --seed.",
+            f"\nStage 3 had learned next to nothing (pass@1 {first:.0%}), so stage 4 had nothing to go on. Give a larger --step-scale, or another --seed.",
             markup=False,
         )
     screen.print(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcoder_cli.base import console
-from dcoder_cli.base.errors import Stopped, UserError
+from dcoder_cli.base import console, options
+from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.options import Needs
 
 if TYPE_CHECKING:
     from dcoder_cli.experiments.reproduce import Outcome
@@ -17,15 +18,40 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+_ALL = ("tasks", "length", "top-p", "judge", "pretrain", "rl")
+NEEDS = (
+    Needs(
+        ("pretrain", "rl"), lambda call: call["model"],
+        "it is data for given checkpoints; name those with --model ROLE=PATH",
+    ),
+    Needs(
+        ("seeds", "jobs", "step_scale"), lambda call: not call["model"],
+        "the checkpoints of --model are trained already; leave it out",
+    ),
+    *(
+        Needs(names, lambda call, use=use: use in call.get("uses", _ALL), "no claim of this call asks for it; leave it out")
+        for names, use in (
+            (("task", "data", "limit"), "tasks"),
+            (("max_new_tokens",), "length"),
+            (("top_p",), "top-p"),
+            (("unsafe_exec",), "judge"),
+            (("pretrain",), "pretrain"),
+            (("rl",), "rl"),
+        )
+    ),
+)  # fmt: skip
+
+
 @app.command()
 def reproduce(
-    out: Annotated[Path, typer.Option("--out", help="Folder; a stopped call goes on in it.")] = Path("reproduce"),
+    context: typer.Context,
+    out: options.Out = Path("reproduce"),
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Check only this one; repeatable.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
-            help="ROLE=PATH: check these checkpoints instead of training at desk size; roles: adapted, scratch, scratch-long, sft, scratch-sft, grpo, grpo-full-mask, grpo-decoupled; repeatable.",
+            help="ROLE=PATH: check these checkpoints instead of training small ones; roles: adapted, scratch, scratch-long, sft, scratch-sft, grpo, grpo-full-mask, grpo-decoupled; repeatable.",
         ),
     ] = None,
     pretrain: Annotated[
@@ -33,28 +59,25 @@ def reproduce(
     ] = None,
     rl: Annotated[str | None, typer.Option("--rl", help="With --model: prompts with tests, for the variances.")] = None,
     task: Annotated[str, typer.Option("--task", help="With --model: benchmark to decode and judge.")] = "micro",
-    data: Annotated[str | None, typer.Option("--data", help="The benchmark's file.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only its first so many tasks.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Length of an answer [40 at desk size, 256 with --model].")
+    data: options.Benchmark = None,
+    limit: options.Limit = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    top_p: options.TopP = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Replicates trained, each from weights, order and draws of its own [3]."),
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p", help="Nucleus of all decodings, the same at every temperature [the whole distribution]."
-        ),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Families trained at desk size [3].")] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", help="Processes that train and measure at a time [one for each core].")
     ] = None,
-    effort: Annotated[float | None, typer.Option("--effort", help="Factor on their training steps [1].")] = None,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, no progress.")] = False,
+    step_scale: options.StepScale = None,
+    unsafe_exec: options.UnsafeExec = False,
+    json: options.Json = False,
 ) -> None:
-    """Check the paper's claims, with effect sizes and intervals, on models trained at desk size or given.
+    """Check the paper's claims, with effect sizes and intervals, on small models trained here or on given ones.
+
+    A stopped call goes on in its --out. Answers have 40 new tokens, 256 with --model; the whole distribution is drawn
+    from, without --top-p.
 
     Examples:
 
@@ -63,30 +86,29 @@ def reproduce(
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
     from dcoder_cli.experiments.claims import choose
-    from dcoder_cli.experiments.quantities import Settings, at_desk_size
+    from dcoder_cli.experiments.quantities import Settings, at_cpu_size
     from dcoder_cli.experiments.reproduce import reproduce as run
+    from dcoder_cli.experiments.scores import uses
 
+    chosen = choose(claim or [])
+    written = options.given(context)
+    options.refuse_unused(written, context.params, NEEDS)
     models = dict(_role(text) for text in model or [])
-    if not models and (pretrain or rl):
-        raise UserError("--pretrain and --rl are data for given checkpoints; name those with --model ROLE=PATH")
-    if models and (seeds is not None or effort is not None or jobs is not None):
-        raise UserError(
-            "--seeds, --jobs and --effort are of families trained at desk size; leave them out with --model"
-        )
-    settings = Settings(task=task, limit=limit, data=data, top_p=top_p)
+    settings = Settings(task=task, limit=limit, data=None if data is None else str(data), top_p=top_p)
     if not models:
-        settings = at_desk_size(settings)
+        settings = at_cpu_size(settings)
     elif task == "micro":
         settings = replace(settings, hot=1.0)
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
+    options.refuse_unused(written, {**context.params, "uses": uses(chosen, settings)}, NEEDS)
     try:
         result = run(
-            out, choose(claim or []), settings, 3 if seeds is None else seeds, 1.0 if effort is None else effort, models, pretrain, rl,
+            out, chosen, settings, 3 if seeds is None else seeds, 1.0 if step_scale is None else step_scale, models, pretrain, rl,
             (lambda _: None) if json else console.note, unsafe_exec, jobs,
         )  # fmt: skip
     except KeyboardInterrupt:
-        raise Stopped("stopped; run the same command again to go on") from None
+        raise StoppedByUser("stopped; run the same command again to go on") from None
     if json:
         console.emit_json(result.to_json())
         return

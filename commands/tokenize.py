@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from dcoder_cli.base import options
+from dcoder_cli.base.options import Needs
+
 app = typer.Typer(
     help="Turn text, code, JSONL, Parquet or hub data into packed shards.",
     no_args_is_help=True,
@@ -20,11 +23,7 @@ _SOURCES = (
     "Folders, files (.py .jsonl .json .parquet .txt, .gz, .zst) or hub:NAME[:CONFIG][:SPLIT]; SRC@3 takes it thrice."
 )
 Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help=_SOURCES, show_default=False)]
-Out = Annotated[str, typer.Option("--out", "-o", help="Folder to make.", show_default=False)]
-Tokenizer = Annotated[
-    str, typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub name.", show_default=False)
-]
-Seed = Annotated[int, typer.Option(help="Order of documents, held-out choice and sampling.")]
+Tokenizer = Annotated[str, options.TOKENIZER]
 Workers = Annotated[int, typer.Option(help="Worker processes; 0: one for each core. The result is the same.")]
 Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
 Extensions = Annotated[
@@ -39,20 +38,61 @@ Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
 Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
-System = Annotated[
-    str, typer.Option(help="System message for samples without one; default: the template's own.", show_default=False)
-]
-Overwrite = Annotated[bool, typer.Option("--force", help="Replace finished data in --out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
+_FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
+_COMMON = (
+    Needs(
+        ("exclude",), lambda call: "folder" in call["kinds"],
+        "it chooses among the files of a folder, and no source is one; leave it out",
+    ),
+    Needs(
+        ("extensions",), lambda call: call["kinds"] & {"folder", "other"},
+        "it chooses among the files of a folder, and no source is one; leave it out",
+    ),
+    Needs(
+        ("decontaminate_ngram", "benchmarks"), lambda call: call["decontaminate"],
+        "it is of --decontaminate; give that, such as humaneval,mbpp, or leave it out",
+    ),
+)  # fmt: skip
+# By command: what its options need. `kinds` are those of the sources, see `sources.kind_of`.
+NEEDS = {
+    "pretrain": (
+        *_COMMON,
+        Needs(
+            ("tokenizer_digits",), lambda call: call["train_tokenizer"],
+            "it is of a tokenizer that --train-tokenizer trains; leave it out",
+        ),
+        Needs(
+            ("column", "template"), lambda call: call["kinds"] & {"folder", "table"},
+            "it is of tables (.jsonl, .json, .parquet, hub), and every source is text; leave it out",
+        ),
+        Needs(
+            ("max_line_length", "mean_line_length", "min_alphanumeric"),
+            lambda call: call["code_filters"] == "all"
+            or (call["code_filters"] == "auto" and call["kinds"] & {"folder", "code", "python"}),
+            _FILTERS,
+        ),
+        Needs(
+            ("drop_unparsable",), lambda call: call["kinds"] & {"folder", "table", "python"},
+            "it is of Python, and no source can hold any; leave it out",
+        ),
+    ),
+    "sft": _COMMON,
+    "rl": (
+        *_COMMON,
+        Needs(
+            ("hard_mean", "hard_spread"), lambda call: call["hard"] != "all",
+            "--hard all keeps every row; leave one of them out",
+        ),
+    ),
+}  # fmt: skip
 
 
 @app.command()
 def pretrain(
+    context: typer.Context,
     sources: Sources,
-    out: Out,
-    tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub name.", show_default=False)
-    ] = "",
+    out: options.Out,
+    tokenizer: options.Tokenizer = None,
     train_tokenizer: Annotated[
         int,
         typer.Option(help="Instead, train a byte-level BPE of this size; saved in OUT/tokenizer.", show_default=False),
@@ -61,7 +101,7 @@ def pretrain(
         int, typer.Option(help="Longest run of digits in a token of a trained tokenizer (Qwen2: 1).")
     ] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row (DiffuCoder stage 1: 4096).")] = 4096,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of documents held out, by their content.")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -93,10 +133,11 @@ def pretrain(
     eos_token: Annotated[
         str, typer.Option(help="Token between documents; default: the tokenizer's end of text.", show_default=False)
     ] = "",
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    overwrite: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Pack documents into rows for stages 0, 1 and 2."""
+    _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
     from dcoder_cli.data.records import TextMapping
@@ -118,8 +159,8 @@ def pretrain(
     manifest = tokenize_pretrain(
         PretrainSettings(
             sources=tuple(sources),
-            out=out,
-            tokenizer=tokenizer or None,
+            out=str(out),
+            tokenizer=tokenizer,
             train_tokenizer=train_tokenizer or None,
             tokenizer_digits=tokenizer_digits,
             seq_len=seq_len,
@@ -135,13 +176,14 @@ def pretrain(
             overwrite=overwrite,
         )
     )
-    _show(manifest, out, time.monotonic() - begin, json)
+    _show(manifest, str(out), time.monotonic() - begin, json)
 
 
 @app.command()
 def sft(
+    context: typer.Context,
     sources: Sources,
-    out: Out,
+    out: options.Out,
     tokenizer: Tokenizer,
     seq_len: Annotated[
         int, typer.Option(help="Tokens in a row; longer samples are dropped (DiffuCoder: 2048).")
@@ -150,8 +192,8 @@ def sft(
         str,
         typer.Option(help="Fills rows and ends answers; default the tokenizer's, or <|dlm_pad|>.", show_default=False),
     ] = "",
-    system: System = "",
-    seed: Seed = 0,
+    system: options.System = None,
+    seed: options.Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of samples held out, by their content.")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
@@ -162,14 +204,15 @@ def sft(
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    overwrite: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Lay out chats for stage 3, one sample a row.
 
     The answer, its end of turn and the pads behind it are supervised, the prompt is not.
     Rows of the sources hold `messages`, `conversations`, instruction/output (+input), or another usual pair.
     """
+    _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
 
@@ -185,7 +228,7 @@ def sft(
     manifest = tokenize_sft(
         SftSettings(
             sources=tuple(sources),
-            out=out,
+            out=str(out),
             tokenizer=tokenizer,
             seq_len=seq_len,
             seed=seed,
@@ -200,13 +243,14 @@ def sft(
             overwrite=overwrite,
         )
     )
-    _show(manifest, out, time.monotonic() - begin, json)
+    _show(manifest, str(out), time.monotonic() - begin, json)
 
 
 @app.command()
 def rl(
+    context: typer.Context,
     sources: Sources,
-    out: Out,
+    out: options.Out,
     tokenizer: Tokenizer,
     max_prompt_tokens: Annotated[int, typer.Option(help="Drop longer prompts (DiffuCoder: 200).")] = 200,
     hard: Annotated[
@@ -224,8 +268,8 @@ def rl(
     baseline: Annotated[
         str, typer.Option(help="constant: no credit for tests that the best constant answer passes; none: for each.")
     ] = "none",
-    system: System = "",
-    seed: Seed = 0,
+    system: options.System = None,
+    seed: options.Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of questions held out, by their content.")] = 0.0,
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
@@ -233,14 +277,15 @@ def rl(
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
-    overwrite: Overwrite = False,
-    json: AsJson = False,
+    overwrite: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Collect prompts for `dcoder grpo`: questions with tests, or with a number to find.
 
     Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names; or, as GSM8K's,
     a question and an answer that is a number or ends in "#### 42", for the reward `math`.
     """
+    _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.rl import RlSettings, tokenize_rl
 
@@ -256,7 +301,7 @@ def rl(
     manifest = tokenize_rl(
         RlSettings(
             sources=tuple(sources),
-            out=out,
+            out=str(out),
             tokenizer=tokenizer,
             max_prompt_tokens=max_prompt_tokens,
             hard=hard,
@@ -273,7 +318,15 @@ def rl(
             overwrite=overwrite,
         )
     )
-    _show(manifest, out, time.monotonic() - begin, json)
+    _show(manifest, str(out), time.monotonic() - begin, json)
+
+
+def _check(context: typer.Context, sources: list[str]) -> None:
+    """Refuse options without an effect, by the call and the kinds of its sources."""
+    from dcoder_cli.data.sources import kind_of, parse_sources
+
+    values = {**context.params, "kinds": {kind_of(source) for source in parse_sources(sources)}}
+    options.refuse_unused(options.given(context), values, NEEDS[str(context.info_name)])
 
 
 def _names(text: str) -> tuple[str, ...]:

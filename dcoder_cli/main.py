@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from dcoder_cli import __version__
-from dcoder_cli.base.errors import Stopped, UserError, WorkFailed, one_line
+from dcoder_cli.base.errors import StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """A command's module in commands/ and its line in `dcoder --help`."""
 
     module: str
@@ -23,24 +23,24 @@ class Entry(NamedTuple):
 
 
 # Every module has `app`, a typer.Typer. A test compares each summary with the command's own help.
-COMMANDS: dict[str, Entry] = {
-    "quickstart": Entry("quickstart", "The whole method at desk size on a CPU, from source code to a report."),
-    "tokenize": Entry("tokenize", "Turn text, code, JSONL, Parquet or hub data into packed shards."),
-    "convert": Entry("convert", "Turn an AR checkpoint into a diffusion checkpoint, or make a new one."),
-    "inspect": Entry("inspect", "Show a checkpoint's architecture, special ids, conflicts and memory needs."),
-    "train-stage": Entry("train_stage", "Train stage 0 (ar), 1 (adapt), 2 (mid) or 3 (sft)."),
-    "grpo": Entry("grpo", "Train stage 4 with coupled-GRPO or one of its baselines."),
-    "generate": Entry("generate", "Generate text from prompts with any model and unmasking rule."),
-    "chat": Entry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
-    "arness": Entry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
-    "eval": Entry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
-    "plot": Entry("plot", "Draw the curves of training runs beside each other."),
-    "reproduce": Entry(
+COMMANDS: dict[str, CommandEntry] = {
+    "quickstart": CommandEntry("quickstart", "The whole method at CPU size, from source code to a report."),
+    "tokenize": CommandEntry("tokenize", "Turn text, code, JSONL, Parquet or hub data into packed shards."),
+    "convert": CommandEntry("convert", "Turn an AR checkpoint into a diffusion checkpoint, or make a new one."),
+    "inspect": CommandEntry("inspect", "Show a checkpoint's architecture, special ids, conflicts and memory needs."),
+    "train-stage": CommandEntry("train_stage", "Train stage 0 (ar), 1 (adapt), 2 (mid) or 3 (sft)."),
+    "grpo": CommandEntry("grpo", "Train stage 4 with coupled-GRPO or one of its baselines."),
+    "generate": CommandEntry("generate", "Generate text from prompts with any model and unmasking rule."),
+    "chat": CommandEntry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
+    "arness": CommandEntry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
+    "eval": CommandEntry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
+    "plot": CommandEntry("plot", "Draw the curves of training runs beside each other."),
+    "reproduce": CommandEntry(
         "reproduce",
-        "Check the paper's claims, with effect sizes and intervals, on models trained at desk size or given.",
+        "Check the paper's claims, with effect sizes and intervals, on small models trained here or on given ones.",
     ),
-    "doctor": Entry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
-    "presets": Entry("presets", "List and show the presets for GPU sizes."),
+    "doctor": CommandEntry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
+    "presets": CommandEntry("presets", "List and show the presets for GPU sizes."),
 }
 
 
@@ -100,7 +100,7 @@ def main() -> None:
         app(prog_name="dcoder")
     except UserError as error:
         _fail(one_line(error), 2)
-    except Stopped as error:
+    except StoppedByUser as error:
         _fail(one_line(error), _STOPPED)
     except WorkFailed as error:
         _fail(one_line(error), 1)

@@ -123,14 +123,14 @@ def test_every_bad_trajectory_file_is_named(tmp_path: Path, case: str) -> None:
         (["--model", "m", "--task", "evalplus", "--data", "f"], "evalplus reads several files and --data names one"),
         (["--model", "m", "--task", "bigcodebench"], "needs an interpreter with its libraries"),
         (["--trajectories", "a", "--tie-break", "left"], "--trajectories are decoded already"),
-        (["--trajectories", "a", "--sensitivity"], "--sensitivity decodes anew, so it needs --model"),
+        (["--trajectories", "a", "--sensitivity"], "--sensitivity has no effect: it is of decoding"),
         (
             ["--model", "m", "--prompts", "p", "--sensitivity", "--tie-break", "left"],
-            "which runs left, random and model",
+            "--sensitivity runs left, random and model",
         ),
         (["--model", "m", "--prompts", "p", "--sensitivity", "--top-p", "1"], "compares a top-p below 1 with none"),
         (["--model", "m", "--prompts", "p", "--sensitivity", "--rule", "random"], "scores no two places alike"),
-        (["--model", "m", "--prompts", "p", "--data", "f"], "--data is the file of one --task, and 0 are given"),
+        (["--model", "m", "--prompts", "p", "--data", "f"], "--data f has no effect: it is of --task"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(arguments: list[str], message: str) -> None:

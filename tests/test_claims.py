@@ -28,7 +28,7 @@ from dcoder_cli.experiments.effects import effect_of, holm
 from dcoder_cli.experiments.findings import check
 from dcoder_cli.experiments.measures import Measures
 from dcoder_cli.experiments.processes import run_units
-from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_desk_size
+from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_cpu_size
 from dcoder_cli.experiments.reproduce import Outcome, _identity, reproduce
 from dcoder_cli.experiments.scores import COLUMNS, quantities_of, scores
 from dcoder_cli.experiments.seeds import ROLES as ROLE_WORDS
@@ -46,7 +46,7 @@ class Known(Measures):
 
     def __init__(self, values: dict[Quantity, Any], models: tuple[str, ...] = ROLES, data: str | None = "d") -> None:
         family = Family(0, dict.fromkeys(models, "x"), data, data, Path())
-        super().__init__(family, at_desk_size(Settings()), print)
+        super().__init__(family, at_cpu_size(Settings()), print)
         self.known = values
 
     def value(self, quantity: Quantity) -> dict[str, float]:
@@ -186,7 +186,7 @@ def test_every_temperature_is_decoded_with_the_same_top_p(tmp_path: Path, monkey
 
     monkeypatch.setattr("dcoder_cli.decoding.sampler.generate", spy)
     for top_p in (None, 0.8):
-        settings = replace(at_desk_size(Settings(limit=7, top_p=top_p)), max_new_tokens=8)
+        settings = replace(at_cpu_size(Settings(limit=7, top_p=top_p)), max_new_tokens=8)
         found: dict[str, dict[str, Any]] = {}
         for view in ("cold", "hot", "many cold", "many hot", "half", "paper cold", "paper hot", "filtered", "plain"):
             with pytest.raises(WorkFailed):
@@ -215,7 +215,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Measures, "_decode", decode)
     family = Family(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
-    settings = at_desk_size(Settings())
+    settings = at_cpu_size(Settings())
 
     def value(role: str, view: str, **changes: Any) -> float:
         measures = Measures(family, replace(settings, **changes), print)
@@ -240,7 +240,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_scores_have_the_change_from_stage_3(tmp_path: Path) -> None:
-    settings = at_desk_size(Settings())
+    settings = at_cpu_size(Settings())
     wanted = quantities_of(choose([]), settings)
     assert len(wanted) == len(set(wanted))
     for role in ("sft", "grpo", "grpo-decoupled", "grpo-full-mask"):
@@ -267,7 +267,7 @@ def test_the_tables_fit_a_terminal_and_start_with_the_primary_claims(
     from dcoder_cli.base import console
 
     show = importlib.import_module("dcoder_cli.commands.reproduce")._show
-    settings = at_desk_size(Settings())
+    settings = at_cpu_size(Settings())
     wanted = quantities_of(CLAIMS, settings)
     families: list[Measures] = [
         Known({one: 0.4 + 0.01 * seed * len(one.role) + 0.2 * (one.role == "grpo") for one in wanted})
@@ -310,7 +310,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         if "full-mask" in line:
             raise KeyboardInterrupt
 
-    settings = replace(at_desk_size(Settings(limit=2, many=2)), max_new_tokens=8)
+    settings = replace(at_cpu_size(Settings(limit=2, many=2)), max_new_tokens=8)
     out = tmp_path / "r"
 
     def run(announce: Any) -> Any:
@@ -361,7 +361,7 @@ def test_parts_at_a_time_are_those_one_after_another_and_end_with_their_caller(t
 
     def command(jobs: int) -> list[str]:
         return [
-            sys.executable, "-m", "dcoder_cli", "reproduce", "--seeds", "2", "--jobs", str(jobs), "--effort", "0.003",
+            sys.executable, "-m", "dcoder_cli", "reproduce", "--seeds", "2", "--jobs", str(jobs), "--step-scale", "0.003",
             "--claim", "adaptation", "--claim", "grpo-order", "--limit", "7", "--out", str(tmp_path / str(jobs)),
         ]  # fmt: skip
 
@@ -468,13 +468,13 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--rl", "x"], "name those with --model ROLE=PATH"),
         (["reproduce", "--seeds", "0", "--out", str(tmp_path / "o")], "--seeds 0 must be at least 1"),
         (["reproduce", "--task", "humaneval"], "asks for real checkpoints"),
-        (["reproduce", "--model", "sft=y", "--seeds", "2"], "leave them out with --model"),
+        (["reproduce", "--model", "sft=y", "--seeds", "2"], "the checkpoints of --model are trained already"),
         (["reproduce", "--jobs", "0", "--out", str(tmp_path / "o")], "--jobs 0 must be at least 1"),
-        (["reproduce", "--limit", "0", "--out", str(tmp_path / "o")], "--limit 0 must be at least 1"),
+        (["reproduce", "--limit", "0", "--out", str(tmp_path / "o")], "--limit': 0 is not in the range"),
         (["reproduce", "--max-new-tokens", "1", "--out", str(tmp_path / "o")], "--max-new-tokens 1 must be at least 2"),
         (["reproduce", "--max-new-tokens", "400", "--out", str(tmp_path / "o")], "leaves no room for the questions"),
         (["reproduce", "--data", "x.jsonl", "--out", str(tmp_path / "o")], "leave --data out"),
-        (["reproduce", "--effort", "nan", "--out", str(tmp_path / "o")], "--effort nan a number above 0"),
+        (["reproduce", "--step-scale", "nan", "--out", str(tmp_path / "o")], "--step-scale nan a number above 0"),
         (["reproduce", "--model", "sft=./y", "--out", str(tmp_path / "o")], "is no folder here"),
         (["reproduce", "--seeds", "10000000", "--out", str(tmp_path / "o")], "no space left for 10000000 families"),
         (["reproduce", "--foo"], "No such option: --foo"),

@@ -278,7 +278,7 @@ def test_a_model_trains_at_the_learning_rate_of_its_size(
         "settings": [],
         "resume": False,
     }
-    options = launch.Options(tmp_path / "x", preset=None, track=None, run_name=None, **asked)  # type: ignore[arg-type]
+    options = launch.LaunchOptions(tmp_path / "x", preset=None, track=None, run_name=None, **asked)  # type: ignore[arg-type]
     small = launch.resolve(1, "train-stage 1", options)
     assert small.settings["optimizer"]["learning_rate"] == 3e-3
     monkeypatch.setattr(inspection, "count_parameters", lambda folder: (494_000_000, ["F32"]))

@@ -48,7 +48,7 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
     )
     with pytest.raises(UserError, match="already holds a quickstart"):
         quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
-    with pytest.raises(UserError, match="--effort nan must be a number above 0"):
+    with pytest.raises(UserError, match="--step-scale nan must be a number above 0"):
         quickstart.quickstart(out, seed=0, effort=float("nan"), announce=heard.append, force=True)
     monkeypatch.setattr(judge.sandbox, "best_tier", lambda: "C")
     with pytest.raises(UserError, match="give --unsafe-exec"):
@@ -60,16 +60,16 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
 def test_a_seed_that_learned_nothing_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], score: float, told: bool
 ) -> None:
-    outcome = quickstart.Outcome([], [], {"stage 3 pass@1": score}, 1.0, tmp_path / "model")
+    outcome = quickstart.QuickstartOutcome([], [], {"stage 3 pass@1": score}, 1.0, tmp_path / "model")
     _show(outcome, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
-    assert ("Give more --effort, or another --seed." in shown) == told and "dcoder generate" in shown
+    assert ("Give a larger --step-scale, or another --seed." in shown) == told and "dcoder generate" in shown
 
 
 def test_force_replaces_nothing_but_a_quickstart(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
-    told = refused("quickstart", "--out", tmp_path / "precious", "--force", "--effort", "0.003")
+    told = refused("quickstart", "--out", tmp_path / "precious", "--force", "--step-scale", "0.003")
     assert "is not empty and does not hold a quickstart" in told and (tmp_path / "precious" / "thesis.tex").is_file()
     assert "is a file" in refused("quickstart", "--out", tmp_path / "precious" / "thesis.tex", "--force")
 

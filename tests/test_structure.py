@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,31 @@ def test_each_commands_summary_is_the_one_in_the_table(name: str) -> None:
     module = importlib.import_module(f"dcoder_cli.commands.{COMMANDS[name].module}")
     text = typer.main.get_command(module.app).help or ""
     assert text.strip().splitlines()[0] == COMMANDS[name].summary
+
+
+# The most options and arguments that each command may have. These numbers may only shrink, and a new command gets few.
+MOST_OPTIONS = {
+    "quickstart": 6, "tokenize pretrain": 28, "tokenize sft": 19, "tokenize rl": 20, "convert": 12, "inspect": 2,
+    "train-stage": 12, "grpo": 16, "generate": 42, "chat": 10, "arness": 45, "eval": 42, "eval judge": 11, "plot": 4,
+    "reproduce": 15, "doctor": 1, "presets list": 1, "presets show": 3,
+}  # fmt: skip
+
+
+def test_no_command_gains_options() -> None:
+    import importlib
+
+    import typer
+
+    found: dict[str, int] = {}
+    for name, entry in COMMANDS.items():
+        command: Any = typer.main.get_command(importlib.import_module(f"dcoder_cli.commands.{entry.module}").app)
+        inner = getattr(command, "commands", None)
+        for sub, one in inner.items() if inner else [("", command)]:
+            full = f"{name} {sub}".strip()
+            full = "eval" if name == "eval" and sub != "judge" else full  # the benchmarks share one function
+            found[full] = max(found.get(full, 0), len(one.params))
+    assert set(found) == set(MOST_OPTIONS)
+    assert found == MOST_OPTIONS, "more options than before, or fewer: then lower the number"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *[[name, "--help"] for name in COMMANDS]], ids=" ".join)
@@ -175,6 +201,44 @@ def test_json_lines_are_read_in_one_place(root: Path) -> None:
         for number in reads_lines(ast.parse(file.read_text()))
     }
     assert not wild, f"read JSON lines with base/jsonl.py: {sorted(wild)}"
+
+
+TWICE = {"Rows", "Settings", "Source"}  # of benchmarks and experiments; may only shrink
+
+
+def test_a_public_class_name_occurs_once(root: Path) -> None:
+    found: dict[str, list[str]] = {}
+    for file in [*(root / "dcoder_cli").rglob("*.py"), *(root / "commands").glob("*.py")]:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(file.relative_to(root)))
+    twice = {name: files for name, files in found.items() if len(files) > 1 and name not in TWICE}
+    assert not twice, twice
+
+
+# Modules whose types name each other; may only shrink.
+CIRCLES = {
+    frozenset({"dcoder_cli.analysis.measure", "dcoder_cli.analysis.sensitivity"}),
+    frozenset({"dcoder_cli.benchmarks.compare", "dcoder_cli.benchmarks.sweep"}),
+    frozenset({"dcoder_cli.experiments.reproduce", "dcoder_cli.experiments.reproduce_report"}),
+}
+
+
+def test_no_modules_import_each_other_even_for_types(root: Path) -> None:
+    names = {}
+    for file in (root / "dcoder_cli").rglob("*.py"):
+        parts = file.relative_to(root).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    edges = {name: {one for one in imports(file) if one in names and one != name} for name, file in names.items()}
+    left = dict(edges)
+    while free := [name for name, wanted in left.items() if not wanted & set(left)]:
+        for name in free:
+            del left[name]
+    # What is left is in a circle, or imports one: take away what nobody left imports, until only circles remain.
+    while idle := [name for name in left if not any(name in wanted for other, wanted in left.items() if other != name)]:
+        for name in idle:
+            del left[name]
+    assert set(left) <= {name for circle in CIRCLES for name in circle}, sorted(left)
 
 
 def test_no_machine_path_is_committed(root: Path) -> None:

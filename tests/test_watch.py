@@ -25,7 +25,7 @@ from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.terminal.cells import layout
 from dcoder_cli.terminal.screen import Screen
-from dcoder_cli.terminal.watch import Plan, Watch
+from dcoder_cli.terminal.watch import StepPlan, Watch
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -125,7 +125,7 @@ def test_the_widest_frame_leaves_room_for_the_echo_of_ctrl_c() -> None:
 
 def test_every_frame_leaves_the_terminal_sane(model: Model) -> None:
     with terminal_file() as (file, written):
-        watch = Watch(Plan.of(model, Settings(max_new_tokens=LENGTH)), screen=Screen(file))
+        watch = Watch(StepPlan.of(model, Settings(max_new_tokens=LENGTH)), screen=Screen(file))
         watch.on_commit(0, 0, [3], [70])
         display = Display()
         display.feed(written())
@@ -180,7 +180,7 @@ def test_order_shows_without_colour(model: Model, screen: Screen) -> None:
     for colours in (True, False):
         if not colours:
             screen.colours = None
-        watch = Watch(Plan.of(model, Settings(max_new_tokens=40)), screen=screen)
+        watch = Watch(StepPlan.of(model, Settings(max_new_tokens=40)), screen=screen)
         watch.next_frame = float("inf")
         watch.on_commit(0, 0, [0], token)
         watch.fresh.clear()
@@ -205,7 +205,7 @@ def test_colours_are_readable_on_black_and_on_white() -> None:
 def test_of_a_tall_text_the_active_part_is_shown(model: Model, screen: Screen) -> None:
     line_end = model.tokenizer("\n")["input_ids"]
     letter = model.tokenizer("x")["input_ids"]
-    watch = Watch(Plan.of(model, Settings(max_new_tokens=100)), screen=screen)
+    watch = Watch(StepPlan.of(model, Settings(max_new_tokens=100)), screen=screen)
     watch.next_frame = float("inf")
     for position in range(0, 100, 2):
         watch.on_commit(position, 0, [position], line_end)
@@ -218,7 +218,7 @@ def test_of_a_tall_text_the_active_part_is_shown(model: Model, screen: Screen) -
 
 
 def test_blocks_appear_one_after_another(model: Model, screen: Screen) -> None:
-    watch = Watch(Plan.of(model, Settings(max_new_tokens=64, block_length=16)), screen=screen)
+    watch = Watch(StepPlan.of(model, Settings(max_new_tokens=64, block_length=16)), screen=screen)
     watch.next_frame = float("inf")
     assert watch.frame(79, 24)[0].count("░") == 16
     watch.on_commit(0, 0, list(range(16)), model.tokenizer("x")["input_ids"] * 16)
@@ -227,7 +227,7 @@ def test_blocks_appear_one_after_another(model: Model, screen: Screen) -> None:
 
 
 def test_a_batch_shows_one_row_and_counts_all(model: Model, screen: Screen) -> None:
-    watch = Watch(Plan.of(model, Settings(max_new_tokens=8)), ["first", "se\x1bcond", "third"], screen)
+    watch = Watch(StepPlan.of(model, Settings(max_new_tokens=8)), ["first", "se\x1bcond", "third"], screen)
     token = model.tokenizer("x")["input_ids"]
     for row in (1, 2):
         watch.on_commit(0, row, [0], token)
@@ -236,7 +236,7 @@ def test_a_batch_shows_one_row_and_counts_all(model: Model, screen: Screen) -> N
 
 
 def test_a_span_searched_at_several_lengths_is_shown_each_time(model: Model, screen: Screen) -> None:
-    watch = Watch(Plan.of(model, Settings(max_new_tokens=4)), screen=screen)
+    watch = Watch(StepPlan.of(model, Settings(max_new_tokens=4)), screen=screen)
     watch.next_frame = float("inf")
     token = model.tokenizer("x")["input_ids"]
     for length in (2, 6):
@@ -247,7 +247,7 @@ def test_a_span_searched_at_several_lengths_is_shown_each_time(model: Model, scr
 
 
 def test_frames_are_few(model: Model, screen: Screen) -> None:
-    watch = Watch(Plan.of(model, Settings(max_new_tokens=2000)), screen=screen)
+    watch = Watch(StepPlan.of(model, Settings(max_new_tokens=2000)), screen=screen)
     frames = []
     draw = screen.draw
     screen.draw = lambda lines: (frames.append(1), draw(lines))  # type: ignore[method-assign,assignment,func-returns-value]

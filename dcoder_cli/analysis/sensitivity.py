@@ -57,7 +57,7 @@ def relabelled(run: Series, label: str, settings: Mapping[str, Any]) -> Series:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Combination:
     """One combination: its settings, its numbers as `arness` gave them, and pass@1 as (share, low, high) where known."""
 
     temperature: float
@@ -78,16 +78,16 @@ class Cell:
 class Sensitivity:
     """All combinations of one model on one kind of prompts, tie breaks of one temperature and filter together."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Combination, ...]
 
-    def groups(self) -> dict[tuple[float, float | None], dict[str, Cell]]:
+    def groups(self) -> dict[tuple[float, float | None], dict[str, Combination]]:
         """(temperature, top_p) -> tie break -> cell."""
-        found: dict[tuple[float, float | None], dict[str, Cell]] = {}
+        found: dict[tuple[float, float | None], dict[str, Combination]] = {}
         for cell in self.cells:
             found.setdefault((cell.temperature, cell.top_p), {})[cell.tie_break] = cell
         return found
 
-    def moved(self, group: Mapping[str, Cell], kind: str) -> float | None:
+    def moved(self, group: Mapping[str, Combination], kind: str) -> float | None:
         """How far the tie break alone moves a number: largest minus smallest mean of the group."""
         means = [mean for cell in group.values() for mean in cell.value(kind)[:1] if mean is not None]
         return max(means) - min(means) if means else None
@@ -96,7 +96,7 @@ class Sensitivity:
         """Columns and rows as shown: a row a cell, and one row where nothing is tied and all tie breaks are equal."""
         scored = any(cell.passed is not None for cell in self.cells)
         columns = ["T", "top-p", "ties", "tied", "local@1", "global@1", *(["pass@1"] if scored else [])]
-        rows, cells = [], list[tuple[Cell, str]]()
+        rows, cells = [], list[tuple[Combination, str]]()
         for group in self.groups().values():
             alike = all(cell.numbers["tied_share"] == 0 for cell in group.values())
             cells.extend(
@@ -152,7 +152,7 @@ def compare(series: Sequence[Series]) -> Sensitivity:
     """The cells of runs made with the settings of `variants`."""
     return Sensitivity(
         tuple(
-            Cell(
+            Combination(
                 float(one.temperature or 0.0),
                 one.trajectories[0].settings.get("top_p"),
                 one.trajectories[0].settings["tie_break"],

@@ -9,7 +9,7 @@ class WorkFailed(RuntimeError):
     """The input was right but the work could not be done. One line. Exit code 1."""
 
 
-class Stopped(WorkFailed):
+class StoppedByUser(WorkFailed):
     """Ctrl-C, or a polite kill, ended the work. One line: how to go on. Exit code 130, as of every stopped command."""
 
 

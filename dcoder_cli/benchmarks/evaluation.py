@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Setup:
         settings: the sampler's, complete: the protocol's under what the user chose.
         n: samples a task.
         infill_lengths: candidates for the length of a gap.
+        departures: settings that are not the protocol's, name -> {"protocol", "here"}.
     """
 
     suite: Suite
@@ -47,6 +48,7 @@ class Setup:
     n: int = 1
     seed: int = 0
     infill_lengths: tuple[int, ...] = INFILL_LENGTHS
+    departures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -150,6 +152,7 @@ def evaluate(
     result = summarize(setup.suite, store.samples, store.judged, judging.tier, setup.keys)
     result.record.update(
         model=model.name, protocol=setup.protocol.title, n=setup.n, settings=setup.identity["settings"],
+        departures=dict(setup.departures),
         processes=ranks.world_size(), device=str(model.device), dtype=str(model.dtype).removeprefix("torch."),
     )  # fmt: skip
     if ranks.rank() == 0:

@@ -20,6 +20,7 @@ from dcoder_cli.benchmarks.evaluation import Result, Setup, evaluate
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
 from dcoder_cli.benchmarks.suites import Suite
+from dcoder_cli.decoding import unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model, load
 
@@ -32,6 +33,7 @@ class Options:
         settings: of the sampler, over the protocol's.
         temperatures: one evaluation each.
         speeds: divisors of the number of steps, one evaluation each.
+        written: what stands on the command line, by name, to refuse what has no effect.
     """
 
     subset: str | None = None
@@ -52,6 +54,7 @@ class Options:
     workers: int | None = None
     python: str | None = None
     unsafe: bool = False
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -209,14 +212,30 @@ def _setups(
         raise UserError(
             f"--speed and --steps are for diffusion models, and {model.name!r} is an AR model; leave them out"
         )
+    temperatures = options.temperatures or (settings["temperature"],)
+    unused.refuse(options.written, {**settings, "temperature": max(temperatures)}, lambda: model.is_diffusion)
+    protocols_own = _filled({"rule": model.default_rule, **protocol.settings(suite.items[0].kind)})
+    infill = suite.items[0].kind == "infill"
     found = {}
-    for temperature, speed in itertools.product(options.temperatures or (settings["temperature"],), options.speeds):
+    for temperature, speed in itertools.product(temperatures, options.speeds):
         chosen = {**settings, "temperature": temperature}
         if speed != 1:
             if settings.get("mode", "exact") != "exact" or suite.items[0].kind == "infill":
                 raise UserError(f"--speed {speed} divides the steps of mode exact, and not of fast mode or of infills")
             chosen["steps"] = (settings.get("steps") or settings["max_new_tokens"]) // speed
         # Settings checks each value; a fast mode's defaults are filled in by the sampler again
-        config.build(Settings, chosen, where="the settings of eval")
-        found[temperature, speed] = Setup(suite, protocol, chosen, options.n, options.seed, options.infill_lengths)
+        whole = _filled(chosen)
+        departures = {
+            name: {"protocol": protocols_own[name], "here": value}
+            for name, value in whole.items()
+            if value != protocols_own[name] and not (infill and name == "max_new_tokens")
+        }
+        found[temperature, speed] = Setup(
+            suite, protocol, chosen, options.n, options.seed, options.infill_lengths, departures
+        )
     return found
+
+
+def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the sampler's defaults, all checked."""
+    return config.to_dict(config.build(Settings, settings, where="the settings of eval"))

@@ -46,7 +46,7 @@ class FilterSettings:
             raise UserError(f"--decontaminate-ngram {self.decontaminate_ngram} must be at least 2")
 
 
-class Verdict(NamedTuple):
+class FilterVerdict(NamedTuple):
     """The text to keep, or the reason to drop it with a detail for the report."""
 
     text: str
@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
     stripped: str | None = None  # the licence whose header was taken off
 
 
-def judge_document(text: str, settings: FilterSettings, is_source: bool, maybe_python: bool) -> Verdict:
+def judge_document(text: str, settings: FilterSettings, is_source: bool, maybe_python: bool) -> FilterVerdict:
     """Run every filter but duplicates and decontamination.
 
     Args:
@@ -63,29 +63,29 @@ def judge_document(text: str, settings: FilterSettings, is_source: bool, maybe_p
         maybe_python: `drop_unparsable` applies (a .py file, or a row of a table).
     """
     if not text.strip():
-        return Verdict(text, "empty")
+        return FilterVerdict(text, "empty")
     if len(text) > settings.max_document_bytes:
-        return Verdict(text, "too large", f"{len(text)} characters")
+        return FilterVerdict(text, "too large", f"{len(text)} characters")
     if "\0" in text:
-        return Verdict(text, "binary")
+        return FilterVerdict(text, "binary")
     stripped = None
     if settings.licence != "keep":
         header = licence_header(text)
         if header is not None:
             action, _, names = settings.licence.partition(":")
             if action == "drop" and (not names or header.licence in names.split(",")):
-                return Verdict(text, f"licence header {header.licence}")
+                return FilterVerdict(text, f"licence header {header.licence}")
             if action == "strip":
                 text, stripped = header.rest, header.licence
                 if not text.strip():
-                    return Verdict(text, "empty", "after its licence header")
+                    return FilterVerdict(text, "empty", "after its licence header")
     if settings.code_filters == "all" or (settings.code_filters == "auto" and is_source):
         problem = _shape_problem(text, settings)
         if problem is not None:
-            return Verdict(text, *problem)
+            return FilterVerdict(text, *problem)
     if settings.drop_unparsable and maybe_python and not parses(text):
-        return Verdict(text, "unparsable Python")
-    return Verdict(text, None, "", stripped)
+        return FilterVerdict(text, "unparsable Python")
+    return FilterVerdict(text, None, "", stripped)
 
 
 def _shape_problem(text: str, settings: FilterSettings) -> tuple[str, str] | None:

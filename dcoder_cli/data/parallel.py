@@ -12,7 +12,7 @@ from dcoder_cli.base.console import Bar, bar, note
 from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.base.machine import cores
 from dcoder_cli.data.sources import Unit
-from dcoder_cli.data.units import Job, Worker, process_unit, start_worker, unit_path
+from dcoder_cli.data.units import TokenizeJob, UnitWorker, process_unit, start_worker, unit_path
 
 _MEGABYTE = 1e6
 # Below this a single process, whose tokenizer has threads of its own, is done before others have started: starting one
@@ -30,7 +30,7 @@ def worker_count(asked: int, size: int) -> int:
     return asked or (cores() if size > _WORTH_PROCESSES else 1)
 
 
-def run_units(job: Job, units: Sequence[Unit], workers: int, quiet: bool) -> None:
+def run_units(job: TokenizeJob, units: Sequence[Unit], workers: int, quiet: bool) -> None:
     """Process every unit whose file is not there yet.
 
     One worker works in this process; several are spawned, so a program that calls this needs the usual
@@ -54,12 +54,19 @@ def run_units(job: Job, units: Sequence[Unit], workers: int, quiet: bool) -> Non
 
 
 def _run(
-    job: Job, units: Sequence[Unit], waiting: list[int], count: int, begin: float, total: int, done: int, quiet: bool
+    job: TokenizeJob,
+    units: Sequence[Unit],
+    waiting: list[int],
+    count: int,
+    begin: float,
+    total: int,
+    done: int,
+    quiet: bool,
 ) -> None:
     with bar("tokenizing (MB)", round(total / _MEGABYTE, 1) or None, done / _MEGABYTE, quiet) as progress:
         report = _Report(progress, begin)
         if count == 1 or len(waiting) <= 1:
-            worker = Worker(job) if waiting else None
+            worker = UnitWorker(job) if waiting else None
             for index in waiting:
                 assert worker is not None
                 report.add(worker.process(index, units[index]), units[index])
@@ -82,7 +89,7 @@ class _Report:
         self._bar.advance(unit.bytes / _MEGABYTE, f"{rate:.1f} MB/s")
 
 
-def _in_processes(job: Job, units: Sequence[Unit], waiting: list[int], count: int, report: _Report) -> None:
+def _in_processes(job: TokenizeJob, units: Sequence[Unit], waiting: list[int], count: int, report: _Report) -> None:
     executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker, initargs=(job,))
     running: dict[Future[int], int] = {}
     left = iter(waiting)

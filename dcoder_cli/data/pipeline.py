@@ -29,7 +29,7 @@ from dcoder_cli.data.records import TextMapping, first_record, read_records
 from dcoder_cli.data.selection import select
 from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
-from dcoder_cli.data.units import Job, unit_path
+from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
@@ -135,7 +135,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             assert isinstance(settings, PretrainSettings)
             tokenizer = _trained(workspace, settings, units, mapping)
             _check_length(settings.seq_len, tokenizer)
-        job = Job(
+        job = TokenizeJob(
             kind="sft" if kind == "sft" else "pretrain",
             folder=str(workspace.units),
             filters=settings.filters,

@@ -27,7 +27,7 @@ _TESTS = ("test_cases", "test_list", "tests_hidden", "testcase")
 
 
 @dataclass(frozen=True)
-class Problem:
+class RlProblem:
     """One question with its tests, or else the number that answers it, and how the known models did on it."""
 
     task_id: str
@@ -44,7 +44,7 @@ class Problem:
     pass_rates: list[float]
 
 
-def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
+def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     """A row as a problem. The question: `messages`, or one of question, prompt, instruction, text. The tests: `tests`
     (a list, or {shown, hidden}) or one of test_cases, test_list, testcase; a row without tests needs `answer`, of which
     only the final number is kept (none where it is not one). MBPP's `test_imports` and `test_setup_code` go with the tests.
@@ -85,7 +85,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> Problem:
     reference = row.get("solution") or row.get("canonical_solution") or row.get("code")
     if reference is None and best is not None and best["pass_rate"] > 0:
         reference = best["completion"]
-    return Problem(
+    return RlProblem(
         task_id=str(row.get("task_id") or row.get("id") or where),
         messages=messages,
         question=question,
@@ -121,7 +121,7 @@ def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
     return known
 
 
-def why_unusable(problem: Problem) -> str | None:
+def why_unusable(problem: RlProblem) -> str | None:
     """Why no completion of a problem could ever be judged, for counting; None where one can.
 
     Code that does not parse, a function without a name, or one that no test calls: then nothing passes, or everything.

@@ -26,7 +26,7 @@ from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
-from dcoder_cli.data.problems import Problem, completion_prompt, hard_subset, read_problem, why_unusable
+from dcoder_cli.data.problems import RlProblem, completion_prompt, hard_subset, read_problem, why_unusable
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.shards import read_manifest
@@ -189,7 +189,7 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterator[Problem]:
+def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterator[RlProblem]:
     """The usable rows; the first of each source must be one, or its columns are wrong."""
     heard: set[str] = set()
     for label, record in records:
@@ -215,7 +215,7 @@ def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterat
             yield problem
 
 
-def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: Dropped) -> Iterator[Problem]:
+def _unique(problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dropped) -> Iterator[RlProblem]:
     contamination = None
     if filters.decontaminate:
         contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
@@ -231,7 +231,7 @@ def _unique(problems: Iterable[Problem], filters: FilterSettings, dropped: Dropp
             yield problem
 
 
-def _hard(problems: list[Problem], settings: RlSettings, dropped: Dropped) -> Iterator[Problem]:
+def _hard(problems: list[RlProblem], settings: RlSettings, dropped: Dropped) -> Iterator[RlProblem]:
     known = [problem for problem in problems if problem.pass_rates]
     chosen: dict[int, bool] = {}
     if settings.hard != "all" and known:
@@ -255,13 +255,13 @@ def _constant_answers(shares: list[float]) -> dict[str, Any]:
     }
 
 
-def _beside(problem: Problem) -> dict[str, str]:
+def _beside(problem: RlProblem) -> dict[str, str]:
     """The code that the tests need, where there is any."""
     code = {"prelude": problem.prelude, "setup": problem.setup}
     return {name: value for name, value in code.items() if value}
 
 
-def _prompts(problem: Problem, complete: bool, baseline: float | None) -> Iterator[dict[str, Any]]:
+def _prompts(problem: RlProblem, complete: bool, baseline: float | None) -> Iterator[dict[str, Any]]:
     if problem.answer is not None:
         task = {"task_id": problem.task_id, "style": "math", "messages": problem.messages}
         yield {**task, "answer": problem.answer, "source": problem.source}

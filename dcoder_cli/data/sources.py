@@ -89,6 +89,19 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
     return sources
 
 
+def kind_of(source: Source) -> str:
+    """What a source is by its name alone: "folder", "table", "python", "code", "text", or "other", which --extensions must name."""
+    if source.is_hub:
+        return "table"
+    extension = _extension(Path(source.location).name)
+    if Path(source.location).is_dir():
+        return "folder"
+    if extension in (".py", ".pyi"):
+        return "python"
+    kinds = {"table": TABLE_EXTENSIONS, "code": CODE_EXTENSIONS, "text": TEXT_EXTENSIONS}
+    return next((kind for kind, known in kinds.items() if extension in known), "other")
+
+
 def plan_units(
     sources: Sequence[Source], extensions: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[list[Unit], list[str]]:

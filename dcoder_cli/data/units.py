@@ -30,7 +30,7 @@ _BATCH_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenizeJob:
     """What every worker needs to know. Travels to other processes, so it holds plain values only."""
 
     kind: Literal["pretrain", "sft"]
@@ -63,10 +63,10 @@ class _Result:
     stripped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
-class Worker:
+class UnitWorker:
     """Processes units of one job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TokenizeJob) -> None:
         from tokenizers import Tokenizer
 
         self.job = job
@@ -200,10 +200,10 @@ def _has_lone_surrogate(text: str) -> bool:
     return False
 
 
-_worker: Worker | None = None
+_worker: UnitWorker | None = None
 
 
-def start_worker(job: Job) -> None:
+def start_worker(job: TokenizeJob) -> None:
     """Set up a worker process: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
     import multiprocessing
     import multiprocessing.connection
@@ -221,10 +221,10 @@ def start_worker(job: Job) -> None:
             os._exit(1)
 
         threading.Thread(target=leave_with_parent, daemon=True).start()
-    _worker = Worker(job)
+    _worker = UnitWorker(job)
 
 
 def process_unit(index: int, unit: Unit) -> int:
-    """`Worker.process` in a worker process."""
+    """`UnitWorker.process` in a worker process."""
     assert _worker is not None
     return _worker.process(index, unit)

@@ -26,7 +26,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimFinding:
     """A claim's effect; None where it was not measured. `why` tells that, or why it is not comparable.
 
     Attributes:
@@ -42,7 +42,7 @@ class Finding:
     sides: tuple[Side, ...] = ()
 
 
-def check(claims: Sequence[Claim], families: Sequence[Measures]) -> list[Finding]:
+def check(claims: Sequence[Claim], families: Sequence[Measures]) -> list[ClaimFinding]:
     """Measure claims on every family. One whose checkpoints or data are missing is "not measured"."""
     found = [_measure(claim, families) for claim in claims]
     tested = {
@@ -54,11 +54,11 @@ def check(claims: Sequence[Claim], families: Sequence[Measures]) -> list[Finding
     return [_judge(one, adjusted.get(one.claim.name)) for one in found]
 
 
-def _measure(claim: Claim, families: Sequence[Measures]) -> Finding:
+def _measure(claim: Claim, families: Sequence[Measures]) -> ClaimFinding:
     for _, quantity in claim.terms:
         for measures in families:
             if not measures.has(quantity):
-                return Finding(claim, None, "not measured", why=_lacks(quantity, measures))
+                return ClaimFinding(claim, None, "not measured", why=_lacks(quantity, measures))
     values = [[measures.value(quantity) for _, quantity in claim.terms] for measures in families]
     signs = [sign * claim.scale for sign, _ in claim.terms]
     effect = effect_of([_sum(signs, own) for own in values])
@@ -66,15 +66,15 @@ def _measure(claim: Claim, families: Sequence[Measures]) -> Finding:
         Side(quantity, sign, effect_of([own[place] for own in values]), _tied(quantity, families))
         for place, (sign, quantity) in enumerate(claim.terms)
     )
-    return Finding(claim, effect, "not shown", why=_uneven(claim, families), sides=sides)
+    return ClaimFinding(claim, effect, "not shown", why=_uneven(claim, families), sides=sides)
 
 
-def _judge(one: Finding, adjusted: float | None) -> Finding:
+def _judge(one: ClaimFinding, adjusted: float | None) -> ClaimFinding:
     """The finding with its verdict."""
     if one.effect is None:
         return one
     verdict: Verdict = "not comparable" if one.why else verdict_of(one.effect, adjusted)
-    return Finding(one.claim, one.effect, verdict, adjusted, one.why or _blank(one.effect), one.sides)
+    return ClaimFinding(one.claim, one.effect, verdict, adjusted, one.why or _blank(one.effect), one.sides)
 
 
 def _blank(effect: Effect) -> str:

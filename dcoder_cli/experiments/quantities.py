@@ -156,7 +156,7 @@ def check_settings(settings: Settings, context: int | None) -> None:
         )
 
 
-def at_desk_size(settings: Settings) -> Settings:
+def at_cpu_size(settings: Settings) -> Settings:
     """The settings at desk size: 105 micro tasks, 40 tokens, temperature 1 where the samples should differ; ours."""
     if settings.task != "micro":
         raise UserError(f"--task {settings.task} asks for real checkpoints; name them with --model ROLE=PATH")

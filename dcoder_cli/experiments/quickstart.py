@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class QuickstartOutcome:
     """What quickstart made."""
 
     steps: list[Step]
@@ -61,7 +61,7 @@ class Outcome:
 
 def quickstart(
     out: Path, seed: int, effort: float, announce: Announce, force: bool = False, unsafe: bool = False
-) -> Outcome:
+) -> QuickstartOutcome:
     """Run everything into `out`.
 
     Args:
@@ -79,7 +79,7 @@ def quickstart(
     from dcoder_cli.experiments.quickstart_report import write_report
 
     if not 0 < effort < float("inf"):
-        raise UserError(f"--effort {effort} must be a number above 0")
+        raise UserError(f"--step-scale {effort} must be a number above 0")
     resolve_tier(unsafe=unsafe)
     check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, 500 * 2**20, "quickstart")
@@ -102,7 +102,7 @@ def quickstart(
     desk.tokenize_prompts(tuned)
     trained = desk.grpo(tuned)
     samples = _score(desk, trained, "stage 4", scores, series)
-    outcome = Outcome(desk.steps, samples, scores, time.perf_counter() - began, trained)
+    outcome = QuickstartOutcome(desk.steps, samples, scores, time.perf_counter() - began, trained)
     write_json(out / _RECORD, outcome.to_json())
     write_report(out, desk.steps, scores, series)
     return outcome

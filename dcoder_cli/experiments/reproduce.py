@@ -20,7 +20,7 @@ from dcoder_cli.experiments import seeds as families
 from dcoder_cli.experiments import stages as desk
 from dcoder_cli.experiments.claims import PRIMARY, Claim
 from dcoder_cli.experiments.effects import Effect
-from dcoder_cli.experiments.findings import Finding, check
+from dcoder_cli.experiments.findings import ClaimFinding, check
 from dcoder_cli.experiments.measures import LAB_DRAWS, Measures
 from dcoder_cli.experiments.quantities import Settings, check_settings, views
 from dcoder_cli.experiments.reproduce_report import HOW_TO_READ, write_report
@@ -37,7 +37,7 @@ class Outcome:
         ran_with: what rounding depends on: jobs, threads a process, versions.
     """
 
-    findings: list[Finding]
+    findings: list[ClaimFinding]
     scores: list[Score]
     seeds: tuple[int, ...]
     settings: Settings
@@ -59,7 +59,7 @@ class Outcome:
         }
 
 
-def _finding(one: Finding) -> dict[str, Any]:
+def _finding(one: ClaimFinding) -> dict[str, Any]:
     claim, effect = one.claim, one.effect or Effect(float("nan"), ())
     return {
         "name": claim.name, "statement": claim.statement, "source": claim.source, "primary": claim.primary,
@@ -105,7 +105,7 @@ def reproduce(
     """
     began = time.perf_counter()
     if seeds < 1 or not 0 < effort < float("inf"):
-        raise UserError(f"--seeds {seeds} must be at least 1 and --effort {effort} a number above 0")
+        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
     made = [families.given(models, pretrain, rl, out)] if models else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dcoder_cli.analysis.report import Report
 from dcoder_cli.experiments.claims import PRIMARY
 from dcoder_cli.experiments.effects import FEW, Effect
-from dcoder_cli.experiments.findings import Finding
+from dcoder_cli.experiments.findings import ClaimFinding
 from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Settings, View, views
 from dcoder_cli.experiments.scores import BASE, COLUMNS, STAGE_4
 from dcoder_cli.experiments.seeds import ROLES
@@ -28,7 +28,7 @@ HOW_TO_READ = (
 Table = tuple[list[str], list[list[str]]]
 
 
-def claim_table(findings: Sequence[Finding]) -> Table:
+def claim_table(findings: Sequence[ClaimFinding]) -> Table:
     """Columns and rows of a group of claims, for a terminal; without p where none is primary."""
     rows = [
         [f"{one.claim.statement} ({one.claim.unit})", _interval(one.effect), _d_z(one.effect), _p(one), one.verdict]
@@ -40,7 +40,7 @@ def claim_table(findings: Sequence[Finding]) -> Table:
     return names, rows
 
 
-def groups(outcome: Outcome) -> list[tuple[str, list[Finding]]]:
+def groups(outcome: Outcome) -> list[tuple[str, list[ClaimFinding]]]:
     """The primary claims, then the exploratory ones, each with its heading; without empty ones."""
     primary = [one for one in outcome.findings if one.claim.primary]
     others = [one for one in outcome.findings if not one.claim.primary]
@@ -49,7 +49,7 @@ def groups(outcome: Outcome) -> list[tuple[str, list[Finding]]]:
     return [(name, own) for name, own in named if own]
 
 
-def remarks(findings: Sequence[Finding]) -> list[str]:
+def remarks(findings: Sequence[ClaimFinding]) -> list[str]:
     """Why claims are not measured, not comparable, or without an interval: a line a reason."""
     reasons: dict[str, list[str]] = {}
     for one in findings:
@@ -143,7 +143,7 @@ def _decoding(view: View) -> str:
     return f"{view.temperature:g}, {top_p}, {view.tie_break}"
 
 
-def _sides(one: Finding) -> str:
+def _sides(one: ClaimFinding) -> str:
     """`role view 43.2 (ties 1%) ...` of each side."""
     words = []
     for side in one.sides:
@@ -166,7 +166,7 @@ def _d_z(effect: Effect | None) -> str:
     return "" if effect is None or effect.d_z is None else f"{effect.d_z:+.1f}"
 
 
-def _p(one: Finding) -> str:
+def _p(one: ClaimFinding) -> str:
     if one.adjusted is None:
         return ""
     return "<0.001" if one.adjusted < 0.001 else f"{one.adjusted:.3f}"

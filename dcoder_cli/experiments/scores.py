@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dcoder_cli.experiments.claims import ORDER, Claim
@@ -59,6 +59,18 @@ def quantities_of(claims: Sequence[Claim], settings: Settings) -> list[Quantity]
         for what in (*ORDER, "tied", "pass@1")
     ]
     return list(dict.fromkeys(found))
+
+
+def uses(claims: Sequence[Claim], settings: Settings) -> set[str]:
+    """What of a call its claims depend on: "tasks", the answers' "length", "top-p", "judge", "pretrain", "rl"."""
+    wanted = quantities_of(claims, settings)
+    found = {one.needs for one in wanted if one.needs is not None}
+    found |= {"tasks" for one in wanted if one.view or one.what == "sink"}
+    found |= {"length" for one in wanted if one.what != "loss"}
+    found |= {"judge" for one in wanted if one.judged}
+    low, high = (views(replace(settings, top_p=top_p)) for top_p in (0.5, 0.9))
+    found |= {"top-p" for one in wanted if one.needs == "rl" or (one.view and low[one.view] != high[one.view])}
+    return found
 
 
 def scores(quantities: Sequence[Quantity], families: Sequence[Measures]) -> list[Score]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
-from dcoder_cli.base.errors import Stopped
+from dcoder_cli.base.errors import StoppedByUser
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.base.jsonl import objects
 from dcoder_cli.data import micro
@@ -228,7 +228,7 @@ class Desk:
                 on_step=lambda _s, _t, loss: first.append(loss),
             )
             if result.stopped == "asked":
-                raise Stopped(f"stopped in stage {number}; {self.again}")
+                raise StoppedByUser(f"stopped in stage {number}; {self.again}")
             held = f", {told(result.heldout)}" if result.heldout else ""
             done(
                 what,
@@ -267,7 +267,7 @@ class Desk:
                 unsafe=self.unsafe,
             )
             if result.stopped == "asked":
-                raise Stopped(f"stopped in stage 4; {self.again}")
+                raise StoppedByUser(f"stopped in stage 4; {self.again}")
             first, last = (sum(part) / len(part) for part in (passed[:10], passed[-10:]))
             samples = result.steps * config.prompts_per_step * config.group_size
             done(

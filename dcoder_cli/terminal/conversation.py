@@ -15,7 +15,7 @@ from dcoder_cli.model.text import continuation
 from dcoder_cli.terminal.chat import COMMANDS, Answer, Quit, Session, command
 from dcoder_cli.terminal.remarks import empty_note
 from dcoder_cli.terminal.screen import can_draw
-from dcoder_cli.terminal.watch import Plan, Watch
+from dcoder_cli.terminal.watch import StepPlan, Watch
 
 HISTORY = 1000  # lines kept (ours)
 
@@ -122,7 +122,7 @@ def _answer(session: Session, text: str, watch: bool, json: bool) -> None:
         _remarks(session, answer, numbers=False)
         return
     if watch and can_draw(sys.stdout):
-        with Watch(Plan.of(session.model, session.settings)) as viewer:
+        with Watch(StepPlan.of(session.model, session.settings)) as viewer:
             answer = session.ask(text, viewer.on_commit)
         console.write_terminal(viewer.coloured(answer.trajectory) + "\n")
     else:

@@ -12,7 +12,7 @@ from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.terminal.screen import Screen, can_draw
-from dcoder_cli.terminal.watch import Plan, Watch
+from dcoder_cli.terminal.watch import StepPlan, Watch
 
 DELAY = 0.05  # seconds a step: 20 a second, as the report's player; ours
 
@@ -74,9 +74,9 @@ def _steps(trajectory: Trajectory) -> list[tuple[int, list[int]]]:
     return sorted(steps.items())
 
 
-def _plan(trajectory: Trajectory, pieces: Pieces) -> Plan:
+def _plan(trajectory: Trajectory, pieces: Pieces) -> StepPlan:
     ends, blocks = (trajectory.settings.get(name) for name in ("end_ids", "block_length"))
-    return Plan(
+    return StepPlan(
         pieces=pieces,
         stops=frozenset(ends if isinstance(ends, list) else ()),
         new_tokens=len(trajectory.reveal_step),

@@ -26,7 +26,7 @@ RECENT = 12  # commits that decide which part of a long text is shown
 _NEW, _LATE, _FAINT = "1;7", "4", "2"  # reverse and bold; underlined; faint
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What is about to be denoised.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     forwards: int = 1
 
     @classmethod
-    def of(cls, model: Model, settings: Settings) -> Plan:
+    def of(cls, model: Model, settings: Settings) -> StepPlan:
         """Of a call of `generate`."""
         open_ended = settings.mode == "fast" and settings.commit != "schedule"
         return cls(
@@ -74,7 +74,7 @@ class Watch:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StepPlan,
         names: Sequence[str] = ("0",),
         screen: Screen | None = None,
         delay: float = 0.0,
@@ -276,4 +276,4 @@ def viewer(model: Model, settings: Settings, names: Sequence[str], delay: float 
     if not can_draw(sys.stdout):
         console.note("note: --watch needs a terminal on stdout; writing plain text instead")
         return None
-    return Watch(Plan.of(model, settings), names, delay=delay)
+    return Watch(StepPlan.of(model, settings), names, delay=delay)

@@ -17,7 +17,7 @@ from dcoder_cli.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
-class Options:
+class LaunchOptions:
     """What both commands ask for, as it was given; None where an option was left out."""
 
     out: Path
@@ -50,7 +50,7 @@ class Launch:
     tracking: Tracking | None
 
 
-def resolve(stage: int, command: str, options: Options) -> Launch:
+def resolve(stage: int, command: str, options: LaunchOptions) -> Launch:
     """Put the layers together: a preset (or the run that goes on) < --config < --set.
 
     `--config RUN/config.yaml` repeats that run: all of its settings, and its model and data where none are given.
@@ -146,7 +146,7 @@ def _short(count: float) -> str:
     return f"{count:.3g}{unit}"
 
 
-def _tracking(options: Options, before: dict[str, str] | None) -> Tracking | None:
+def _tracking(options: LaunchOptions, before: dict[str, str] | None) -> Tracking | None:
     """A run that was tracked goes on being tracked when it is resumed, under the same name, unless --track is "none"."""
     if options.track == "none":
         if before is None or options.run_name is not None:
