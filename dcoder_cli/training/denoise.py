@@ -92,6 +92,8 @@ def train(
         raise UserError(
             f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
         )
+    if stage == 1:
+        config.check_annealing(config.total_steps(len(shards)))
     context = Context.open(stage, STAGE_NAMES[stage], model_name, data, out, config, resume, device, track, preset)
     accelerator = context.accelerator
     model = context.load_model(model_name)
@@ -203,8 +205,6 @@ def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, proc
         raise UserError(
             f"stage {stage} trains a diffusion model but {model.name!r} is an AR checkpoint; convert it first with `dcoder convert {model.name}`"
         )
-    if stage == 1:
-        config.check_annealing(config.total_steps(len(shards)))
     if config.global_batch % processes:
         raise UserError(f"global_batch = {config.global_batch} must be a multiple of the {processes} processes")
     if ((config.anneal_steps and stage == 1) or config.isolate_documents) and config.attention == "flash_attention_2":
