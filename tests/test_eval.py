@@ -363,8 +363,8 @@ def test_judging_plus_tasks_and_questions(tmp_path: Path, monkeypatch: pytest.Mo
     ("text", "says"),
     [
         ('{"task_id": "HumanEval/0", "solution": ""}\n{"task_id": "HumanEval/999", "solution": ""}\n', "line 2: unknown task_id"),
-        ('{"task_id": "HumanEval/0"}\n', "line 1: no text field 'solution'"),
-        ('{"solution": "x"}\n', "line 1: no text field 'task_id'"),
+        ('{"task_id": "HumanEval/0"}\n', "line 1: no field 'solution'"),
+        ('{"solution": "x"}\n', "line 1: no 'task_id'"),
         ('\n{"task_id": "HumanEval/0", "solu\n', "line 2 is not JSON"),
         ("[1]\n", "line 1 holds a list, not an object"),
         ("", "holds no sample"),
