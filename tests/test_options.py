@@ -55,7 +55,7 @@ SAMPLING = {
     "--min-new-tokens": "3", "--tie-break": "left", "--seed": "3 --temperature 0.9", "--mode": "fast",
     "--cache": "none --mode fast", "--commit": "factor --mode fast", "--threshold": "0.5 --mode fast",
     "--factor": "0.5 --mode fast", "--entropy-bound": "0.2 --mode fast", "--cache-refresh": "2 --mode fast",
-    "--early-stop": "--mode fast",
+    "--no-early-stop": "--mode fast",
 }  # fmt: skip
 LOADING = {"--device": "cpu", "--dtype": "bfloat16", "--attention": "eager"}
 _EVALUATION = {
@@ -89,7 +89,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "tokenize sft": (
         "{folder} --out {tmp}/o --tokenizer t",
         {
-            **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--pad-token": "x", "--system": "Be brief.",
+            **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--pad-token": "x", "--system": "Brief",
             "--near-duplicates": "0.5",
         },
     ),
@@ -97,7 +97,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         "{folder} --out {tmp}/o --tokenizer t",
         {
             **_TOKENIZE, "--max-prompt-tokens": "9", "--hard": "all", "--hard-mean": "0.5", "--hard-spread": "0.5",
-            "--no-complete": "", "--baseline": "constant", "--system": "Be brief.",
+            "--no-complete": "", "--baseline": "constant", "--system": "Brief",
         },
     ),
     "convert": (
@@ -116,14 +116,14 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "generate": (
         "--model {model} hello",
         {
-            **SAMPLING, "--model": "{ar}", "--prompts": "", "--chat": "", "--system": "Be brief. --chat", "--preset": "paper",
+            **SAMPLING, "--model": "{ar}", "--prompts": "", "--chat": "", "--system": "Brief --chat", "--preset": "paper",
             "--infill": "", "--infill-lengths": "8,16 --infill", "--infill-by": "final --infill-lengths 8,16 --infill",
             "--n": "2", "--batch-size": "3", **LOADING,
         },
     ),
     "chat": (
         "--model {model}",
-        {"--model": "{ar}", "--system": "Be brief.", "--load": "{chat}", "--preset": "paper", "--set": "top_k=3",
+        {"--model": "{ar}", "--system": "Brief", "--load": "{chat}", "--preset": "paper", "--set": "top_k=3",
          "--no-watch": "", **LOADING, "--json": ""},
     ),
     "arness": (
@@ -206,7 +206,7 @@ REFUSED = {
         "--raw --system Brief", "--infill --system Brief",
     ],
     "arness": [
-        *(f"--trajectories {{traj}} {name} {value.split(' --mode')[0]}".replace("--early-stop --mode fast", "--early-stop")
+        *(f"--trajectories {{traj}} {name} {value.split(' --mode')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
           for name, value in SAMPLING.items()),
         *(f"--trajectories {{traj}} {text}" for text in ("--temperatures 0.3", "--n 2", "--batch-size 2", "--device cpu",
           "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t")),
