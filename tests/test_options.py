@@ -129,8 +129,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "arness": (
         "--model {model} --prompts {prompts} --max-new-tokens 16 --json",
         {
-            **{**SAMPLING, "--max-new-tokens": "32"}, "--model": "{ar}", "--prompts": "{prompts2}",
-            "--task": "micro --limit 2", "--limit": "2 --task micro", "--unsafe-exec": "--task micro --limit 2",
+            **{**SAMPLING, "--max-new-tokens": "32"}, "--task": "micro", "--limit": "2 --task micro", "--unsafe-exec": "--task micro --limit 2",
             "--temperatures": "0.4,0.2", "--sensitivity": "", "--n": "2", "--batch-size": "3",
             "--device": "cpu", "--dtype": "bfloat16",
         },
@@ -183,6 +182,8 @@ TESTED_ELSEWHERE = {
     "generate --replay": "test_replay.py", "generate --whole": "test_replay.py", "doctor --json": "test_options.py", "eval judge --json": "test_eval.py",
     "reproduce --json": "test_claims.py", "grpo --resume": "test_grpo_resume.py",
     **{f"{name} --json": "test_eval.py" for name in TASKS},
+    "arness --model": "test_arness_command.py",
+    "arness --prompts": "test_arness_command.py",
     "arness --data": "test_arness_command.py", "arness --json": "test_arness_command.py",
     "arness --until": "test_arness_command.py", "arness --end-id": "test_arness.py",
     "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
@@ -382,8 +383,9 @@ def test_an_option_changes_what_is_asked_for(
     name = name.partition(" (")[0]
     added = f"{option} {known[option]}".strip()
     # An option that needs another is compared with the call that has that other.
-    others = known[option].partition(" --")[2] if " --" in known[option] else ""
-    others = f"--{others}" if others else known[option] if known[option].startswith("--") else ""
+    others = known[option] if known[option].startswith("--") else ""
+    if not others and " --" in known[option]:
+        others = f"--{known[option].partition(' --')[2]}"
     stdin = ""
     if name == "generate" and option == "--prompts":
         base, added, others = f"--model {places['model']}", f"--prompts {places['text']}", "hello"
