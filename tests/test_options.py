@@ -149,7 +149,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "eval judge": (
         "s.jsonl --task bigcodebench --out {tmp}/o",
-        {"--task": "mbpp", "--out": "{tmp}/other", "--subset": "x", "--data": "x", "--workers": "2", "--python": "py",
+        {"--task": "mbpp", "--out": "{tmp}/other", "--subset": "x", "--data": "x", "--workers": "2", "--extract": "", "--column": "text", "--python": "py",
          "--unsafe-exec": ""},
     ),
     "reproduce": (
@@ -179,7 +179,7 @@ TESTED_ELSEWHERE = {
     "convert --json": "test_options.py",
     "inspect --json": "test_models.py", "generate --trajectories": "test_options.py", "generate --watch": "test_watch.py",
     "generate --json": "test_options.py", "generate --delay": "test_replay.py",
-    "generate --replay": "test_replay.py", "generate --whole": "test_replay.py", "doctor --json": "test_options.py", "eval judge --json": "test_eval.py", "eval judge --extract": "test_elsewhere.py", "eval judge --column": "test_tokenize_command.py",
+    "generate --replay": "test_replay.py", "generate --whole": "test_replay.py", "doctor --json": "test_options.py", "eval judge --json": "test_eval.py",
     "reproduce --json": "test_claims.py", "grpo --resume": "test_grpo_resume.py",
     **{f"{name} --json": "test_eval.py" for name in TASKS},
     "arness --model": "test_arness_command.py",
