@@ -250,6 +250,7 @@ _SETTINGS = [
     "--model {model} --temperature 0 --seed 3", "--model {model} --temperature 0 --rule random --top-p 0.5",
     "--model {model} --temperature 0 --rule left-to-right --top-k 5", "--model {model} --rule random --tie-break left",
 ]  # fmt: skip
+REFUSED["generate"] += ["--model {model} --delay 0.5 hello"]
 REFUSED["generate"] += [f"{line} hello" for line in _SETTINGS]
 REFUSED["arness"] += [f"--prompts {{prompts}} {line}" for line in _SETTINGS]
 REFUSED["eval micro"] += [line for line in _SETTINGS if "{ar}" in line]  # the others once the model is loaded
