@@ -207,7 +207,7 @@ REFUSED = {
         "--raw --system Brief", "--infill --system Brief",
     ],
     "arness": [
-        *(f"--trajectories {{traj}} {name} {value.split(' --mode')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
+        *(f"--trajectories {{traj}} {name} {value.split(' --')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
           for name, value in SAMPLING.items()),
         *(f"--trajectories {{traj}} {text}" for text in ("--temperatures 0.3", "--n 2", "--batch-size 2", "--device cpu",
           "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t")),
