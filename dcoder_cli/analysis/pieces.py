@@ -73,7 +73,7 @@ def tokenizer_of(trajectories: Sequence[Trajectory], file: str | Path) -> Any | 
     if len(names) != 1 or not (name := names.pop()):
         return None
     parts = Path(name).parts
-    places = [Path(name).expanduser(), *(Path(file).parent.joinpath(*parts[at:]) for at in range(1, len(parts)))]
+    places = [Path(name).expanduser(), *(Path(file).parent.joinpath(*parts[at:]) for at in range(len(parts)))]
     files = ("tokenizer.json", "vocab.json")
     folder = next((place for place in places if any((place / one).is_file() for one in files)), None)
     if folder is None:
