@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 Attention = Literal["sdpa", "flash_attention_2", "flex", "eager"]  # how attention is computed; see model/attention.py
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
 BENCHMARKS_VARIABLE = "DCODER_BENCHMARKS"  # environment variable: a folder with the public benchmarks' files
 
 

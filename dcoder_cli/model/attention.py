@@ -6,15 +6,15 @@ transformers in the form that the attention implementation takes.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.machine import Attention
+from dcoder_cli.base.machine import ATTENTIONS
 
-IMPLEMENTATIONS: tuple[str, ...] = get_args(Attention)
+IMPLEMENTATIONS = ATTENTIONS
 
 
 def annealed(length: int, ratio: float, generator: torch.Generator) -> Tensor:
