@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +9,15 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 from dcoder_cli.base.options import Needs
+from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.benchmark import ByAnswer
 
 if TYPE_CHECKING:
-    from dcoder_cli.analysis.measure import Findings, Measure, Series
+    from dcoder_cli.analysis.measure import Findings
     from dcoder_cli.analysis.sensitivity import Sensitivity
+    from dcoder_cli.analysis.series import Series
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,13 +25,14 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 # What is decoded with where nothing is said, as the paper: A.2 (low-confidence remasking), 4.1 (length), B.2.
 PAPER: dict[str, Any] = {"max_new_tokens": 512, "rule": "confidence", "temperature": 0.2, "top_p": 0.95}
 _DECODED = "it is of decoding, and --trajectories are decoded already; give --model, or leave it out"
+TEXTS = suites.names(lambda one: isinstance(one.judged, ByAnswer))
 NEEDS = (
     Needs(
         (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity"),
         lambda call: call["model"], _DECODED,
     ),
     Needs(("limit", "data", "unsafe_exec"), lambda call: call["task"], "it is of --task; give that, or leave it out"),
-    Needs(("unsafe_exec",), lambda call: {*call["task"]} - {"gsm8k"}, "gsm8k runs no code; leave it out"),
+    Needs(("unsafe_exec",), lambda call: {*call["task"]} - {*TEXTS}, f"{', '.join(TEXTS)} runs no code; leave it out"),
     Needs(("end_id",), lambda call: call["until"] == "end", "it is of --until end; give that, or leave it out"),
     Needs(
         ("tokenizer",), lambda call: call["trajectories"] and call["out"],
@@ -118,7 +121,9 @@ def arness(
         given = "--prompts" if prompts else "--task"
         raise UserError("--model needs --prompts FILE or --task" if model else f"{given} needs --model MODEL to run on")
     if data is not None and len(task) > 1:
-        raise UserError(f"--data is the file of one --task, and {len(task)} are given; set DCODER_BENCHMARKS instead")
+        raise UserError(
+            f"--data is the file of one --task, and {len(task)} are given; set {BENCHMARKS_VARIABLE} instead"
+        )
     if temperatures is not None and "temperature" in sampling:
         raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
     settings = {**PAPER, **sampling}
@@ -136,13 +141,15 @@ def arness(
             warmest["tie_break"] = "random"  # one of those that it goes through; its draws need the seed
         unused.refuse(written, warmest, lambda: unused.any_diffusion(model))
     from dcoder_cli.analysis import measure as measuring
+    from dcoder_cli.analysis import series as decoded
+    from dcoder_cli.base.runs import distinct, model_labels
 
-    measure = measuring.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
-    labels: list[str | None] = [*label] if label else [None] * len(sources)
+    measure = decoded.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
+    names = label or distinct([*(path.stem for path in trajectories), *model_labels(model)])
     reader = _tokenizer(tokenizer)
     series = [
-        measuring.of_file(path, measure, name, reader)
-        for path, name in zip(trajectories, labels[: len(trajectories)], strict=True)
+        decoded.of_file(path, measure, name, reader)
+        for path, name in zip(trajectories, names[: len(trajectories)], strict=True)
     ]
     # What stands in the record, None where it is off.
     settings = {
@@ -151,12 +158,23 @@ def arness(
     }  # fmt: skip
     findings = measuring.Findings(series)
     if model:
-        names = [name or Path(path).name for path, name in zip(model, labels[len(trajectories) :], strict=True)]
-        with ExitStack() as stack:
-            kinds = [*_read(prompts), *_suites(task, data, limit, unsafe_exec, stack)]
-            places = list(zip(model, names, strict=True))
-            runs = _Runs(tuple(temperature_list), sensitivity, n, device, dtype, settings)
-            _run_models(findings, measure, places, kinds, runs)
+        from dcoder_cli.benchmarks import decoding_order
+        from dcoder_cli.decoding.requests import Settings
+
+        plan = decoding_order.Plan(
+            Settings(**{name: value for name, value in settings.items() if name != "batch_size"}),
+            tuple(temperature_list),
+            sensitivity,
+            n,
+            batch_size,
+            device,
+            dtype,
+            unsafe_exec,
+        )
+        asked = [*decoding_order.of_files(prompts), *decoding_order.of_tasks(task, data, limit)]
+        places = list(zip(model, names[len(trajectories) :], strict=True))
+        with console.bar("decoding", plan.total(len(places), asked)) as bar:
+            decoding_order.run(findings, measure, places, asked, plan, bar.advance)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
     if task:
         record |= {"tasks": task, "limit": limit}
@@ -177,113 +195,6 @@ def arness(
         _show(findings)
         if files:
             console.note(f"report: {files[0]}")
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Prompts to decode: those of a file, or a benchmark's with what judges it."""
-
-    name: str
-    count: int
-    prompts: list[Any]
-    suite: Any = None
-    judging: Any = None
-
-
-def _read(files: list[Path]) -> list[_Kind]:
-    from dcoder_cli.decoding.prompts import read
-
-    found = [(path.stem, [prompt for _, prompt in read(path)]) for path in files]
-    return [_Kind(name, len(prompts), prompts) for name, prompts in found]
-
-
-def _suites(tasks: list[str], data: Path | None, limit: int | None, unsafe: bool, stack: ExitStack) -> list[_Kind]:
-    """Benchmarks with their sandboxes, which `stack` closes."""
-    if not tasks:
-        return []
-    from dcoder_cli.benchmarks import suites
-    from dcoder_cli.benchmarks.judging import Judging
-
-    if data is not None and any(task not in suites.parts(task) for task in tasks):
-        raise UserError(f"{tasks[0]} reads several files and --data names one; set DCODER_BENCHMARKS to their folder")
-    kinds = []
-    for name in (part for task in tasks for part in suites.parts(task)):
-        if name == "bigcodebench":
-            raise UserError("--task bigcodebench needs an interpreter with its libraries; score it with `dcoder eval`")
-        suite = suites.load(name, None, data, limit)
-        kinds.append(_Kind(name, len(suite.items), [], suite, stack.enter_context(Judging(suite, unsafe=unsafe))))
-    return kinds
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """How every model is run on every kind of prompts: at each temperature, `samples` of a prompt."""
-
-    temperatures: tuple[float, ...]
-    sensitivity: bool
-    samples: int
-    device: str | None
-    dtype: str | None
-    settings: dict[str, Any]
-
-    def variants(self) -> list[tuple[str, dict[str, Any]]]:
-        """What a label ends in, and the sampler's settings: one a temperature, or all that --sensitivity compares."""
-        from dcoder_cli.analysis import sensitivity
-
-        if self.sensitivity:
-            return sensitivity.variants(self.temperatures, self.settings)
-        several = len(self.temperatures) > 1
-        return [
-            (f" T={temperature:g}" if several else "", {**self.settings, "temperature": temperature})
-            for temperature in self.temperatures
-        ]
-
-
-def _run_models(
-    findings: Findings, measure: Measure, models: list[tuple[str, str]], kinds: list[_Kind], runs: _Runs
-) -> None:
-    """Every model on every kind of prompts in every variant, one model in memory at a time."""
-    from dcoder_cli.analysis import measure as measuring
-    from dcoder_cli.analysis import sensitivity
-    from dcoder_cli.model.backbone import load
-
-    variants = runs.variants()
-    total = len(models) * len(variants) * runs.samples * sum(kind.count for kind in kinds)
-    with console.bar("decoding", total) as bar:
-        for path, name in models:
-            loaded = load(path, device=runs.device, dtype=runs.dtype)
-            if runs.sensitivity and not loaded.is_diffusion:
-                raise UserError(
-                    f"--sensitivity varies how ties are broken, and {name!r} is an AR model, which has none"
-                )
-            for kind in kinds:
-                asked = None
-                if kind.suite is not None:
-                    from dcoder_cli.benchmarks.orders import ask
-
-                    asked = ask(loaded, kind.suite)
-                prompts = kind.prompts if asked is None else asked.prompts
-                place = f"{name}, {kind.name}" if len(kinds) > 1 else name
-                if loaded.is_diffusion:
-                    profile = measuring.profile_of(loaded, prompts, runs.settings["max_new_tokens"])
-                    if profile is not None:
-                        findings.profiles[place] = profile
-                found: list[Series] = []
-                for ending, settings in variants:
-                    same = sensitivity.equal_run(found, settings) if runs.sensitivity else None
-                    if same is not None:  # nothing was tied there, so no tie break changes anything
-                        found.append(sensitivity.relabelled(same, place + ending, settings))
-                        bar.advance(len(prompts) * runs.samples)
-                        continue
-                    series = measuring.of_model(
-                        loaded, prompts, measure, place + ending, runs.samples, lambda _: bar.advance(), **settings
-                    )
-                    if asked is not None:
-                        series = replace(series, passes=asked.passes(series.trajectories, runs.samples, kind.judging))
-                    found.append(series)
-                findings.series.extend(found)
-                if runs.sensitivity:
-                    findings.sensitivity[place] = sensitivity.compare(found)
 
 
 def _length(models: list[str], block_length: int | None) -> int:

@@ -11,25 +11,14 @@ import typer
 from dcoder_cli.base import config, console, options
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.options import Needs
+from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.benchmark import ByAnswer, ByUnittests
 
 if TYPE_CHECKING:
     from dcoder_cli.benchmarks.evaluation import Result
-    from dcoder_cli.benchmarks.sweep import Campaign
+    from dcoder_cli.benchmarks.sweep import Sweep
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
-
-_TASKS = {
-    "humaneval": "HumanEval: 164 functions to complete.",
-    "humaneval+": "HumanEval+ (EvalPlus): the same with 80 times the tests.",
-    "mbpp": "MBPP: functions from a description; subsets test (500), all (974), sanitized (427).",
-    "mbpp+": "MBPP+ (EvalPlus): 378 functions with 35 times the tests.",
-    "evalplus": "HumanEval+ and MBPP+, and the mean of their scores.",
-    "bigcodebench": "BigCodeBench; subsets complete-full, complete-hard, instruct-full, instruct-hard.",
-    "gsm8k": "GSM8K: questions with numbers, 8-shot, strict and flexible.",
-    "humaneval-infilling": "HumanEval-Infilling; subsets single, multi, span.",
-    "micro": "Our own micro tasks, inside the package: 210 with functions held out, then micro-kinds.",
-    "micro-kinds": "150 micro tasks whose combinations of operations and wordings occur in no training task.",
-}
 
 
 @app.callback()
@@ -46,18 +35,21 @@ def _root() -> None:
     """
 
 
+_BESIDE = suites.names(lambda one: isinstance(one.judged, ByUnittests))
+_TEXTS = suites.names(lambda one: isinstance(one.judged, ByAnswer))
+_GAPS = suites.names(lambda one: one.gaps)
 _RUNS_CODE = (
-    Needs(("python",), lambda call: call["task"] == "bigcodebench", "it is of bigcodebench; leave it out"),
-    Needs(("unsafe_exec", "workers"), lambda call: call["task"] != "gsm8k", "gsm8k runs no code; leave it out"),
-)
+    Needs(("python",), lambda call: call["task"] in _BESIDE, f"it is of {', '.join(_BESIDE)}; leave it out"),
+    Needs(
+        ("unsafe_exec", "workers"), lambda call: call["task"] not in _TEXTS,
+        f"{', '.join(_TEXTS)} runs no code; leave it out",
+    ),
+)  # fmt: skip
 NEEDS = (
     *_RUNS_CODE,
+    Needs(("infill_lengths",), lambda call: call["task"] in _GAPS, f"it is of {', '.join(_GAPS)}; leave it out"),
     Needs(
-        ("infill_lengths",), lambda call: call["task"] == "humaneval-infilling",
-        "it is of humaneval-infilling; leave it out",
-    ),
-    Needs(
-        ("max_new_tokens",), lambda call: call["task"] != "humaneval-infilling",
+        ("max_new_tokens",), lambda call: call["task"] not in _GAPS,
         "--infill-lengths says how long a gap may be; use that, or leave it out",
     ),
 )  # fmt: skip
@@ -141,8 +133,8 @@ def evaluate(
         console.note(f"results: {place}")
 
 
-for _name, _summary in _TASKS.items():
-    app.command(_name, help=_summary)(evaluate)
+for _benchmark in suites.table().values():
+    app.command(_benchmark.name, help=_benchmark.summary)(evaluate)
 
 
 @app.command("judge")
@@ -212,13 +204,14 @@ def _numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> tuple[A
     return values
 
 
-def _show(done: Campaign, n: int) -> None:
+def _show(done: Sweep, n: int) -> None:
     names = [_label(done, run) for run in done.runs]
     rows: dict[str, dict[str, Any]] = {}
     for name, run in zip(names, done.runs, strict=True):  # the parts of a task stand in one row
         rows[name] = {**rows.get(name, {}), **run.result.record["scores"]}
     measured = list(rows.items())
-    measured += [("mean of plus", {"evalplus": {"pass@1": mean["evalplus"]}}) for mean in done.summary["means"]]
+    mean = suites.find(done.summary["task"]).mean
+    measured += [("mean of the parts", {mean: {"pass@1": one[mean]}}) for one in done.summary["means"]]
     console.stdout().print(_table(measured, done.summary["published"]))
     for name, run in zip(names, done.runs, strict=True):
         parts = len({one.task for one in done.runs}) > 1
@@ -236,7 +229,7 @@ def _show(done: Campaign, n: int) -> None:
         )
 
 
-def _label(done: Campaign, run: Any) -> str:
+def _label(done: Sweep, run: Any) -> str:
     among = done.runs
     pieces = [run.model, run.result.record["protocol"]]
     pieces += [f"T={run.temperature:g}"] if len({one.temperature for one in among}) > 1 else []

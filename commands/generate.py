@@ -154,7 +154,6 @@ def generate(
         raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")
     chosen = {"rule": loaded.default_rule, **with_length(chosen, loaded.answer_length)}
     settings = configs.build(Settings, chosen, where=where)
-    arguments = configs.to_dict(settings)
     ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
     repeated = [prompt for prompt in asked for _ in range(n)]
     if not json:
@@ -165,10 +164,10 @@ def generate(
         viewer or contextlib.nullcontext(),
         console.bar("generate", len(repeated), quiet=json or viewer is not None or len(repeated) == 1) as bar,
     ):
-        results = sampler.generate(
+        results = sampler.decode(
             loaded,
             repeated,
-            **arguments,
+            settings,
             infill_lengths=lengths,
             infill_by=infill_by or "first-step",
             ids=ids,

@@ -86,7 +86,7 @@ def reproduce(
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
     from dcoder_cli.experiments.claims import choose
-    from dcoder_cli.experiments.quantities import Settings, at_cpu_size
+    from dcoder_cli.experiments.quantities import StudySettings, at_cpu_size
     from dcoder_cli.experiments.reproduce import reproduce as run
     from dcoder_cli.experiments.scores import uses
 
@@ -94,7 +94,7 @@ def reproduce(
     written = options.given(context)
     options.refuse_unused(written, context.params, NEEDS)
     models = dict(_role(text) for text in model or [])
-    settings = Settings(task=task, limit=limit, data=None if data is None else str(data), top_p=top_p)
+    settings = StudySettings(task=task, limit=limit, data=None if data is None else str(data), top_p=top_p)
     if not models:
         settings = at_cpu_size(settings)
     elif task == "micro":

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,22 +189,33 @@ def test_a_task_gives_pass_at_k_beside_the_order(tmp_path: Path) -> None:
     assert "pass@2" in (out / "report.html").read_text()
 
 
-def test_pass_at_k_joins_samples_with_their_tasks() -> None:
+def test_pass_at_k_joins_samples_with_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two right answers to the second task, one to the third: a shuffle of tasks or samples would change the shares."""
-    from dcoder_cli.benchmarks import orders, suites
+    from dcoder_cli.benchmarks import answers, suites
     from dcoder_cli.benchmarks.judging import Judging
     from dcoder_cli.benchmarks.protocols import Ask, Protocol
+    from dcoder_cli.decoding.requests import Encoded, Settings
     from dcoder_cli.decoding.trajectory import Trajectory
 
     suite = suites.load("micro", limit=3)
     right = [item.source.messages()[1]["content"] for item in suite.items]
     texts = ["", "", right[1], right[1], right[1], right[2]]
-    rows = [Trajectory(str(n), "", [1], text, [0], [1.0], [0.0], 1) for n, text in enumerate(texts)]
-    asked = orders.Asked(suite, Protocol("diffucoder", True), (Ask("", ""),) * 3, ((),) * 3)
+
+    def decode(_: object, __: object, ___: object, ids: list[str], on_done: Any, **____: object) -> list[Trajectory]:
+        found = [Trajectory(name, "", [1], text, [0], [1.0], [0.0], 1) for name, text in zip(ids, texts, strict=True)]
+        for one in reversed(found):  # batches end in any order
+            on_done(one)
+        return found
+
+    monkeypatch.setattr(answers, "decode", decode)
+    tasks = tuple(answers.Prompted(item, Ask(""), Encoded("", ())) for item in suite.items)
+    asked = answers.Asked(suite, Protocol("diffucoder", True), tasks)
     with Judging(suite) as judging:
-        passes = asked.passes(rows, 2, judging)
-    assert passes["pass@1"][0] == pytest.approx(0.5, abs=1e-4)
-    assert passes["pass@2"][0] == pytest.approx(2 / 3, abs=1e-4)
+        done = answers.answer(None, asked, Settings(), judging, n=2)  # type: ignore[arg-type]
+    assert [row["task_id"] for row in done.judged] == [item.task_id for item in suite.items for _ in range(2)]
+    assert done.passes()["pass@1"][0] == pytest.approx(0.5, abs=1e-4)
+    assert done.passes()["pass@2"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert done.estimate(1).mean == pytest.approx(0.5) and done.estimate(2).mean == pytest.approx(2 / 3)
 
 
 def test_the_share_of_tied_steps_is_told_and_warned_of(tmp_path: Path) -> None:

@@ -20,10 +20,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcoder_cli.base.errors import UserError, WorkFailed
-from dcoder_cli.benchmarks import bigcodebench, data, environment, expected, gsm8k, oracles, passk, tasks
+from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
+from dcoder_cli.benchmarks import (
+    bigcodebench,
+    data,
+    environment,
+    evalplus,
+    expected,
+    gsm8k,
+    humaneval,
+    infilling,
+    mbpp,
+    oracles,
+    passk,
+    suites,
+    tasks,
+)  # fmt: skip
 from dcoder_cli.execution import codec, sandbox
 from dcoder_cli.execution.judge import Judge, Problem, Verdict
 from dcoder_cli.execution.unittests import UnittestJob, judge_unittests
+
+SOURCES = suites.sources()
+READERS = {
+    "humaneval": humaneval.task_of, "humaneval+": evalplus.task_of, "mbpp": mbpp.task_of,
+    "mbpp-sanitized": mbpp.sanitized_task_of, "mbpp+": evalplus.task_of,
+    **{f"humaneval-infilling-{subset}": infilling.task_of for subset in infilling.SOURCES},
+}  # fmt: skip
+
+
+def read(name: str, file: str | Path | None = None) -> tasks.TaskSet:
+    return tasks.read(SOURCES[name], READERS[name], file)
+
 
 needs_sandbox = pytest.mark.skipif(
     sys.platform != "linux" or sandbox.best_tier() == "C", reason="no sandbox holds here"
@@ -32,7 +59,7 @@ needs_sandbox = pytest.mark.skipif(
 
 @pytest.fixture
 def folder(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(data.FOLDER_VARIABLE, str(benchmarks))
+    monkeypatch.setenv(BENCHMARKS_VARIABLE, str(benchmarks))
     return benchmarks
 
 
@@ -40,15 +67,15 @@ def folder(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_data_not_found_names_the_three_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(BENCHMARKS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with pytest.raises(UserError) as caught:
-        data.find("humaneval")
+        data.find(SOURCES["humaneval"])
     text = str(caught.value)
-    assert "--data" in text and data.FOLDER_VARIABLE in text and "openai/openai_humaneval" in text and "\n" not in text
+    assert "--data" in text and BENCHMARKS_VARIABLE in text and "openai/openai_humaneval" in text and "\n" not in text
     with pytest.raises(UserError, match="not on the hub"):
-        data.find("humaneval-infilling-single")
+        data.find(SOURCES["humaneval-infilling-single"])
 
 
 def test_evalplus_own_files_are_read_from_its_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,25 +91,25 @@ def test_evalplus_own_files_are_read_from_its_cache(monkeypatch: pytest.MonkeyPa
             {**made, "task_id": "Mbpp/793", "assertion": "assert f([1]) == [1]", "plus_input": {}},
         ],
     }
-    monkeypatch.delenv(data.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(BENCHMARKS_VARIABLE, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, file in (("humaneval+", "HumanEvalPlus-v0.1.10"), ("mbpp+", "MbppPlus-v0.2.0")):
         rows = published[name]
-        monkeypatch.setitem(data.SOURCES, name, replace(data.SOURCES[name], count=len(rows)))
+        source = replace(SOURCES[name], count=len(rows))
         with pytest.raises(UserError) as caught:
-            data.find(name)
+            data.find(source)
         release, _, version = file.partition("-")
         address = (
             f"https://github.com/evalplus/{release.lower()}_release/releases/download/{version}/{release}.jsonl.gz"
         )
-        assert all(way in str(caught.value) for way in ("--data", data.FOLDER_VARIABLE, str(tmp_path), address))
+        assert all(way in str(caught.value) for way in ("--data", BENCHMARKS_VARIABLE, str(tmp_path), address))
         cached = tmp_path / "evalplus" / f"{file}.jsonl"
         cached.parent.mkdir(exist_ok=True)
         cached.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = tasks.load(name)
+        found = tasks.read(source, evalplus.task_of)
         assert found.origin == str(cached) and len(found.tasks) == len(rows)
-        assert environment._where(name) == str(cached)
+        assert environment._where(source) == str(cached)
     first, last = (task.plus for task in found.tasks)
     assert first is not None and last is not None and not last.plus
     assert [codec.loads(one) for one in first.plus] == [[(3,)], [()]]  # Mbpp/2 takes tuples
@@ -114,14 +141,14 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
     file = tmp_path / "data.jsonl"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
-        tasks.load("humaneval", file)
+        read("humaneval", file)
 
 
 def test_wrong_names_and_places() -> None:
     with pytest.raises(UserError, match="did you mean 'humaneval'"):
-        tasks.load("humanevl")
+        suites.load("humanevl")
     with pytest.raises(UserError, match="is not a file"):
-        tasks.load("humaneval", "/no/such/file")
+        read("humaneval", "/no/such/file")
 
 
 def test_a_file_is_the_same_compressed_or_not(tmp_path: Path) -> None:
@@ -129,29 +156,29 @@ def test_a_file_is_the_same_compressed_or_not(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(text)
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as handle:
         handle.write(text)
-    plain, packed = (tasks.load("humaneval", tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz"))
+    plain, packed = (read("humaneval", tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz"))
     assert plain.sha256 == packed.sha256 and plain.tasks == packed.tasks
     (tmp_path / "broken.gz").write_bytes(b"\x1f\x8b1234")
     with pytest.raises(UserError, match="is damaged"):
-        tasks.load("humaneval", tmp_path / "broken.gz")
+        read("humaneval", tmp_path / "broken.gz")
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
 def test_counts_and_forms(folder: Path) -> None:
-    for name in tasks.READERS:
-        found = tasks.load(name)
-        assert len(found.tasks) == data.SOURCES[name].count
+    for name in READERS:
+        found = read(name)
+        assert len(found.tasks) == SOURCES[name].count
         assert all((task.problem is None) == (task.plus is not None) for task in found.tasks)
-    plus = tasks.load("humaneval+").by_id().values()
+    plus = read("humaneval+").by_id().values()
     assert sum(len(task.plus.plus) for task in plus if task.plus) == 122_683
-    tree = tasks.load("mbpp").by_id()["Mbpp/367"]
+    tree = read("mbpp").by_id()["Mbpp/367"]
     assert tree.problem and tree.entry_point == "is_tree_balanced" and "Node" in tree.problem.setup
 
 
 def test_mbpp_plus_repairs(folder: Path) -> None:
-    found = tasks.load("mbpp+").by_id()
+    found = read("mbpp+").by_id()
 
     def first(number: int) -> list[object]:
         task = found[f"Mbpp/{number}"]
@@ -176,7 +203,7 @@ def test_mbpp_plus_repairs(folder: Path) -> None:
 
 
 def pairs(name: str) -> list[tuple[Problem, str]]:
-    return [(task.problem, task.reference) for task in tasks.load(name).tasks if task.problem]
+    return [(task.problem, task.reference) for task in read(name).tasks if task.problem]
 
 
 def judged(items: Sequence[tuple[Problem, str]]) -> dict[str, Verdict]:
@@ -188,7 +215,7 @@ def judged(items: Sequence[tuple[Problem, str]]) -> dict[str, Verdict]:
 @pytest.mark.parametrize("name", ["humaneval", "humaneval-infilling-span"])
 def test_references_pass(folder: Path, name: str) -> None:
     found = judged(pairs(name))
-    assert len(found) == data.SOURCES[name].count
+    assert len(found) == SOURCES[name].count
     assert [verdict for verdict in found.values() if not verdict.passed] == []
 
 
@@ -209,21 +236,21 @@ def test_mbpp_references_of_each_kind_pass(folder: Path) -> None:
 def test_all_references_pass(folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCODER_CACHE", str(tmp_path))
     with Judge(workers=2) as running:
-        found = expected.with_expected(tasks.load(name), running)
+        found = expected.with_expected(read(name), running)
     verdicts = judged([(task.problem, task.reference) for task in found.tasks if task.problem])
-    assert len(verdicts) == data.SOURCES[name].count
+    assert len(verdicts) == SOURCES[name].count
     assert [verdict for verdict in verdicts.values() if not verdict.passed] == []
 
 
 # --- expected values -------------------------------------------------------------------------------------------------
 
 
-def plus_benchmark(answer: str) -> tasks.Benchmark:
+def plus_benchmark(answer: str) -> tasks.TaskSet:
     inputs = tuple(codec.dumps([value]) for value in (1, 2, 30))
     task = tasks.Task(
         "HumanEval/0", "def f(x):\n", "f", answer, "complete", plus=tasks.PlusInputs(inputs[:1], inputs[1:], 0.0)
     )
-    return tasks.Benchmark("made", (task,), "here", "0" * 64)
+    return tasks.TaskSet("made", (task,), "here", "0" * 64)
 
 
 @needs_sandbox

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dcoder_cli.experiments.effects import effect_of, holm
 from dcoder_cli.experiments.findings import check
 from dcoder_cli.experiments.measures import Measures
 from dcoder_cli.experiments.processes import run_units
-from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, Settings, View, at_cpu_size
+from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, StudySettings, View, at_cpu_size
 from dcoder_cli.experiments.reproduce import Outcome, _identity, reproduce
 from dcoder_cli.experiments.scores import COLUMNS, quantities_of, scores
 from dcoder_cli.experiments.seeds import ROLES as ROLE_WORDS
@@ -46,7 +46,7 @@ class Known(Measures):
 
     def __init__(self, values: dict[Quantity, Any], models: tuple[str, ...] = ROLES, data: str | None = "d") -> None:
         family = Family(0, dict.fromkeys(models, "x"), data, data, Path())
-        super().__init__(family, at_cpu_size(Settings()), print)
+        super().__init__(family, at_cpu_size(StudySettings()), print)
         self.known = values
 
     def value(self, quantity: Quantity) -> dict[str, float]:
@@ -169,24 +169,24 @@ def test_what_is_missing_is_not_measured() -> None:
     assert missing("variance-decoupled", "sft") == ("not measured", "needs --rl DIR")
     assert missing("adaptation", "adapted", "scratch") == ("not measured", "needs --pretrain DIR")
     other = Known({}, ("sft", "grpo"))
-    other.settings = Settings(task="humaneval")
+    other.settings = StudySettings(task="humaneval")
     assert check(choose(["grpo-kinds"]), [other])[0].why == "humaneval has no tasks held out by kind"
     assert {one.role for claim in CLAIMS for one in claim.quantities} == set(ROLES)
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
 
 
 def test_every_temperature_is_decoded_with_the_same_top_p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `generate` is asked for, by the claims that compare temperatures, and by the paper's protocol."""
+    """What `decode` is asked for, by the claims that compare temperatures, and by the paper's protocol."""
     make_model(tmp_path / "model", tokenizer=make_tokenizer())
     asked: list[dict[str, Any]] = []
 
-    def spy(model: Any, prompts: Any, **settings: Any) -> Any:
-        asked.append({**settings, "prompts": len(prompts)})
+    def spy(model: Any, prompts: Any, settings: Any, **_: Any) -> Any:
+        asked.append({**asdict(settings), "prompts": len(prompts)})
         raise WorkFailed("asked")
 
-    monkeypatch.setattr("dcoder_cli.decoding.sampler.generate", spy)
+    monkeypatch.setattr("dcoder_cli.benchmarks.answers.decode", spy)
     for top_p in (None, 0.8):
-        settings = replace(at_cpu_size(Settings(limit=7, top_p=top_p)), max_new_tokens=8)
+        settings = replace(at_cpu_size(StudySettings(limit=7, top_p=top_p)), max_new_tokens=8)
         found: dict[str, dict[str, Any]] = {}
         for view in ("cold", "hot", "many cold", "many hot", "half", "paper cold", "paper hot", "filtered", "plain"):
             with pytest.raises(WorkFailed):
@@ -215,7 +215,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Measures, "_decode", decode)
     family = Family(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
-    settings = at_cpu_size(Settings())
+    settings = at_cpu_size(StudySettings())
 
     def value(role: str, view: str, **changes: Any) -> float:
         measures = Measures(family, replace(settings, **changes), print)
@@ -240,7 +240,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_scores_have_the_change_from_stage_3(tmp_path: Path) -> None:
-    settings = at_cpu_size(Settings())
+    settings = at_cpu_size(StudySettings())
     wanted = quantities_of(choose([]), settings)
     assert len(wanted) == len(set(wanted))
     for role in ("sft", "grpo", "grpo-decoupled", "grpo-full-mask"):
@@ -267,7 +267,7 @@ def test_the_tables_fit_a_terminal_and_start_with_the_primary_claims(
     from dcoder_cli.base import console
 
     show = importlib.import_module("dcoder_cli.commands.reproduce")._show
-    settings = at_cpu_size(Settings())
+    settings = at_cpu_size(StudySettings())
     wanted = quantities_of(CLAIMS, settings)
     families: list[Measures] = [
         Known({one: 0.4 + 0.01 * seed * len(one.role) + 0.2 * (one.role == "grpo") for one in wanted})
@@ -310,7 +310,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         if "full-mask" in line:
             raise KeyboardInterrupt
 
-    settings = replace(at_cpu_size(Settings(limit=2, many=2)), max_new_tokens=8)
+    settings = replace(at_cpu_size(StudySettings(limit=2, many=2)), max_new_tokens=8)
     out = tmp_path / "r"
 
     def run(announce: Any) -> Any:

@@ -224,25 +224,3 @@ def test_bad_requests() -> None:
     with pytest.raises(UserError, match="kinds tasks asked for, but family"):
         micro.generate("kinds", 20_000)
     assert micro.generate("test", 0) == []
-
-
-def test_the_score_counts_tasks_solved_in_n_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples a task: one right for the first task, two for the second, none for the third."""
-    from dcoder_cli.benchmarks import micro_score
-    from dcoder_cli.decoding.trajectory import Trajectory
-
-    tasks = micro.benchmark()[:3]
-    right = [task.messages()[1]["content"] for task in tasks]
-
-    def generate(_: object, prompts: list[Any], ids: list[str], on_done: Any, **__: object) -> list[Trajectory]:
-        assert [prompt[0]["content"] for prompt in prompts] == [task.question for task in tasks for _ in range(2)]
-        texts = ["pass", right[0], right[1], right[1], "", right[0]]
-        found = [Trajectory(name, "", [1], text, [0], [1.0], [0.0], 1) for name, text in zip(ids, texts, strict=True)]
-        for one in found:
-            on_done(one)
-        return found
-
-    monkeypatch.setattr(micro_score, "generate", generate)
-    result = micro_score.score(None, tasks, {}, seed=0, n=2)  # type: ignore[arg-type]
-    assert result.pass_at(1).mean == pytest.approx(0.5) and result.pass_at(2).mean == pytest.approx(2 / 3)
-    assert [row["task_id"] for row in result.rows] == [task.task_id for task in tasks for _ in range(2)]

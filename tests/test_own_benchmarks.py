@@ -8,7 +8,7 @@ from pathlib import Path
 import own_benchmarks
 import pytest
 
-from dcoder_cli.benchmarks import bigcodebench, expected, gsm8k, tasks
+from dcoder_cli.benchmarks import bigcodebench, evalplus, expected, gsm8k, humaneval, infilling, mbpp, suites, tasks
 from dcoder_cli.execution import sandbox
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.unittests import judge_unittests
@@ -32,10 +32,14 @@ def files(own_benchmark_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @needs_sandbox
 @pytest.mark.parametrize("name", list(CODE))
 def test_references_pass_and_nothing_does_not(name: str) -> None:
-    found = tasks.load(name)
+    readers = {
+        "humaneval": humaneval.task_of, "mbpp": mbpp.task_of, "mbpp-sanitized": mbpp.sanitized_task_of,
+        "humaneval+": evalplus.task_of, "mbpp+": evalplus.task_of,
+    }  # fmt: skip
+    found = tasks.read(suites.sources()[name], readers.get(name, infilling.task_of))
     own = found.tasks[: len(own_benchmarks.rows(CODE[name]))]
     with Judge(workers=2) as judge:
-        complete = expected.with_expected(tasks.Benchmark(name, own, found.origin, found.sha256), judge)
+        complete = expected.with_expected(tasks.TaskSet(name, own, found.origin, found.sha256), judge)
         for task in complete.tasks:
             assert task.problem is not None
             right, wrong = judge.submit(task.problem, task.reference), f"def {task.entry_point}(*_): return None"

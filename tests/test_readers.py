@@ -13,7 +13,8 @@ import pytest
 from dcoder_cli.analysis.sources import read_trajectories
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
-from dcoder_cli.benchmarks import data, suites
+from dcoder_cli.benchmarks import data
+from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
 from dcoder_cli.benchmarks.elsewhere import read_elsewhere
 from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.data.decontaminate import load_contamination
@@ -45,10 +46,8 @@ def rollouts(path: Path) -> list[Any]:
 
 
 def benchmark(path: Path) -> list[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        source = data.Source("x", 2, None, None, (), ("text",))
-        patch.setitem(data.SOURCES, "own", source)
-        return [row["text"] for row in data.find("own", path).rows]
+    source = data.Source("own", "x", 2, None, None, (), ("text",))
+    return [row["text"] for row in data.find(source, path).rows]
 
 
 def contamination(path: Path) -> list[Any]:
@@ -57,8 +56,9 @@ def contamination(path: Path) -> list[Any]:
 
 
 def elsewhere(path: Path) -> list[Any]:
-    item = suites.Item("t", "whole", "", "f", None)
-    return [row["text"] for row in read_elsewhere(path, suites.Suite("own", "", (item,), (), (), "", "", "", 1))]
+    own = Benchmark("own", "", None, None)
+    suite = Suite(own, "", (Item("t", "whole", "", "f", None),), (), "", "", "", 1)
+    return [row["text"] for row in read_elsewhere(path, suite)]
 
 
 def store(path: Path) -> list[Any]:

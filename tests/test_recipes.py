@@ -144,24 +144,24 @@ def test_a_reference_that_cannot_move_so_is_refused(changes: dict[str, Any], mes
 def test_the_tie_break_of_rollouts_reaches_the_sampler(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tie_break: str | None
 ) -> None:
-    """In a run: what `generate` is called with, and what the trajectories then say; null is the model's own order."""
+    """In a run: what `decode` is called with, and what the trajectories then say; null is the model's own order."""
     from dcoder_cli.training.grpo import rollouts
 
     monkeypatch.syspath_prepend(place)
     asked: list[tuple[str | None, float | None]] = []
     made: list[str] = []
-    generate = rollouts.generate
+    decode = rollouts.decode
 
-    def recorded(*arguments: Any, **settings: Any) -> Any:
-        asked.append((settings["tie_break"], settings["top_p"]))
-        trajectories = generate(*arguments, **settings)
+    def recorded(model: Any, prompts: Any, settings: Any, **options: Any) -> Any:
+        asked.append((settings.tie_break, settings.top_p))
+        trajectories = decode(model, prompts, settings, **options)
         made.extend(str(item.settings["tie_break"]) for item in trajectories)
         return trajectories
 
-    monkeypatch.setattr(rollouts, "generate", recorded)
+    monkeypatch.setattr(rollouts, "decode", recorded)
     rollout = {"max_new_tokens": 4, "tie_break": tie_break, "top_p": 0.95}
     train(place, tmp_path / "run", {"steps": 1, "evaluate_prompts": 0, "rollout": rollout})
-    assert set(asked) == {(tie_break, 0.95)} and set(made) == {tie_break or "model"}
+    assert set(asked) == {(tie_break or "model", 0.95)} and set(made) == {tie_break or "model"}
     assert GrpoConfig().rollout.tie_break is None
 
 

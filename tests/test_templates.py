@@ -13,7 +13,7 @@ from helpers import make_model, make_tokenizer
 from safetensors.numpy import load_file
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import evaluation
+from dcoder_cli.benchmarks import answers
 from dcoder_cli.benchmarks.protocols import Ask
 from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
 from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
@@ -62,8 +62,7 @@ def by_request(model: Model, _: Path) -> str:
 
 
 def by_evaluation(model: Model, _: Path) -> str:
-    ids, _length = evaluation.encode(model, Ask(MESSAGES))
-    return model.tokenizer.decode(ids)  # type: ignore[union-attr,arg-type]
+    return model.tokenizer.decode(list(answers.encode(model, Ask(MESSAGES)).prefix))  # type: ignore[union-attr]
 
 
 def by_rollout(model: Model, _: Path) -> str:

@@ -9,28 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcoder_cli.analysis.arness import random_order
 from dcoder_cli.analysis.colours import SERIES
 from dcoder_cli.analysis.plots import new_figure, styled
+from dcoder_cli.analysis.series import Series
 
 if TYPE_CHECKING:
-    from dcoder_cli.analysis.measure import Series
+    from dcoder_cli.decoding.requests import Settings
 
-TIE_BREAKS = ("left", "random", "model")
+TIE_BREAKS: tuple[Literal["left", "random", "model"], ...] = ("left", "random", "model")
 _MARKS = {"left": ("<", SERIES[2]), "random": ("o", SERIES[3]), "model": ("D", SERIES[1])}
 
 
-def variants(temperatures: Sequence[float], settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def variants(temperatures: Sequence[float], settings: Settings) -> list[tuple[str, Settings]]:
     """What a label ends in and the sampler's settings, for every temperature, with and without top-p, and tie break."""
     return [
         (
             f" T={temperature:g} {_filter(top_p)} {tie_break}",
-            {**settings, "temperature": temperature, "top_p": top_p, "tie_break": tie_break},
+            replace(settings, temperature=temperature, top_p=top_p, tie_break=tie_break),
         )
         for temperature in temperatures
-        for top_p in (settings["top_p"], None)
+        for top_p in (settings.top_p, None)
         for tie_break in TIE_BREAKS
     ]
 
@@ -39,19 +40,19 @@ def _filter(top_p: float | None) -> str:
     return "no top-p" if top_p is None else f"top-p {top_p:g}"
 
 
-def equal_run(found: Sequence[Series], settings: Mapping[str, Any]) -> Series | None:
+def equal_run(found: Sequence[Series], settings: Settings) -> Series | None:
     """A run of the same settings but for the tie break in which nothing was tied: it is this run, too."""
     for one in found:
         used = one.trajectories[0].settings
-        same = (one.temperature, used.get("top_p")) == (settings["temperature"], settings["top_p"])
+        same = (one.temperature, used.get("top_p")) == (settings.temperature, settings.top_p)
         if same and one.numbers["tied_share"] == 0 and one.numbers["ties_known"] == len(one.trajectories):
             return one
     return None
 
 
-def relabelled(run: Series, label: str, settings: Mapping[str, Any]) -> Series:
+def relabelled(run: Series, label: str, settings: Settings) -> Series:
     """A run's series under the name and the tie break of one that equals it."""
-    tie_break = settings["tie_break"]
+    tie_break = settings.tie_break
     moved = [replace(item, settings={**item.settings, "tie_break": tie_break}) for item in run.trajectories]
     return replace(run, label=label, trajectories=moved, numbers={**run.numbers, "tie_break": [tie_break]})
 

@@ -1,8 +1,13 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and what the user tells it about the machine."""
 
 from __future__ import annotations
 
 import os
+from typing import Literal, get_args
+
+Attention = Literal["sdpa", "flash_attention_2", "flex", "eager"]  # how attention is computed; see model/attention.py
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+BENCHMARKS_VARIABLE = "DCODER_BENCHMARKS"  # environment variable: a folder with the public benchmarks' files
 
 
 def cores() -> int:

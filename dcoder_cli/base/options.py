@@ -21,6 +21,7 @@ import typer
 
 from dcoder_cli.base.config import parse_assignments
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import ATTENTIONS, BENCHMARKS_VARIABLE
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs; no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier call of this command left in --out.")]
@@ -39,7 +40,7 @@ Device = Annotated[str | None, typer.Option("--device", help="cuda, mps or cpu [
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 [as stored; float32 on a CPU].")
 ]
-Attention = Annotated[str, typer.Option("--attention", help="sdpa, flash_attention_2, flex or eager.")]
+Attention = Annotated[str, typer.Option("--attention", help=f"{', '.join(ATTENTIONS)}.")]
 TOKENIZER = typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub id.", show_default=False)
 Tokenizer = Annotated[str | None, TOKENIZER]
 
@@ -56,12 +57,15 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is dr
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")]
 Subset = Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")]
 Benchmark = Annotated[
-    Path | None, typer.Option("--data", help="The benchmark's file [DCODER_BENCHMARKS, hub or EvalPlus' cache].")
+    Path | None, typer.Option("--data", help=f"The benchmark's file [{BENCHMARKS_VARIABLE}, hub or a cache].")
 ]
 Judges = Annotated[
     int | None, typer.Option("--workers", min=1, help="Samples judged at a time [one for each processor].")
 ]
-Python = Annotated[str | None, typer.Option("--python", help="bigcodebench: the interpreter with its libraries.")]
+Python = Annotated[
+    str | None,
+    typer.Option("--python", help="For tests that run beside the answer: the interpreter with their libraries."),
+]
 Temperatures = Annotated[
     str | None, typer.Option("--temperatures", help="Instead of --temperature: several, such as 0.2,0.3,0.4.")
 ]

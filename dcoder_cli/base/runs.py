@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,46 @@ class RunFolder:
                 shutil.rmtree(self.checkpoint(step), ignore_errors=True)
         for leftover in (self.path / "checkpoints").glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The last checkpoint of a run folder; any other path as it is.
+
+    Raises:
+        UserError: a run folder without a checkpoint.
+    """
+    if not (path / "config.yaml").is_file() or not (path / "checkpoints").is_dir() or (path / "config.json").is_file():
+        return path
+    last = path / "checkpoints" / "last"
+    if not last.is_dir():
+        raise UserError(f"run folder {str(path)!r} has no checkpoint yet; train on, or give a checkpoint's folder")
+    return last
+
+
+def model_labels(models: Sequence[str]) -> list[str]:
+    """A short name for each model in tables and folders, different ones: the run's, the folder's or the hub id's last part.
+
+    `runs/sft`, `runs/sft/checkpoints/last` and `.../best` are "sft", `runs/sft/checkpoints/step-100` is "sft-step-100".
+    Equal names are numbered in order.
+    """
+    names = []
+    for path in models:
+        parts = [part for part in Path(path).parts if part not in ("/", "last", "best", "..", ".")]
+        if len(parts) > 2 and parts[-2] == "checkpoints":
+            parts = [f"{parts[-3]}-{parts[-1]}"]
+        parts = [part for part in parts if part != "checkpoints"]
+        names.append(parts[-1] if parts else "model")
+    return distinct(names)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, equal ones numbered in order; no number makes a name that is there already."""
+    found: list[str] = []
+    for place, name in enumerate(names):
+        number = place + 1
+        label = name if names.count(name) == 1 else f"{name}-{number}"
+        while label in found or (label != name and label in names):
+            number += 1
+            label = f"{name}-{number}"
+        found.append(label)
+    return found

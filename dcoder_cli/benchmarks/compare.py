@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dcoder_cli.benchmarks import scoring
+from dcoder_cli.benchmarks import scoring, suites
+from dcoder_cli.benchmarks.evaluation import Evaluation
 from dcoder_cli.benchmarks.passk import paired_difference
 
-if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.sweep import Run
 
-
-def difference(before: Run, after: Run, metric: str) -> dict[str, Any]:
+def difference(before: Evaluation, after: Evaluation, metric: str) -> dict[str, Any]:
     """`after` - `before` in pass@1 on the tasks that both have, in percent, with its paired 95% interval (passk.py)."""
     first, second = (scoring.per_task(run.result.judged, metric) for run in (before, after))
     common = [task_id for task_id in first if task_id in second]
@@ -30,7 +28,7 @@ def difference(before: Run, after: Run, metric: str) -> dict[str, Any]:
     }
 
 
-def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def speeds(runs: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """For each run with fewer steps: its scores against those of the slowest speed of the same model and temperature."""
     found = []
     for run in runs:
@@ -57,7 +55,7 @@ def speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def models(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def models(runs: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Every later model against every earlier one on the same task, temperature and speed.
 
     Where protocols have other temperatures and none was chosen, models meet at their own.
@@ -80,28 +78,30 @@ def models(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _nth(runs: Sequence[Run], run: Run) -> int:
+def _nth(runs: Sequence[Evaluation], run: Evaluation) -> int:
     """The place of a run's temperature among those of its model."""
     mine = [one.temperature for one in runs if (one.model, one.task, one.speed) == (run.model, run.task, run.speed)]
     return mine.index(run.temperature)
 
 
-def means(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """EvalPlus: the mean of HumanEval+ and MBPP+ (DiffuCoder section 3); empty for other tasks.
+def means(task: str, runs: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The mean of the main scores of a task's two parts, where it has one (EvalPlus: DiffuCoder section 3).
 
     The interval treats the two as independent: its half-widths are those of the parts, added in squares and halved
     (MOVER, Zou and Donner 2008).
     """
-    if task != "evalplus":
+    name = suites.find(task).mean
+    if not name:
         return []
+    first, second = suites.parts(task)
     found = []
-    seconds = [run for run in runs if run.task == "mbpp+"]
-    for run in (one for one in runs if one.task == "humaneval+"):
+    seconds = [run for run in runs if run.task == second]
+    for run in (one for one in runs if one.task == first):
         other = next(
             one for one in seconds
             if (one.model, one.speed, _nth(runs, one)) == (run.model, run.speed, _nth(runs, run))
         )  # fmt: skip
-        parts = [one.result.record["scores"][one.task]["pass@1"] for one in (run, other)]
+        parts = [one.result.record["scores"][one.metrics[-1]]["pass@1"] for one in (run, other)]
         mean = sum(part["score"] for part in parts) / 2
         low = math.hypot(*(part["score"] - part["low"] for part in parts)) / 2
         high = math.hypot(*(part["high"] - part["score"] for part in parts)) / 2
@@ -110,7 +110,7 @@ def means(task: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "model": run.model,
                 "temperature": run.temperature,
                 "speed": run.speed,
-                "evalplus": {
+                name: {
                     "score": round(mean, 3),
                     "low": round(mean - low, 3),
                     "high": round(mean + high, 3),

@@ -1,8 +1,7 @@
 """Finding the data of a public benchmark: a file, the folder named by DCODER_BENCHMARKS, or the hub and its cache.
 
-HumanEval+ and MBPP+ are read as EvalPlus publishes them, from its cache instead of the hub: the hub's data sets of that
-name have no inputs to test on, only tests as text.
-Nothing is shipped but our own micro benchmark. What is found is counted (a benchmark with tasks missing is refused) and
+What EvalPlus publishes is read from its cache instead of the hub, whose data sets of that name have no inputs to test on,
+only tests as text. Nothing public is shipped. What is found is counted (a benchmark with tasks missing is refused) and
 hashed, and the hash goes into every result.
 """
 
@@ -17,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base import jsonl
-from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.hub import fail_at_once_offline
-
-FOLDER_VARIABLE = "DCODER_BENCHMARKS"
+from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark comes from.
+    """A data file of a benchmark, and where it comes from.
 
     Attributes:
+        name: in messages and in `dcoder doctor`.
         file: place below the benchmarks folder.
         count: number of tasks; anything else is refused.
         hub: dataset on the hub, with configuration and splits (joined in order).
@@ -36,6 +34,7 @@ class Source:
         evalplus: name and version of the release that the package evalplus keeps in its cache (there with the same fields).
     """
 
+    name: str
     file: str
     count: int
     hub: str | None
@@ -43,48 +42,6 @@ class Source:
     splits: tuple[str, ...]
     fields: tuple[str, ...]
     evalplus: tuple[str, str] | None = None
-
-
-_CODE = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
-_PLUS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
-_BCB = ("task_id", "complete_prompt", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point")
-_INFILL = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
-_MBPP = ("task_id", "text", "code", "test_list", "test_setup_code")
-_SANITIZED = ("task_id", "prompt", "code", "test_list", "test_imports")
-
-# Counts: the published files, HumanEval+ v0.1.10, MBPP+ v0.2.0, BigCodeBench v0.1.4.
-SOURCES: dict[str, Source] = {
-    "humaneval": Source("humaneval/HumanEval.jsonl.gz", 164, "openai/openai_humaneval", None, ("test",), _CODE),
-    "humaneval+": Source(
-        "humanevalplus/HumanEvalPlus.jsonl.gz", 164, None, None, (), _PLUS, ("HumanEvalPlus", "v0.1.10")
-    ),
-    "mbpp": Source(
-        "mbpp/mbpp.jsonl.gz", 974, "google-research-datasets/mbpp", "full",
-        ("prompt", "test", "validation", "train"), _MBPP,
-    ),
-    "mbpp-sanitized": Source(
-        "mbpp/sanitized-mbpp.json.gz", 427, "google-research-datasets/mbpp", "sanitized",
-        ("prompt", "test", "validation", "train"), _SANITIZED,
-    ),
-    "mbpp+": Source("mbppplus/MbppPlus.jsonl.gz", 378, None, None, (), _PLUS, ("MbppPlus", "v0.2.0")),
-    "bigcodebench": Source(
-        "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, "bigcode/bigcodebench", None, ("v0.1.4",), _BCB
-    ),
-    "bigcodebench-hard": Source(
-        "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, "bigcode/bigcodebench-hard", None, ("v0.1.4",),
-        _BCB,
-    ),
-    "gsm8k": Source("gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer")),
-    "humaneval-infilling-single": Source(
-        "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz", 1033, None, None, (), _INFILL
-    ),
-    "humaneval-infilling-multi": Source(
-        "humaneval_infilling/HumanEval-MultiLineInfilling.jsonl.gz", 5815, None, None, (), _INFILL
-    ),
-    "humaneval-infilling-span": Source(
-        "humaneval_infilling/HumanEval-RandomSpanInfillingLight.jsonl.gz", 164, None, None, (), _INFILL
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,20 +54,17 @@ class Rows:
     sha256: str
 
 
-def find(name: str, file: str | Path | None = None) -> Rows:
-    """The rows of a benchmark: from `file`, else the folder named by DCODER_BENCHMARKS, else EvalPlus' cache or the hub.
+def find(source: Source, file: str | Path | None = None) -> Rows:
+    """The rows of a data file: from `file`, else the folder named by DCODER_BENCHMARKS, else EvalPlus' cache or the hub.
 
     Raises:
-        UserError: unknown name, data not found (the line names the three ways), broken, or of the wrong count.
+        UserError: data not found (the line names the three ways), broken, or of the wrong count.
     """
-    if name not in SOURCES:
-        raise UserError(f"unknown benchmark {name!r}{nearest(name, list(SOURCES))}")
-    source = SOURCES[name]
-    path = locate(name, file)
+    name, path = source.name, locate(source, file)
     if path is not None:
         found = Rows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
     else:
-        found = _from_hub(name, source)
+        found = _from_hub(source)
     if len(found.rows) != source.count:
         raise UserError(
             f"{name} from {found.origin} has {len(found.rows)} tasks and must have {source.count}; fetch the whole file"
@@ -124,19 +78,19 @@ def find(name: str, file: str | Path | None = None) -> Rows:
     return found
 
 
-def locate(name: str, file: str | Path | None = None) -> Path | None:
+def locate(source: Source, file: str | Path | None = None) -> Path | None:
     """The local file that `find` would read; None where it would ask the hub."""
     if file is not None:
         if not Path(file).is_file():
             raise UserError(f"--data {str(file)!r} is not a file; give the benchmark's .jsonl, .json or .gz file")
         return Path(file)
-    folder = os.environ.get(FOLDER_VARIABLE)
+    folder = os.environ.get(BENCHMARKS_VARIABLE)
     if folder:
-        place = Path(folder) / SOURCES[name].file
+        place = Path(folder) / source.file
         for path in (place, place.with_suffix("")):  # as published, or decompressed
             if path.is_file():
                 return path
-    kept = SOURCES[name].evalplus
+    kept = source.evalplus
     if kept is not None and (path := _evalplus_cache() / f"{kept[0]}-{kept[1]}.jsonl").is_file():
         return path
     return None
@@ -156,8 +110,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [jsonl.as_object(entry.value, entry.where) for entry in jsonl.table(path, "benchmark file")]
 
 
-def _from_hub(name: str, source: Source) -> Rows:
-    ways = f"give --data FILE, set {FOLDER_VARIABLE} to a folder with {source.file}, "
+def _from_hub(source: Source) -> Rows:
+    ways = f"give --data FILE, set {BENCHMARKS_VARIABLE} to a folder with {source.file}, "
     if source.evalplus is not None:
         release, version = source.evalplus
         ways += (
@@ -167,7 +121,7 @@ def _from_hub(name: str, source: Source) -> Rows:
     else:
         ways += f"or let the hub be reached ({source.hub})" if source.hub else "(it is not on the hub)"
     if source.hub is None:
-        raise UserError(f"no data for {name}: {ways}")
+        raise UserError(f"no data for {source.name}: {ways}")
     fail_at_once_offline()
     try:
         from datasets import load_dataset
@@ -176,6 +130,6 @@ def _from_hub(name: str, source: Source) -> Rows:
         for split in source.splits:
             rows += [dict(row) for row in load_dataset(source.hub, source.config, split=split)]
     except Exception as error:  # the hub's libraries raise dozens of kinds; each means that there is no data
-        raise UserError(f"no data for {name}: {ways}. The hub says: {one_line(error)[:200]}") from None
+        raise UserError(f"no data for {source.name}: {ways}. The hub says: {one_line(error)[:200]}") from None
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-    return Rows(name, tuple(rows), f"hub:{source.hub}", digest)
+    return Rows(source.name, tuple(rows), f"hub:{source.hub}", digest)

@@ -10,22 +10,21 @@ from typing import Any
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.jsonl import objects
-from dcoder_cli.benchmarks.samples import Row
-from dcoder_cli.benchmarks.suites import Item, Suite
+from dcoder_cli.benchmarks.benchmark import Item, Row, Suite
 from dcoder_cli.execution.extract import code_block, defines, extract_solution
 
 # In this order. Texts of the last two go on after the prompt: EvalPlus' `completion`, and `resps` of
 # lm-evaluation-harness's logged samples, a list for each request.
 COLUMNS = ("solution", "completion", "resps")
 _CONTINUES = ("completion", "resps")
-_OPEN = ("complete", "library-complete", "infill")  # what an answer may continue
+_OPEN = ("complete", "infill")  # what an answer may continue
 
 
 def read_elsewhere(file: Path, suite: Suite, column: str | None = None, extract: bool = False) -> list[Row]:
     """Samples of JSON lines with `task_id` and a text, a list of texts, or lists of lists.
 
     A task is named as published or by its number (MBPP's 12 is Mbpp/12); lm-evaluation-harness's samples name it in `doc`.
-    For gsm8k the text is the answer. Rows get `sample`, counting from 0 within a task.
+    Where tasks are questions the text is the answer. Rows get `sample`, counting from 0 within a task.
 
     Args:
         column: where the texts stand; by default the first of COLUMNS that a row has. Those of `completion` and `resps`
@@ -35,7 +34,7 @@ def read_elsewhere(file: Path, suite: Suite, column: str | None = None, extract:
     Raises:
         UserError: unreadable, empty, or a line that is not JSON, lacks the texts or names an unknown task; it is named.
     """
-    if extract and all(item.kind == "math" for item in suite.items):
+    if extract and not any(item.entry_point for item in suite.items):
         raise UserError(f"--extract is for code, and {suite.name} reads its answers from any text; leave it out")
     items = {item.task_id: item for item in suite.items}
     numbers = _by_number(items)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import one_line
 from dcoder_cli.base.machine import cores
-from dcoder_cli.benchmarks import data
+from dcoder_cli.benchmarks import data, suites
 from dcoder_cli.execution import landlock, sandbox
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
@@ -37,7 +37,7 @@ def describe(hub: bool = True) -> dict[str, Any]:
         "flash_attn": _flash(),
         "sandbox": _sandbox(),
         "hub": _hub() if hub else "not asked",
-        "benchmarks": {name: _where(name) for name in data.SOURCES},
+        "benchmarks": {source.name: _where(source) for source in suites.sources().values()},
     }
 
 
@@ -100,8 +100,8 @@ def _hub() -> str:
     return f"online ({address})"
 
 
-def _where(name: str) -> str | None:
-    path = data.locate(name)
+def _where(source: data.Source) -> str | None:
+    path = data.locate(source)
     if path is not None:
         return str(path)
-    return f"hub:{data.SOURCES[name].hub}" if data.SOURCES[name].hub else None
+    return f"hub:{source.hub}" if source.hub else None

@@ -6,29 +6,27 @@ Each sample draws its own random numbers (seed, task, number of the sample): the
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import config
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.provenance import environment
-from dcoder_cli.benchmarks import ranks, scoring
+from dcoder_cli.benchmarks import answers, ranks, scoring
+from dcoder_cli.benchmarks.answers import Asked, Draw
+from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.judging import Judging
-from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Ask, Protocol
-from dcoder_cli.benchmarks.samples import Key, Row, Store
-from dcoder_cli.benchmarks.suites import Item, Suite
-from dcoder_cli.decoding.requests import Infill, Prompt
-from dcoder_cli.decoding.sampler import generate
+from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Protocol
+from dcoder_cli.benchmarks.samples import Key, Store
+from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
-from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.model.text import encode_after
 
-_CHUNK = 8  # batches decoded by one call of `generate`: bounds the memory for decodings that are written already
+_CHUNK = 8  # batches of infills decoded by one call: bounds the memory for decodings that are written already
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Setup:
     """What is run.
 
     Attributes:
-        settings: the sampler's, complete: the protocol's under what the user chose.
+        chosen: of the sampler, the protocol's under what the user chose; the samples' files record these.
         n: samples a task.
         infill_lengths: candidates for the length of a gap.
         departures: settings that are not the protocol's, name -> {"protocol", "here"}.
@@ -44,20 +42,25 @@ class Setup:
 
     suite: Suite
     protocol: Protocol
-    settings: Mapping[str, Any]
+    chosen: Mapping[str, Any]
     n: int = 1
     seed: int = 0
     infill_lengths: tuple[int, ...] = INFILL_LENGTHS
     departures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def settings(self) -> Settings:
+        """The sampler's, whole. Raises UserError for settings that do not fit together."""
+        return config.build(Settings, self.chosen, {"seed": self.seed}, where="the settings of eval")
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for samples to be joined: all but n and --limit."""
         found: dict[str, Any] = {
             "task": self.suite.task, "subset": self.suite.subset, "data_sha256": self.suite.sha256,
-            "protocol": self.protocol.title, "settings": {**self.settings, "seed": self.seed},
+            "protocol": self.protocol.title, "settings": {**self.chosen, "seed": self.seed},
         }  # fmt: skip
-        if self.suite.items[0].kind == "infill":
+        if self.suite.kind == "infill":
             found["settings"]["infill_lengths"] = list(self.infill_lengths)
         return found
 
@@ -80,16 +83,22 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Job:
-    item: Item
-    sample: int
-    ask: Ask
-    prompt: Prompt
-    length: int
+class Evaluation:
+    """One evaluation that was run: where it stands among the others of a sweep, and its result."""
+
+    model: str
+    task: str
+    subset: str
+    instruct: bool
+    temperature: float
+    speed: int
+    folder: Path
+    result: Result
 
     @property
-    def key(self) -> Key:
-        return self.item.task_id, self.sample
+    def metrics(self) -> list[str]:
+        """Names of its scores."""
+        return list(self.result.record["scores"])
 
 
 def evaluate(
@@ -110,11 +119,13 @@ def evaluate(
         UserError: settings or prompts that do not fit the model; the folder holds samples of something else.
         WorkFailed: several samples in a row could not be judged.
     """
-    if setup.n > 1 and setup.settings.get("temperature", 0.0) == 0.0:
+    if setup.n > 1 and setup.settings.temperature == 0.0:
         raise UserError(
             f"--n {setup.n} at temperature 0 would make each sample {setup.n} times; give --temperatures 0.2"
         )
-    jobs = _jobs(model, setup)[ranks.rank() :: ranks.world_size()]
+    asked = answers.ask(model, setup.suite, setup.protocol)
+    draws = sorted(asked.draws(setup.n), key=lambda draw: draw.prompted.prompt.length)  # short rows first
+    draws = draws[ranks.rank() :: ranks.world_size()]
     tell = progress or (lambda _: None)
     if ranks.rank() != 0:
         ranks.wait()
@@ -123,22 +134,22 @@ def evaluate(
             ranks.wait()  # the folder is there and fits; now the others may
         pending: dict[Key, Future[Row]] = {}
 
-        def submit(job: _Job) -> None:
-            pending[job.key] = judging.submit(job.item, job.sample, store.samples[job.key]["solution"])
+        def submit(draw: Draw) -> None:
+            pending[draw.key] = judging.submit(draw.prompted.item, draw.number, store.samples[draw.key]["solution"])
 
         def collect(wait: bool = False) -> None:
             for key in [key for key, future in pending.items() if wait or future.done()]:
                 store.add("judged", pending.pop(key).result())
 
-        for job in jobs:
-            known = store.judged.get(job.key, {}).get("status", "infrastructure")
-            if job.key in store.samples and known == "infrastructure":
-                submit(job)
-        waiting = [job for job in jobs if job.key not in store.samples]
-        tell(len(jobs) - len(waiting))
-        for job, row in _decoded(model, setup, waiting, batch_size):
+        for draw in draws:
+            known = store.judged.get(draw.key, {}).get("status", "infrastructure")
+            if draw.key in store.samples and known == "infrastructure":
+                submit(draw)
+        waiting = [draw for draw in draws if draw.key not in store.samples]
+        tell(len(draws) - len(waiting))
+        for draw, row in _decoded(model, setup, asked, waiting, batch_size):
             store.add("samples", row)
-            submit(job)
+            submit(draw)
             collect()
             tell(1)
         collect(wait=True)
@@ -183,82 +194,38 @@ def summarize(
     return Result(record, rows)
 
 
-def _jobs(model: Model, setup: Setup) -> list[_Job]:
-    """Every sample with its prompt as ids, short rows first, samples of one task together."""
-    jobs = []
-    for item in setup.suite.items:
-        ask = setup.protocol.ask(item, setup.suite)
-        prompt, length = encode(model, ask)
-        jobs += [_Job(item, sample, ask, prompt, length) for sample in range(setup.n)]
-    return sorted(jobs, key=lambda job: job.length)
-
-
-def encode(model: Model, ask: Ask) -> tuple[Prompt, int]:
-    """The prompt as ids, and how many they are.
-
-    Raises:
-        UserError: the model has no tokenizer, or no chat template for a chat.
-    """
-    tokenizer: Any = model.tokenizer
-    if tokenizer is None:
-        raise UserError(f"model {model.name!r} has no tokenizer, and benchmarks are text; add one to its folder")
-    prompt = ask.prompt
-    if isinstance(prompt, Infill):
-        before, after = _ids(tokenizer, prompt.prefix), encode_after(tokenizer, "\n", str(prompt.suffix))
-        return Infill(before, after), len(before) + len(after)
-    if isinstance(prompt, str):
-        ids = _ids(tokenizer, prompt)
-        if ask.bos and tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-            ids = [tokenizer.bos_token_id, *ids]
-        return ids, len(ids)
-    ids = chat.encode(tokenizer, prompt, model.name, "the protocol's chat").ids  # type: ignore[arg-type]
-    return ids, len(ids)
-
-
-def _ids(tokenizer: Any, prompt: Any) -> list[int]:
-    return list(tokenizer(prompt)["input_ids"])
-
-
-def _decoded(model: Model, setup: Setup, jobs: Sequence[_Job], batch_size: int) -> Iterator[tuple[_Job, Row]]:
-    """Jobs with their rows of samples.jsonl, batch by batch; those that do not fit the model's context come first."""
-    infill = setup.suite.items[0].kind == "infill"
-    new_tokens = max(setup.infill_lengths) if infill else int(setup.settings["max_new_tokens"])
+def _decoded(
+    model: Model, setup: Setup, asked: Asked, draws: Sequence[Draw], batch_size: int
+) -> Iterator[tuple[Draw, Row]]:
+    """Samples with their rows of samples.jsonl, batch by batch; those that do not fit the model's context come first."""
+    infill = setup.suite.kind == "infill"
+    settings = setup.settings
+    new_tokens = max(setup.infill_lengths) if infill else settings.max_new_tokens
     fitting = []
-    for job in jobs:
-        if job.length + new_tokens > model.max_length:
-            yield job, _row(setup, job, None)
+    for draw in draws:
+        if draw.prompted.prompt.length + new_tokens > model.max_length:
+            yield draw, _row(asked, draw, None)
         else:
-            fitting.append(job)
+            fitting.append(draw)
     size = batch_size if not infill else batch_size * _CHUNK  # infills of a call are chosen among lengths together
     for start in range(0, len(fitting), size):
         part = fitting[start : start + size]
-        found = generate(
-            model,
-            [job.prompt for job in part],
-            **setup.settings,
-            seed=setup.seed,
-            seeds=[zlib.crc32(f"{job.item.task_id} {job.sample}".encode()) for job in part],
-            ids=[f"{job.item.task_id} {job.sample}" for job in part],
-            batch_size=batch_size,
-            infill_lengths=setup.infill_lengths if infill else None,
-        )
-        for job, trajectory in zip(part, found, strict=True):
-            yield job, _row(setup, job, trajectory)
+        lengths = setup.infill_lengths if infill else None
+        found = answers.decode_draws(model, part, settings, batch_size, lengths)
+        for draw, trajectory in zip(part, found, strict=True):
+            yield draw, _row(asked, draw, trajectory)
 
 
-def _row(setup: Setup, job: _Job, trajectory: Trajectory | None) -> Row:
+def _row(asked: Asked, draw: Draw, trajectory: Trajectory | None) -> Row:
     text = "" if trajectory is None else trajectory.text
     row = {
-        "task_id": job.item.task_id, "sample": job.sample,
-        "solution": setup.protocol.solution(job.item, text, job.ask.prefill), "text": text,
+        "task_id": draw.prompted.item.task_id, "sample": draw.number,
+        "solution": asked.solution(draw, text), "text": text,
     }  # fmt: skip
     if trajectory is None:
         return {**row, "prompt_too_long": True, "tokens": 0, "forwards": 0, "seconds": 0.0}
     settings = trajectory.settings
-    stopped = any(stop in text for stop in setup.protocol.stops(job.item.kind))
-    # a gap has as many tokens as were put there: nothing has to end it
-    finished = settings["finished"] or stopped or job.item.kind == "infill"
     return {
-        **row, "finished": finished, "tokens": len(trajectory.tokens), "forwards": settings["forwards"],
-        "seconds": round(settings["seconds"] / settings["batch"], 5),
+        **row, "finished": asked.finished(draw, trajectory), "tokens": len(trajectory.tokens),
+        "forwards": settings["forwards"], "seconds": round(settings["seconds"] / settings["batch"], 5),
     }  # fmt: skip

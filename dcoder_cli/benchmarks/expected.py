@@ -18,20 +18,21 @@ from typing import Any
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.benchmarks import oracles
-from dcoder_cli.benchmarks.tasks import PLUS_MEMORY_MIB, Benchmark, Task
+from dcoder_cli.benchmarks.tasks import Task, TaskSet
 from dcoder_cli.execution import codec
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import CALL_SECONDS, MOST_SECONDS, Calls, Problem
 
 TIMES_REFERENCE = 4.0  # EvalPlus
+PLUS_MEMORY_MIB = 4096  # EvalPlus's limit
 _REFERENCE_SECONDS = 300.0  # ours: Mbpp/599 takes up to 58 s for all its inputs, on a quiet machine
 _VERSION = 1  # of the cache's form
 
 Answers = list[tuple[bytes, float]]  # encoded answer and seconds, for each base input and then each plus input
 
 
-def with_expected(benchmark: Benchmark, judge: Judge, progress: Callable[[str], None] | None = None) -> Benchmark:
-    """The benchmark with a Problem in every plus task; the others are left as they are.
+def with_expected(found: TaskSet, judge: Judge, progress: Callable[[str], None] | None = None) -> TaskSet:
+    """The tasks with a Problem in every plus task; the others are left as they are.
 
     Args:
         judge: runs the references that the cache does not have.
@@ -40,12 +41,12 @@ def with_expected(benchmark: Benchmark, judge: Judge, progress: Callable[[str], 
     Raises:
         WorkFailed: a reference fails on one of its inputs.
     """
-    if all(task.plus is None for task in benchmark.tasks):
-        return benchmark
-    path = cache_file(benchmark)
+    if all(task.plus is None for task in found.tasks):
+        return found
+    path = cache_file(found)
     known = _read(path)
     waiting = {}
-    for task in benchmark.tasks:
+    for task in found.tasks:
         if task.plus is not None and task.task_id not in known:
             waiting[task.task_id] = judge.outputs(
                 task.reference,
@@ -63,18 +64,18 @@ def with_expected(benchmark: Benchmark, judge: Judge, progress: Callable[[str], 
         _write(path, known)
     tasks = tuple(
         task if task.plus is None else replace(task, problem=_problem(task, known[task.task_id]))
-        for task in benchmark.tasks
+        for task in found.tasks
     )
-    return replace(benchmark, tasks=tasks)
+    return replace(found, tasks=tasks)
 
 
-def cache_file(benchmark: Benchmark) -> Path:
-    """Where the expected values of a benchmark are kept: $DCODER_CACHE, else $XDG_CACHE_HOME/dcoder, else ~/.cache/dcoder."""
+def cache_file(found: TaskSet) -> Path:
+    """Where the expected values of tasks are kept: $DCODER_CACHE, else $XDG_CACHE_HOME/dcoder, else ~/.cache/dcoder."""
     folder = os.environ.get("DCODER_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dcoder"
     )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Path(folder) / "expected" / f"{benchmark.sha256[:32]}-{python}-{_VERSION}.json.gz"
+    return Path(folder) / "expected" / f"{found.sha256[:32]}-{python}-{_VERSION}.json.gz"
 
 
 def _complete(task_id: str, answers: Sequence[tuple[bytes | None, float]]) -> Answers:

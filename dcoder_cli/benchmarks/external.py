@@ -10,10 +10,11 @@ from pathlib import Path
 from dcoder_cli.base.errors import UserError, valid_text
 from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.benchmark import Row
 from dcoder_cli.benchmarks.elsewhere import read_elsewhere
 from dcoder_cli.benchmarks.evaluation import Result, summarize
 from dcoder_cli.benchmarks.judging import Judging
-from dcoder_cli.benchmarks.samples import Key, Row, Store, key_of
+from dcoder_cli.benchmarks.samples import Key, Store, key_of
 
 
 def judge_file(
@@ -44,8 +45,7 @@ def judge_file(
     begun = (out / "judged.jsonl").exists() and (out / "settings.json").exists()
     if (out / "results.json").exists() or out.is_file() or ((out / "judged.jsonl").exists() and not begun):
         raise UserError(f"--out {str(out)!r} holds results already; choose another folder")
-    # `all` has every id that a samples file of MBPP may have
-    suite = suites.load(task, subset or ("all" if task == "mbpp" else None), data)
+    suite = suites.load(task, subset or suites.find(task).widest or None, data)
     rows = read_elsewhere(file, suite, column, extract)
     named = {row["task_id"] for row in rows}
     items = {item.task_id: item for item in suite.items if item.task_id in named}

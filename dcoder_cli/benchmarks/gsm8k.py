@@ -9,7 +9,11 @@ from pathlib import Path
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import data
+from dcoder_cli.benchmarks.benchmark import Benchmark, ByAnswer, Item, Loaded, OwnPrompt, Row
 
+SOURCE = data.Source(
+    "gsm8k", "gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer")
+)  # fmt: skip
 STOPS = ("\nQ:", "\n\nQ:")
 
 # The eight examples of chain-of-thought prompting (Wei et al. 2022, table 20), which every published 8-shot score uses.
@@ -76,7 +80,7 @@ class Question:
 
 def load(file: str | Path | None = None) -> tuple[tuple[Question, ...], data.Rows]:
     """The 1319 test questions, and where they came from. Raises UserError as `data.find` does."""
-    rows = data.find("gsm8k", file)
+    rows = data.find(SOURCE, file)
     questions = []
     for place, row in enumerate(rows.rows):
         gold = _decimal(row["answer"].rpartition("####")[2].strip())
@@ -116,3 +120,38 @@ def _decimal(text: str) -> Decimal | None:
         return Decimal(text.replace(",", "").replace("$", "").replace(" ", ""))
     except InvalidOperation:
         return None
+
+
+def _load(_: str, file: str | Path | None) -> Loaded:
+    found, rows = load(file)
+    return Loaded(tuple(_item(one) for one in found), "GSM8K test", rows.origin, rows.sha256)
+
+
+def _item(one: Question) -> Item:
+    text = prompt(one.question)
+    own = OwnPrompt(({"role": "user", "content": text},), text, STOPS, STOPS)
+    return Item(one.task_id, "own", one.question, "", one, own=own)
+
+
+def _verdict(item: Item, text: str) -> Row:
+    """`passed` is strict ("The answer is X."), `flexible` takes the last number."""
+    gold = item.source.gold
+    strict = strict_answer(text) == gold
+    return {
+        "passed": strict,
+        "strict": strict,
+        "flexible": flexible_answer(text) == gold,
+        "why": "" if strict else f"the answer is {gold}",
+    }
+
+
+BENCHMARKS = (
+    Benchmark(
+        "gsm8k",
+        "GSM8K: questions with numbers, 8-shot, strict and flexible.",
+        _load,
+        ByAnswer(_verdict),
+        {"flexible": lambda row: bool(row["flexible"]), "strict": lambda row: bool(row["strict"])},
+        sources=(SOURCE,),
+    ),
+)

@@ -5,25 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import expected, gsm8k
-from dcoder_cli.benchmarks.suites import Item, Suite
+from dcoder_cli.benchmarks.benchmark import ByAnswer, ByTests, ByUnittests, Item, Row, Suite
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
 from dcoder_cli.execution.unittests import judge_unittests
-
-Row = dict[str, Any]
-_MICRO_SECONDS = 10.0  # ours: a reference takes microseconds; the rest is for busy machines
 
 
 class Judging:
     """Judges samples of one suite. A context manager: leaving it stops all that runs.
 
     Attributes:
-        tier: the sandbox's tier; "" where nothing is executed (gsm8k).
+        tier: the sandbox's tier; "" where nothing is executed.
     """
 
     def __init__(
@@ -39,26 +33,26 @@ class Judging:
         Args:
             workers: jobs at a time; by default one for each processor.
             unsafe: agree to run without a sandbox where none holds.
-            python: the interpreter with BigCodeBench's libraries.
+            python: the interpreter of benchmarks whose tests run beside the candidate, with their libraries.
             progress: told each task id whose reference solution has been run for its expected values.
 
         Raises:
-            UserError: no sandbox holds here and `unsafe` is not set; BigCodeBench without `python`.
+            UserError: no sandbox holds here and `unsafe` is not set; a benchmark that needs `python` without it.
         """
         self._judge: Judge | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._python, self._unsafe = python, unsafe
         self.tier = ""
-        kinds = {item.kind for item in suite.items}
+        self._judged = suite.benchmark.judged
         self._problems: dict[str, Problem] = {}
-        if kinds & {"library-complete", "library-instruct"}:
-            check_interpreter(python, unsafe)
+        if isinstance(self._judged, ByUnittests):
+            check_interpreter(suite.task, python, unsafe)
             self._pool = ThreadPoolExecutor(workers)
-        elif kinds != {"math"}:
+        elif isinstance(self._judged, ByTests):
             self._judge = Judge(workers, unsafe=unsafe)
             self.tier = str(self._judge.tier)
             try:
-                self._problems = _problems(suite, self._judge, progress)
+                self._problems = dict(self._judged.problems(suite, self._judge, progress))
             except BaseException:
                 self.close()
                 raise
@@ -79,15 +73,16 @@ class Judging:
     def submit(self, item: Item, sample: int, solution: str) -> Future[Row]:
         """Judge one sample; the future's result is its row of judged.jsonl."""
         done: Future[Row] = Future()
-        if item.kind == "math":
-            done.set_result(_answered(item, sample, solution))
+        if isinstance(self._judged, ByAnswer):
+            done.set_result(_answered(self._judged, item, sample, solution))
             return done
         future: Future[Verdict]
-        if self._judge is not None:
+        if isinstance(self._judged, ByTests):
+            assert self._judge is not None
             future = self._judge.submit(self._problems[item.task_id], solution)
         else:
-            assert self._pool is not None and self._python is not None
-            job, python = item.source.job(solution), self._python
+            assert self._judged is not None and self._pool is not None and self._python is not None
+            job, python = self._judged.job(item, solution), self._python
             future = self._pool.submit(lambda: judge_unittests([job], python, 1, self._unsafe)[0])
 
         def finish(judged: Future[Verdict]) -> None:
@@ -103,34 +98,19 @@ class Judging:
         return done
 
 
-def check_interpreter(python: str | None, unsafe: bool) -> None:
-    """Raises UserError unless BigCodeBench's tests can run here: no interpreter named, a wrong one, no sandbox."""
+def check_interpreter(task: str, python: str | None, unsafe: bool) -> None:
+    """Raises UserError unless unittests can run here: no interpreter named, a wrong one, no sandbox."""
     if python is None:
-        raise UserError("bigcodebench needs --python INTERPRETER, one that has the libraries its tests use")
+        raise UserError(f"{task} needs --python INTERPRETER, one that has the libraries its tests use")
     judge_unittests([], python, 1, unsafe)
 
 
-def _problems(suite: Suite, judge: Judge, progress: Callable[[str], None] | None) -> dict[str, Problem]:
-    wanted = {item.task_id for item in suite.items}
-    if suite.benchmark is None:
-        return {
-            item.task_id: Problem(
-                item.task_id, item.entry_point, tests=item.source.tests_hidden, seconds=_MICRO_SECONDS
-            )
-            for item in suite.items
-        }
-    asked = tuple(task for task in suite.benchmark.tasks if task.task_id in wanted)
-    complete = expected.with_expected(replace(suite.benchmark, tasks=asked), judge, progress)
-    return {task.task_id: task.problem for task in complete.tasks if task.problem is not None}
-
-
-def _answered(item: Item, sample: int, text: str) -> Row:
-    """GSM8K: `passed` is strict ("The answer is X."), `flexible` takes the last number."""
+def _answered(judged: ByAnswer, item: Item, sample: int, text: str) -> Row:
     began = time.perf_counter()
-    strict = gsm8k.strict_answer(text) == item.source.gold
-    flexible = gsm8k.flexible_answer(text) == item.source.gold
+    verdict = judged.verdict(item, text)
+    why = verdict.pop("why")
+    status = "passed" if verdict["passed"] else "failed"
     return {
-        "task_id": item.task_id, "sample": sample, "passed": strict, "status": "passed" if strict else "failed",
-        "strict": strict, "flexible": flexible, "seconds": round(time.perf_counter() - began, 3),
-        "why": "" if strict else f"the answer is {item.source.gold}",
+        "task_id": item.task_id, "sample": sample, "passed": verdict.pop("passed"), "status": status, **verdict,
+        "seconds": round(time.perf_counter() - began, 3), "why": why,
     }  # fmt: skip

@@ -5,12 +5,12 @@ A score is comparable with a published one only under the same protocol, so its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import gsm8k
-from dcoder_cli.benchmarks.suites import Item, Kind, Suite
+from dcoder_cli.benchmarks.benchmark import Item, Kind, Suite
 from dcoder_cli.execution.extract import extract_solution, truncate_at_stops
 from dcoder_cli.model import chat
 
@@ -26,7 +26,7 @@ _BASE_STOPS = (
     "<|endoftext|>", "\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ",
     "\nassert ",
 )  # fmt: skip
-_BASE_MBPP_STOPS = ('\n"""', "\nassert")  # EvalPlus
+_BASE_WHOLE_STOPS = ('\n"""', "\nassert")  # EvalPlus
 _CHAT_STOPS = ("\n```\n",)  # EvalPlus: the fence that closes the prefilled one
 _SHOT_IDS = (2, 3, 4)  # Dream and lm-evaluation-harness: the three examples of MBPP
 _SYSTEM = "You are a helpful assistant."  # DiffuCoder B.2
@@ -38,8 +38,6 @@ _QWEN_PREFILL = (
     "```python\n"
 )
 INFILL_LENGTHS = (8, 16, 32, 64)  # ours: the gap's tokens are not told, the likeliest of these lengths is taken
-_MICRO_TOKENS = 40  # ours: the longest reference, in the quickstart's tokens
-_CODE: tuple[Kind, ...] = ("complete", "whole", "library-complete", "library-instruct")
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Protocol:
         """Name and variant, as in result files."""
         return f"{self.name}-{'instruct' if self.instruct else 'base'}"
 
-    def settings(self, kind: Kind) -> dict[str, Any]:
-        """The sampler's settings for items of a kind."""
+    def settings(self, kind: Kind, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The sampler's settings for items of a kind; `own`: the benchmark's, over these."""
         if self.name == "qwen":  # greedy, 768 new tokens (Qwen2.5-Coder's harness)
             found: dict[str, Any] = {"max_new_tokens": 768, "temperature": 0.0}
         elif self.name == "llada":  # DiffuCoder B.2: low confidence, temperature 0
@@ -74,10 +72,10 @@ class Protocol:
             found = {"max_new_tokens": length, "rule": "entropy", "temperature": 0.1, "top_p": 0.9}
         else:  # DiffuCoder B.2, and Dream's base models
             found = {"max_new_tokens": 512, "rule": "entropy", "temperature": 0.2, "top_p": 0.95}
-        if kind == "micro":  # ours: no published score stands behind it
-            return {**found, "max_new_tokens": _MICRO_TOKENS}
-        # The published scores were made by samplers that leave ties to torch.topk (Dream's and LLaDA's generation code).
-        return found if self.name == "qwen" else {**found, "tie_break": "topk"}
+        if self.name != "qwen":
+            # The published scores were made by samplers that leave ties to torch.topk (Dream's and LLaDA's generation code).
+            found["tie_break"] = "topk"
+        return {name: value for name, value in {**found, **(own or {})}.items() if value is not None}
 
     def ask(self, item: Item, suite: Suite) -> Ask:
         """The prompt of an item.
@@ -90,13 +88,8 @@ class Protocol:
 
             return Ask(Infill(item.prompt, item.suffix))
         bos = self.name == "dream" and not self.instruct  # Dream's harness sets add_bos_token
-        if item.kind == "math":
-            text = gsm8k.prompt(item.prompt)
-            return Ask([{"role": "user", "content": text}]) if self.instruct else Ask(text, bos=bos)
-        if item.kind == "micro":  # as the quickstart's stages write it: a chat, or a comment above the code
-            if self.instruct:
-                return Ask(item.source.messages()[:1])
-            return Ask("# " + item.prompt.replace("\n", "\n# ") + "\n", bos=bos)
+        if item.own is not None:
+            return Ask(list(item.own.chat)) if self.instruct else Ask(item.own.plain, bos=bos)
         return self._chat(item) if self.instruct else Ask(self._plain(item, suite), bos=bos)
 
     def _chat(self, item: Item) -> Ask:
@@ -104,41 +97,40 @@ class Protocol:
             user, prefill = f"{_QWEN_ASK}\n```\n{item.prompt.strip()}\n```\n", _QWEN_PREFILL
             turns = []
         else:
-            whole = item.kind in ("whole", "library-instruct")  # these prompts say themselves what to do
+            whole = item.kind in ("whole", "words")  # these prompts say themselves what to do
             user = ("" if whole else "Please complete the following problem:\n") + f"```\n{item.prompt}\n```\n"
             turns, prefill = [{"role": "system", "content": _SYSTEM}], _PREFILL
         turns += [{"role": "user", "content": user}, {"role": "assistant", "content": prefill}]
         return Ask(turns, prefill)
 
     def _plain(self, item: Item, suite: Suite) -> str:
-        if item.kind == "library-instruct":
-            raise UserError(f"{suite.name} is for instruct models; use --subset complete-full, or --instruct")
+        if item.kind == "words":
+            raise UserError(f"{suite.name} is for instruct models; use another --subset, or --instruct")
         if item.kind == "whole" and self.name in ("dream", "llada"):
             return _three_shots(item, suite)
         # Dream's harness gives HumanEval's prompt as it is; Qwen2.5-Coder's and EvalPlus's strip it
         return item.prompt if self.name == "dream" else item.prompt.strip() + "\n"
 
-    def stops(self, kind: Kind) -> tuple[str, ...]:
-        """Where an answer's text is cut."""
-        if kind == "infill":
+    def stops(self, item: Item) -> tuple[str, ...]:
+        """Where the text of an answer is cut."""
+        if item.own is not None:
+            return item.own.chat_stops if self.instruct else item.own.plain_stops
+        if item.kind == "infill":
             return ()
-        if kind == "math":
-            return gsm8k.STOPS
         if self.instruct:
-            return _CHAT_STOPS if kind in _CODE else ()
-        if kind == "whole":
-            return ("[DONE]",) if self.name in ("dream", "llada") else _BASE_MBPP_STOPS
-        return ("\n# ", "\n\n\n") if kind == "micro" else _BASE_STOPS
+            return _CHAT_STOPS
+        if item.kind == "whole":
+            return ("[DONE]",) if self.name in ("dream", "llada") else _BASE_WHOLE_STOPS
+        return _BASE_STOPS
 
     def solution(self, item: Item, text: str, prefill: str = "") -> str:
         """The program (for questions the answer) in a model's text."""
-        cut = truncate_at_stops(text, self.stops(item.kind))
-        if item.kind == "math":
+        cut = truncate_at_stops(text, self.stops(item))
+        if not item.entry_point:
             return cut
         if item.kind == "infill":
-            program: str = item.source.program(cut)
-            return program
-        if not self.instruct and item.kind in ("complete", "library-complete"):
+            return item.prompt + cut + item.suffix
+        if not self.instruct and item.kind == "complete":
             lead = item.prompt if self.name == "dream" else item.prompt.strip() + "\n"
             return extract_solution(lead + cut, item.entry_point)
         return extract_solution(cut, item.entry_point, prefill)
@@ -149,7 +141,7 @@ def _three_shots(item: Item, suite: Suite) -> str:
     by_number = {int(one.task_id.rpartition("/")[2]): one for one in suite.examples}
     missing = [number for number in _SHOT_IDS if number not in by_number]
     if missing:
-        raise UserError(f"{suite.name} lacks Mbpp/{missing[0]}, which the 3-shot prompt shows; use --subset test")
+        raise UserError(f"{suite.name} lacks task {missing[0]}, which the 3-shot prompt shows; use another --subset")
     shots = "".join(
         f"{_described(by_number[number])}{by_number[number].reference.strip()}\n[DONE]\n\n" for number in _SHOT_IDS
     )

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A column of the tables for each metric of a suite. The published MBPP is the base tests of MBPP+'s tasks (EvalPlus),
-# so it stands beside `mbpp+` runs and not beside runs of the original MBPP.
-_COLUMNS: dict[tuple[str, str], dict[str, int]] = {
-    ("humaneval", ""): {"humaneval": 0},
-    ("humaneval+", ""): {"humaneval": 0, "humaneval+": 1},
-    ("mbpp+", ""): {"mbpp": 2, "mbpp+": 3},
-    ("evalplus", ""): {"evalplus": 4},
-    ("bigcodebench", "complete-full"): {"bigcodebench": 5},
-    ("bigcodebench", "complete-hard"): {"bigcodebench": 6},
-}
+from dcoder_cli.benchmarks import suites
+
+COLUMNS = (
+    "HumanEval", "HumanEval+", "MBPP", "MBPP+", "EvalPlus", "BigCodeBench-C full", "BigCodeBench-C hard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper: HumanEval, HumanEval+, MBPP, MBPP+, EvalPlus, BigCodeBench-C full and hard."""
+    """A row of the paper; `scores` in the order of COLUMNS."""
 
     system: str
     instruct: bool
@@ -54,10 +49,11 @@ TABLE: tuple[Published, ...] = (
 
 def rows(task: str, subset: str, instruct: bool) -> list[tuple[str, dict[str, float]]]:
     """The published systems of a kind (base or instruct) with their pass@1 by metric; none where the paper has none."""
-    columns = _COLUMNS.get((task, subset), {})
+    columns = suites.find(task).published.get(subset, {})
+    places = {metric: COLUMNS.index(column) for metric, column in columns.items()}
     found = []
     for one in TABLE:
-        scores = {metric: score for metric, place in columns.items() if (score := one.scores[place]) is not None}
+        scores = {metric: score for metric, place in places.items() if (score := one.scores[place]) is not None}
         if one.instruct == instruct and scores:
             found.append((one.system, scores))
     return found

@@ -15,9 +15,9 @@ from typing import IO, Any
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import json_line, write_json, write_jsonl
 from dcoder_cli.base.jsonl import objects
+from dcoder_cli.benchmarks.benchmark import Row
 
 Key = tuple[str, int]  # task id and number of the sample, from 0
-Row = dict[str, Any]
 
 
 def key_of(row: Mapping[str, Any]) -> Key:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.passk import pass_at_k, pass_at_k_mean
-from dcoder_cli.benchmarks.samples import Key, Row
-from dcoder_cli.benchmarks.suites import Suite
+from dcoder_cli.benchmarks.samples import Key
 
-# What counts as right for a score. `base` and `plus` are there where a task has both kinds of tests.
-METRICS: dict[str, Callable[[Row], bool]] = {
-    "humaneval": lambda row: bool(row.get("base", row["passed"])),
-    "humaneval+": lambda row: bool(row["plus"]),
-    "mbpp": lambda row: bool(row.get("base", row["passed"])),
-    "mbpp+": lambda row: bool(row["plus"]),
-    "bigcodebench": lambda row: bool(row["passed"]),
-    "infilling": lambda row: bool(row["passed"]),
-    "micro": lambda row: bool(row["passed"]),
-    "micro-kinds": lambda row: bool(row["passed"]),
-    "strict": lambda row: bool(row["strict"]),
-    "flexible": lambda row: bool(row["flexible"]),
-}
 _MANY = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
@@ -36,7 +24,7 @@ def ks(samples: int) -> list[int]:
 def rights(judged: Iterable[Row], metric: str) -> dict[str, tuple[int, int]]:
     """For each task the number of samples and of right ones; samples lost to infrastructure are not counted."""
     found: dict[str, tuple[int, int]] = {}
-    right = METRICS[metric]
+    right = suites.right(metric)
     for row in judged:
         if row["status"] != "infrastructure":
             total, good = found.get(row["task_id"], (0, 0))

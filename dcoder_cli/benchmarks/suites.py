@@ -1,134 +1,109 @@
-"""What `dcoder eval` can score: every benchmark as items with one shape, whatever its data look like."""
+"""The table of benchmarks, and the tasks of one of them as a suite to run."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.benchmarks import bigcodebench, gsm8k, tasks
-from dcoder_cli.data import micro
+from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
+from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Row, Suite
+from dcoder_cli.benchmarks.data import Source
 
-Kind = Literal["complete", "whole", "library-complete", "library-instruct", "math", "infill", "micro"]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One task of any benchmark.
-
-    Attributes:
-        task_id: as published.
-        kind: what is asked: `complete` a function, write a `whole` one from words, `infill` a gap, ...
-        prompt: the published prompt; the code before the gap of an infill.
-        entry_point: the function to define ("" for questions).
-        suffix: the code after the gap of an infill.
-        description, shown_tests: the prompt of a `whole` task in parts.
-        reference: a right solution, as a program (MBPP's worked examples use it).
-        source: the task as its own module knows it, for judging.
-    """
-
-    task_id: str
-    kind: Kind
-    prompt: str
-    entry_point: str
-    source: Any
-    suffix: str = ""
-    description: str = ""
-    shown_tests: tuple[str, ...] = ()
-    reference: str = ""
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A benchmark to run.
-
-    Attributes:
-        task: the name on the command line; `subset`: its part, "" where it has none.
-        items: what is asked.
-        examples: items that few-shot prompts of this benchmark show (also those that are not asked).
-        metrics: names of the scores, the main one last; each is a key of `scoring.METRICS`.
-        version: of the data, as published; `origin` and `sha256`: where this copy came from and its hash.
-        benchmark: the code benchmark behind the items, None for the others.
-        total: the number of items without --limit.
-    """
-
-    task: str
-    subset: str
-    items: tuple[Item, ...]
-    examples: tuple[Item, ...]
-    metrics: tuple[str, ...]
-    version: str
-    origin: str
-    sha256: str
-    total: int
-    benchmark: tasks.Benchmark | None = None
-
-    @property
-    def name(self) -> str:
-        """The task with its subset."""
-        return f"{self.task} ({self.subset})" if self.subset else self.task
-
-
-@dataclass(frozen=True)
-class _Spec:
-    subsets: tuple[str, ...]
-    load: Callable[[str, str | Path | None], Suite]
-
-
-TASKS = (
-    "humaneval",
-    "humaneval+",
-    "mbpp",
-    "mbpp+",
-    "evalplus",
-    "bigcodebench",
-    "gsm8k",
-    "humaneval-infilling",
-    "micro",
-    "micro-kinds",
+# A benchmark is registered by its module's line here. The module declares one or more as its tuple BENCHMARKS.
+MODULES = (
+    "dcoder_cli.benchmarks.humaneval",
+    "dcoder_cli.benchmarks.mbpp",
+    "dcoder_cli.benchmarks.evalplus",
+    "dcoder_cli.benchmarks.bigcodebench",
+    "dcoder_cli.benchmarks.gsm8k",
+    "dcoder_cli.benchmarks.infilling",
+    "dcoder_cli.benchmarks.micro",
 )
-# A task that stands for several. EvalPlus's score is the mean of their plus scores; our micro sets differ in what they
-# hold out, so each keeps its own score, and `load("micro")` is the first set alone.
-PARTS = {"evalplus": ("humaneval+", "mbpp+"), "micro": ("micro", "micro-kinds")}
+
+
+def table() -> dict[str, Benchmark]:
+    """Every benchmark by its name, in the order of `MODULES`."""
+    return _table(MODULES)
+
+
+@functools.cache
+def _table(modules: tuple[str, ...]) -> dict[str, Benchmark]:
+    found: dict[str, Benchmark] = {}
+    for module in modules:
+        for one in importlib.import_module(module).BENCHMARKS:
+            assert one.name not in found, f"{one.name} is declared twice"
+            found[one.name] = one
+    return found
+
+
+def find(task: str) -> Benchmark:
+    """A benchmark by name. Raises UserError for an unknown one."""
+    known = table()
+    if task not in known:
+        raise UserError(f"unknown task {task!r}{nearest(task, list(known))}")
+    return known[task]
+
+
+def names(which: Callable[[Benchmark], bool]) -> list[str]:
+    """The benchmarks of a kind."""
+    return [name for name, one in table().items() if which(one)]
 
 
 def parts(task: str) -> tuple[str, ...]:
-    """The tasks that one stands for: those of PARTS, or itself alone."""
-    return PARTS.get(task, (task,))
+    """The benchmarks that a name stands for: its parts, or itself alone. An unknown name stands for itself."""
+    one = table().get(task)
+    return (one.parts if one is not None else ()) or (task,)
 
 
-def subsets(task: str) -> tuple[str, ...]:
-    """The parts of a task that --subset chooses from, the default first; empty where it has none."""
-    return _SPECS[task].subsets if task in _SPECS else ()
+def check_file(task: str, file: str | Path | None) -> None:
+    """Raises UserError where `file` was given for a task of several files, or of none."""
+    if file is None:
+        return
+    if find(task).in_package:
+        raise UserError(f"{task}'s tasks are inside the package; leave --data out")
+    if task not in parts(task):
+        raise UserError(f"{task} reads several files and --data names one; set {BENCHMARKS_VARIABLE} to their folder")
+
+
+def sources() -> dict[str, Source]:
+    """The data files of all benchmarks, by name."""
+    return {source.name: source for one in table().values() for source in one.sources}
+
+
+def right(metric: str) -> Callable[[Row], bool]:
+    """What counts as right for a score. Metrics of one name are the same in every benchmark."""
+    return next(one.metrics[metric] for one in table().values() if metric in one.metrics)
 
 
 def load(task: str, subset: str | None = None, file: str | Path | None = None, limit: int | None = None) -> Suite:
     """The items of a task.
 
     Args:
-        task: one of TASKS; not "evalplus", which is made of others.
-        subset: one of `subsets(task)`; default the first.
+        task: name of a benchmark that has tasks of its own; a name with parts that include it means it alone.
+        subset: one of the benchmark's; default the first.
         file: the data, else they are looked for as `data.find` does.
         limit: only the first so many items.
 
     Raises:
         UserError: an unknown task or subset; data not found, incomplete or broken.
     """
-    if task not in parts(task):
-        raise UserError(f"task {task!r} is made of {' and '.join(PARTS[task])}; name one of them")
-    if task not in _SPECS:
-        raise UserError(f"unknown task {task!r}{nearest(task, list(_SPECS))}")
-    known = _SPECS[task].subsets
-    if subset is not None and subset not in known:
-        choices = f"; choose {', '.join(known)}" if known else "; leave --subset out"
+    one = find(task)
+    if one.load is None:
+        raise UserError(f"task {task!r} is made of {' and '.join(one.parts)}; name one of them")
+    if subset is not None and subset not in one.subsets:
+        choices = f"; choose {', '.join(one.subsets)}" if one.subsets else "; leave --subset out"
         raise UserError(f"{task} has no subset {subset!r}{choices}")
-    if file is not None and task in micro.BENCHMARKS:
-        raise UserError(f"{task}'s tasks are inside the package; leave --data out")
-    suite = _SPECS[task].load(subset or (known[0] if known else ""), file)
+    check_file(task, file)
+    chosen = subset or (one.subsets[0] if one.subsets else "")
+    found = one.load(chosen, file)
+    suite = Suite(
+        one, chosen, found.items, found.examples, found.version, found.origin, found.sha256, len(found.items)
+    )  # fmt: skip
     if limit is None:
         return suite
     if limit < 1:
@@ -139,109 +114,3 @@ def load(task: str, subset: str | None = None, file: str | Path | None = None, l
 def only(suite: Suite, items: tuple[Item, ...]) -> Suite:
     """The suite with these of its items."""
     return replace(suite, items=items)
-
-
-# --- readers ---------------------------------------------------------------------------------------------------------
-
-_VERSIONS = {
-    "humaneval": "HumanEval",
-    "humaneval+": "HumanEval+ v0.1.10",
-    "mbpp": "MBPP",
-    "mbpp-sanitized": "MBPP sanitized",
-    "mbpp+": "MBPP+ v0.2.0",
-    "humaneval-infilling-single": "HumanEval-SingleLineInfilling",
-    "humaneval-infilling-multi": "HumanEval-MultiLineInfilling",
-    "humaneval-infilling-span": "HumanEval-RandomSpanInfillingLight",
-    "micro": "micro 2",  # the tasks of 1, with hidden tests that no constant answer passes over a quarter of
-    "micro-kinds": "micro-kinds 1",
-}
-
-
-def _code(name: str, file: str | Path | None, task: str, subset: str, metrics: tuple[str, ...]) -> Suite:
-    found = tasks.load(name, file)
-    items = tuple(_item(one) for one in found.tasks)
-    asked = items
-    if name == "mbpp" and subset == "test":
-        asked = tuple(one for one in items if 11 <= int(one.task_id.rpartition("/")[2]) <= 510)  # Austin et al. 2021
-    return Suite(
-        task, subset, asked, items, metrics, _VERSIONS[name], found.origin, found.sha256, len(asked), found
-    )  # fmt: skip
-
-
-def _item(task: tasks.Task) -> Item:
-    if task.form == "infill":
-        return Item(task.task_id, "infill", task.prompt, task.entry_point, task, suffix=task.suffix)
-    if task.form == "complete":
-        return Item(task.task_id, "complete", task.prompt, task.entry_point, task, reference=task.reference)
-    if task.plus is not None:  # EvalPlus: the description and a test, as a docstring
-        lines = task.prompt.strip().strip('"').strip().splitlines()
-        words = "\n".join(line for line in lines if not line.startswith("assert")).strip()
-        shown = tuple(line for line in lines if line.startswith("assert"))
-        # the published answer begins with the prompt, which worked examples show already
-        answer = task.reference.removeprefix(task.prompt).strip()
-        return Item(task.task_id, "whole", task.prompt, task.entry_point, task, "", words, shown, answer)
-    prompt = f'"""\n{task.prompt}\n{task.shown_tests[0]}\n"""\n'  # the form of EvalPlus's MBPP prompts
-    return Item(
-        task.task_id, "whole", prompt, task.entry_point, task, "", task.prompt, task.shown_tests, task.reference
-    )
-
-
-def _mbpp(subset: str, file: str | Path | None) -> Suite:
-    return _code("mbpp-sanitized" if subset == "sanitized" else "mbpp", file, "mbpp", subset, ("mbpp",))
-
-
-def _library(subset: str, file: str | Path | None) -> Suite:
-    form, _, part = subset.partition("-")
-    found, rows = bigcodebench.load(part == "hard", file)
-    kind: Kind = "library-complete" if form == "complete" else "library-instruct"
-    items = tuple(
-        Item(
-            task.task_id,
-            kind,
-            task.complete_prompt if form == "complete" else task.instruct_prompt,
-            task.entry_point,
-            task,
-            reference=task.reference,
-        )
-        for task in found
-    )
-    version = "BigCodeBench-Hard v0.1.4" if part == "hard" else "BigCodeBench v0.1.4"
-    return Suite(
-        "bigcodebench", subset, items, (), ("bigcodebench",), version, rows.origin, rows.sha256, len(items)
-    )  # fmt: skip
-
-
-def _math(_: str, file: str | Path | None) -> Suite:
-    found, rows = gsm8k.load(file)
-    items = tuple(Item(one.task_id, "math", one.question, "", one) for one in found)
-    return Suite(
-        "gsm8k", "", items, (), ("flexible", "strict"), "GSM8K test", rows.origin, rows.sha256, len(items)
-    )  # fmt: skip
-
-
-def _micro(name: str) -> Suite:
-    found = micro.benchmark(name)
-    told = (part for task in found for part in (task.fingerprint, task.question, *task.tests_hidden))
-    digest = hashlib.sha256("".join(told).encode()).hexdigest()
-    items = tuple(
-        Item(task.task_id, "micro", task.question, task.entry_point, task, reference=task.solution) for task in found
-    )
-    return Suite(name, "", items, (), (name,), _VERSIONS[name], "inside the package", digest, len(items))
-
-
-_SPECS = {
-    "humaneval": _Spec((), lambda _, file: _code("humaneval", file, "humaneval", "", ("humaneval",))),
-    "humaneval+": _Spec((), lambda _, file: _code("humaneval+", file, "humaneval+", "", ("humaneval", "humaneval+"))),
-    "mbpp": _Spec(("test", "all", "sanitized"), _mbpp),
-    "mbpp+": _Spec((), lambda _, file: _code("mbpp+", file, "mbpp+", "", ("mbpp", "mbpp+"))),
-    "bigcodebench": _Spec(("complete-full", "complete-hard", "instruct-full", "instruct-hard"), _library),
-    "gsm8k": _Spec((), _math),
-    "humaneval-infilling": _Spec(
-        ("single", "multi", "span"),
-        lambda subset, file: _code(
-            f"humaneval-infilling-{subset}", file, "humaneval-infilling", subset, ("infilling",)
-        ),
-    ),
-    "micro": _Spec((), lambda _, __: _micro("micro")),
-    "micro-kinds": _Spec((), lambda _, __: _micro("micro-kinds")),
-}

@@ -15,11 +15,12 @@ from typing import Any
 from dcoder_cli.base import config
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.runs import model_labels
 from dcoder_cli.benchmarks import compare, protocols, published, ranks, suites
-from dcoder_cli.benchmarks.evaluation import Result, Setup, evaluate
+from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
+from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
-from dcoder_cli.benchmarks.suites import Suite
 from dcoder_cli.decoding import unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model, load
@@ -58,29 +59,10 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One evaluation that was run: where it stands among the others, and its result."""
+class Sweep:
+    """All evaluations, with what follows from them together (`summary`, as in results.json above several)."""
 
-    model: str
-    task: str
-    subset: str
-    instruct: bool
-    temperature: float
-    speed: int
-    folder: Path
-    result: Result
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of its scores."""
-        return list(self.result.record["scores"])
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """All runs, with what follows from them together (`summary`, as in results.json above several runs)."""
-
-    runs: list[Run]
+    runs: list[Evaluation]
     summary: dict[str, Any]
 
 
@@ -88,7 +70,7 @@ Announce = Callable[[str], None]
 Progress = Callable[[str, int, Callable[[Callable[[int], None]], Result]], Result]
 
 
-def run(models: list[str], task: str, out: Path, options: Options, announce: Announce, progress: Progress) -> Campaign:
+def run(models: list[str], task: str, out: Path, options: Options, announce: Announce, progress: Progress) -> Sweep:
     """Evaluate every model on every part of the task at every temperature and speed.
 
     Args:
@@ -100,14 +82,13 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
         WorkFailed: the judge does not work.
     """
     names_of_parts = suites.parts(task)
-    if options.data is not None and task not in names_of_parts:
-        raise UserError(f"{task} reads two files and --data names one; set {'DCODER_BENCHMARKS'} to their folder")
+    suites.check_file(task, options.data)
     parts = [suites.load(part, options.subset, options.data, options.limit) for part in names_of_parts]
-    if task == "bigcodebench":
-        check_interpreter(options.python, options.unsafe)
-    names = _labels(models)
+    if isinstance(suites.find(task).judged, ByUnittests):
+        check_interpreter(task, options.python, options.unsafe)
+    names = model_labels(models)
     ranks.join()
-    runs: list[Run] = []
+    runs: list[Evaluation] = []
     for name, path in zip(names, models, strict=True):
         model = load(path, ranks.device(options.device), options.dtype, options.attention)
         protocol = protocols.choose(model, options.protocol, options.instruct)
@@ -126,20 +107,22 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
                     work = _work(model, setup, folder, judging, options.batch_size)
                     result = progress(label, len(setup.keys) // ranks.world_size(), work)
                     runs.append(
-                        Run(name, suite.task, suite.subset, protocol.instruct, temperature, speed, folder, result)
+                        Evaluation(
+                            name, suite.task, suite.subset, protocol.instruct, temperature, speed, folder, result
+                        )
                     )
         del model
     summary = summarize(task, runs)
     if len(runs) > 1 and ranks.rank() == 0:
         write_json(out / "results.json", {**summary, "runs": [_entry(one, out) for one in runs]})
     ranks.leave()
-    return Campaign(runs, summary)
+    return Sweep(runs, summary)
 
 
-def summarize(task: str, runs: list[Run]) -> dict[str, Any]:
-    """What several runs say together: EvalPlus's mean, the drop of each speed, comparisons, the paper's rows."""
+def summarize(task: str, runs: list[Evaluation]) -> dict[str, Any]:
+    """What several runs say together: the mean of a task's parts, the drop of each speed, comparisons, the paper's rows."""
     first = runs[0]
-    subset = first.subset if task not in suites.PARTS else ""
+    subset = first.subset if len(suites.parts(task)) == 1 else ""
     return {
         "task": task,
         "means": compare.means(task, runs),
@@ -151,7 +134,7 @@ def summarize(task: str, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _entry(one: Run, out: Path) -> dict[str, Any]:
+def _entry(one: Evaluation, out: Path) -> dict[str, Any]:
     return {
         "model": one.model, "task": one.task, "temperature": one.temperature, "speed": one.speed,
         "folder": str(one.folder.relative_to(out)), "scores": one.result.record["scores"],
@@ -164,18 +147,9 @@ def _work(
     return lambda tell: evaluate(model, setup, folder, judging, batch_size, tell)
 
 
-def _labels(models: list[str]) -> list[str]:
-    """A short name for each model, different ones; a run's checkpoint takes the run's name."""
-    names = []
-    for path in models:
-        parts = [part for part in Path(path).parts if part not in ("/", "checkpoints", "last", "best", "..", ".")]
-        names.append(parts[-1] if parts else "model")
-    return [name if names.count(name) == 1 else f"{name}-{place + 1}" for place, name in enumerate(names)]
-
-
 def default_folder(task: str, models: list[str]) -> Path:
     """Where results go when nothing is said: `eval/TASK-MODEL` below the current folder."""
-    return Path("eval") / "-".join([task, *_labels(models)])
+    return Path("eval") / "-".join([task, *model_labels(models)])
 
 
 def _judging(suite: Suite, options: Options, announce: Announce) -> Judging:
@@ -199,7 +173,7 @@ def _setups(
     model: Model, protocol: Protocol, suite: Suite, options: Options, announce: Announce
 ) -> dict[tuple[float, int], Setup]:
     """The evaluation at each temperature and speed, all settings checked."""
-    settings = config.merge(protocol.settings(suite.items[0].kind), options.settings)
+    settings = config.merge(protocol.settings(suite.kind, suite.benchmark.settings), options.settings)
     room = model.max_length // 2  # ours: half the context for the prompt
     if "max_new_tokens" not in options.settings and settings["max_new_tokens"] > room:
         announce(
@@ -214,13 +188,13 @@ def _setups(
         )
     temperatures = options.temperatures or (settings["temperature"],)
     unused.refuse(options.written, {**settings, "temperature": max(temperatures)}, lambda: model.is_diffusion)
-    protocols_own = _filled({"rule": model.default_rule, **protocol.settings(suite.items[0].kind)})
-    infill = suite.items[0].kind == "infill"
+    protocols_own = _filled({"rule": model.default_rule, **protocol.settings(suite.kind, suite.benchmark.settings)})
+    infill = suite.kind == "infill"
     found = {}
     for temperature, speed in itertools.product(temperatures, options.speeds):
         chosen = {**settings, "temperature": temperature}
         if speed != 1:
-            if settings.get("mode", "exact") != "exact" or suite.items[0].kind == "infill":
+            if settings.get("mode", "exact") != "exact" or suite.kind == "infill":
                 raise UserError(f"--speed {speed} divides the steps of mode exact, and not of fast mode or of infills")
             chosen["steps"] = (settings.get("steps") or settings["max_new_tokens"]) // speed
         # Settings checks each value; a fast mode's defaults are filled in by the sampler again

@@ -16,9 +16,9 @@ import numpy as np
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 from dcoder_cli.data.ngrams import Hashes, ngram_hashes, word_codes, words
 
-ENVIRONMENT = "DCODER_BENCHMARKS"
 # A problem's own words. Whole test programs (`test`) are not among them: their unittest boilerplate is everywhere.
 _FIELDS = (
     *("prompt", "complete_prompt", "instruct_prompt", "code_prompt", "text", "question"),
@@ -50,13 +50,13 @@ def load_contamination(names: Sequence[str], folder: str | None, n: int) -> Cont
     Raises:
         UserError: no folder given or found, an unknown benchmark, or a broken file.
     """
-    place = folder or os.environ.get(ENVIRONMENT)
+    place = folder or os.environ.get(BENCHMARKS_VARIABLE)
     if not place:
         raise UserError(
-            f"--decontaminate {','.join(names)} needs the benchmarks: give --benchmarks DIR or {ENVIRONMENT}"
+            f"--decontaminate {','.join(names)} needs the benchmarks: give --benchmarks DIR or {BENCHMARKS_VARIABLE}"
         )
     if not Path(place).is_dir():
-        raise UserError(f"benchmark folder {place!r} does not exist; give --benchmarks DIR or {ENVIRONMENT}")
+        raise UserError(f"benchmark folder {place!r} does not exist; give --benchmarks DIR or {BENCHMARKS_VARIABLE}")
     known = sorted(entry.name for entry in Path(place).iterdir() if entry.is_dir())
     owners: dict[int, str] = {}
     for name in names:

@@ -22,7 +22,28 @@ class Infill:
     suffix: str | Sequence[int]
 
 
-Prompt = str | Infill | Chat | Sequence[int]
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as ids, with its text: made once by `encode_prompt`, decoded as often as wanted.
+
+    Attributes:
+        text: what a trajectory records as its prompt.
+        prefix, suffix: ids before and after the new tokens.
+        after: the text of an infill's suffix; None for other prompts.
+    """
+
+    text: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
+    after: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.prefix) + len(self.suffix)
+
+
+Prompt = str | Infill | Chat | Sequence[int] | Encoded
 
 
 @dataclass(frozen=True)
@@ -238,11 +259,11 @@ def encode(
     requests = []
     for index, prompt in enumerate(prompts):
         name = ids[index] if ids is not None else str(index)
-        text, prefix, suffix = _encode_one(model, prompt, name)
-        after = _tokens(model, prompt.suffix, name, begins=False)[0] if isinstance(prompt, Infill) else None
+        made = encode_prompt(model, prompt, name)
+        prefix, suffix = list(made.prefix), list(made.suffix)
         seed = seeds[index] if seeds is not None else index
         new_tokens = lengths[index] if lengths is not None else settings.max_new_tokens
-        request = Request(index, name, text, prefix, suffix, new_tokens, seed, after)
+        request = Request(index, name, made.text, prefix, suffix, new_tokens, seed, made.after)
         if request.length > model.max_length:
             raise UserError(
                 f"prompt {name!r} has {len(prefix) + len(suffix)} tokens, which with {new_tokens} new ones exceeds "
@@ -254,16 +275,23 @@ def encode(
     return requests
 
 
-def _encode_one(model: Model, prompt: Prompt, name: str) -> tuple[str, list[int], list[int]]:
+def encode_prompt(model: Model, prompt: Prompt, name: str = "0") -> Encoded:
+    """A prompt in any form as ids; `name` is its name in errors.
+
+    Raises:
+        UserError: text without a tokenizer, a chat without a template, an id outside the vocabulary.
+    """
+    if isinstance(prompt, Encoded):
+        return prompt
     if isinstance(prompt, Infill):
         prefix_text, prefix = _tokens(model, prompt.prefix, name)
         suffix_text, suffix = _tokens(model, prompt.suffix, name, begins=False)
-        return prefix_text + suffix_text, prefix, suffix
+        return Encoded(prefix_text + suffix_text, tuple(prefix), tuple(suffix), suffix_text)
     if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Mapping):
         text, prefix = _tokens(model, prompt, name)  # type: ignore[arg-type]
-        return text, prefix, []
+        return Encoded(text, tuple(prefix))
     asked = chat.encode(model.tokenizer, prompt, model.name, f"prompt {name!r}")  # type: ignore[arg-type]
-    return asked.text, asked.ids, []
+    return Encoded(asked.text, tuple(asked.ids))
 
 
 def _tokens(model: Model, prompt: str | Sequence[int], name: str, begins: bool = True) -> tuple[str, list[int]]:

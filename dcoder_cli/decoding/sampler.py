@@ -1,10 +1,14 @@
-"""`generate`: prompts in, trajectories out, for every model and unmasking rule."""
+"""Prompts in, trajectories out, for every model and unmasking rule.
+
+`decode` takes its `Settings` whole, as the commands, the benchmarks and stage 4 make them; `generate` is the same with the
+settings as keywords, for Python.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +21,7 @@ from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.text import continuation
 
-__all__ = ["Infill", "Settings", "generate"]
+__all__ = ["Infill", "Settings", "decode", "generate"]
 
 
 def generate(
@@ -60,7 +64,7 @@ def generate(
     Args:
         model: from `load`.
         prompts: strings, chats (lists of role/content messages; a last assistant message is continued), lists of ids,
-            or `Infill(prefix, suffix)`.
+            `Infill(prefix, suffix)`, or what `requests.encode_prompt` made of one of these.
         max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale,
         stop_penalty, min_new_tokens, tie_break, seed: see `Settings`.
         mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see fast.py.
@@ -83,15 +87,37 @@ def generate(
     Raises:
         UserError: settings that do not fit together, or a prompt that does not fit the model.
     """
+    given = locals()
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+    return decode(
+        model, prompts, settings, ids=ids, seeds=seeds, batch_size=batch_size, infill_lengths=infill_lengths,
+        infill_by=infill_by, observer=observer, on_commit=on_commit, on_done=on_done,
+    )  # fmt: skip
+
+
+def decode(
+    model: Model,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    *,
+    ids: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 8,
+    infill_lengths: Sequence[int] | None = None,
+    infill_by: Literal["first-step", "final"] = "first-step",
+    observer: Observer | None = None,
+    on_commit: OnCommit | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Decode prompts with settings; arguments, results and errors are those of `generate`.
+
+    A prompt that is decoded several times is best given as `requests.encode_prompt` made it: its ids are made once.
+    """
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size} must be at least 1")
-    if compat == "dream" and top_k is None:
-        top_k = _dream_top_k(model)
-    settings = Settings(
-        max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale, stop_penalty,
-        min_new_tokens, tie_break, seed, mode, cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop,
-    )  # fmt: skip
-    if mode == "fast" and not model.is_diffusion:
+    if settings.compat == "dream" and settings.top_k is None:
+        settings = replace(settings, top_k=_dream_top_k(model))
+    if settings.mode == "fast" and not model.is_diffusion:
         raise UserError(f"mode fast is for diffusion models and {model.name!r} is an AR model; use mode exact")
     if infill_lengths is not None:
         return infilling.search(
@@ -114,7 +140,7 @@ def _run(
     """Decode requests in batches; the trajectories in the requests' order."""
     finished: dict[int, Trajectory] = {}
     for batch in _batches(requests, batch_size):
-        for request, trajectory in zip(batch, _decode(model, batch, settings, observer, on_commit), strict=True):
+        for request, trajectory in zip(batch, _decode_batch(model, batch, settings, observer, on_commit), strict=True):
             finished[request.index] = trajectory
             if on_done is not None:
                 on_done(trajectory)
@@ -142,14 +168,14 @@ def _batches(requests: list[Request], size: int) -> Iterator[list[Request]]:
         yield ordered[start : start + size]
 
 
-def _decode(
+def _decode_batch(
     model: Model, batch: list[Request], settings: Settings, observer: Observer | None, on_commit: OnCommit | None
 ) -> list[Trajectory]:
     began = _now(model)
     results: list[tuple[dict[str, list[Any]], int]] = []
     if model.is_diffusion:
-        decode = fast.denoise if settings.mode == "fast" else denoise
-        rows = decode(model, batch, settings, observer, on_commit)
+        denoiser = fast.denoise if settings.mode == "fast" else denoise
+        rows = denoiser(model, batch, settings, observer, on_commit)
         for row, kept in enumerate(rows.kept):
             tokens = rows.ids_BL[row, rows.places[row].to(rows.ids_BL.device)].tolist()
             columns = {

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from dcoder_cli.base.config import build
 from dcoder_cli.base.files import write_json
 from dcoder_cli.experiments.effects import Values
-from dcoder_cli.experiments.quantities import HELD_OUT, Quantity, Settings, View, has_kinds, load_suite, views
+from dcoder_cli.experiments.quantities import HELD_OUT, Quantity, StudySettings, View, has_kinds, load_suite, views
 from dcoder_cli.experiments.seeds import Family
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.suites import Suite
+    from dcoder_cli.benchmarks.benchmark import Suite
 
 LAB_DRAWS = 16  # of each estimator in the variance lab; ours
 
@@ -28,7 +28,7 @@ LAB_DRAWS = 16  # of each estimator in the variance lab; ours
 class Measures:
     """The measurements of one family."""
 
-    def __init__(self, family: Family, settings: Settings, announce: Callable[[str], None], unsafe: bool = False):
+    def __init__(self, family: Family, settings: StudySettings, announce: Callable[[str], None], unsafe: bool = False):
         self.family, self.settings, self.announce, self.unsafe = family, settings, announce, unsafe
         self.views = views(settings)
         self._kept: dict[str, dict[str, dict[str, Values]]] = {}  # role -> what decides it -> what -> values
@@ -113,27 +113,16 @@ class Measures:
 
     def _decode(self, role: str, view: View, tasks: str) -> dict[str, Values]:
         from dcoder_cli.analysis.arness import arness
-        from dcoder_cli.benchmarks import orders, scoring
+        from dcoder_cli.benchmarks import answers, scoring
         from dcoder_cli.benchmarks.judging import Judging
-        from dcoder_cli.decoding.sampler import generate
 
         model, settings, suite = self._model(role), self.settings, self._suite(tasks)
-        asked = orders.ask(model, suite)
-        decoded = generate(
-            model,
-            [prompt for prompt in asked.prompts for _ in range(view.samples)],
-            max_new_tokens=settings.max_new_tokens,
-            steps=view.steps if view.samples == 1 else None,
-            rule=settings.rule,
-            temperature=view.temperature,
-            top_p=view.top_p,
-            tie_break=view.tie_break,
-            mode="exact" if view.samples == 1 else "fast",
-            seed=self.family.seed,
-            batch_size=settings.batch_size,
-        )
+        asked = answers.ask(model, suite)
         with Judging(suite, unsafe=self.unsafe) as judging:
-            rows = [future.result() for future in asked.submit(decoded, view.samples, judging)]
+            done = answers.answer(
+                model, asked, self._sampling(view), judging, view.samples, settings.batch_size, by="place"
+            )
+        decoded, rows = done.trajectories, done.judged
         passed = scoring.per_task(rows, suite.metrics[-1])
         if view.samples > 1:
             return {"pass@1": passed}
@@ -145,6 +134,22 @@ class Measures:
             "local@1": {task: row["local"][0] for task, row in by_task.items() if row["local"][0] is not None},
             "tied": {task: row["tied_share"] for task, row in by_task.items() if row["tied_share"] is not None},
         }
+
+    def _sampling(self, view: View) -> Any:
+        """The sampler's settings of a view: several samples a task are decoded in fast mode."""
+        from dcoder_cli.decoding.requests import Settings
+
+        alone = view.samples == 1
+        return Settings(
+            max_new_tokens=self.settings.max_new_tokens,
+            steps=view.steps if alone else None,
+            rule=self.settings.rule,
+            temperature=view.temperature,
+            top_p=view.top_p,
+            tie_break=view.tie_break,
+            mode="exact" if alone else "fast",
+            seed=self.family.seed,
+        )
 
     def _loss(self, role: str) -> float:
         from dcoder_cli.training.evaluation import heldout_loss
@@ -181,15 +186,13 @@ class Measures:
     def _sink(self, role: str) -> Values:
         """By prompt: mean confidence of the first step on the tenth of the places next to the prompt, minus the rest."""
         from dcoder_cli.analysis.entropy_sink import first_step_profile
-        from dcoder_cli.benchmarks import orders
-        from dcoder_cli.decoding import requests
+        from dcoder_cli.benchmarks import answers
 
         model, length, suite = self._model(role), self.settings.max_new_tokens, self._suite(HELD_OUT)
-        asked = orders.ask(model, suite)
-        found = requests.encode(model, asked.prompts, requests.Settings(max_new_tokens=length), None, None)
+        prompts = answers.ask(model, suite).prompts
         near = max(1, length // 10)
         result = {}
-        for item, request in zip(suite.items, found, strict=True):
-            values = first_step_profile(model, [request.prefix], length)["confidence"]
+        for item, prompt in zip(suite.items, prompts, strict=True):
+            values = first_step_profile(model, [list(prompt.prefix)], length)["confidence"]
             result[item.task_id] = sum(values[:near]) / near - sum(values[near:]) / (length - near)
         return result

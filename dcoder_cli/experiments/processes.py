@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.machine import cores
 from dcoder_cli.experiments.measures import Measures
-from dcoder_cli.experiments.quantities import Quantity, Settings
+from dcoder_cli.experiments.quantities import Quantity, StudySettings
 from dcoder_cli.experiments.seeds import before, parts, train_part, trained
 
 MOST = 3  # parts of a family that can run at a time: stage 4 with three estimators
@@ -33,7 +33,7 @@ def train_and_measure(
     seeds: int,
     effort: float,
     quantities: Sequence[Quantity],
-    settings: Settings,
+    settings: StudySettings,
     unsafe: bool,
     jobs: int,
     announce: Callable[[str], None],
@@ -135,7 +135,7 @@ def _family_unit(
     out: Path,
     effort: float,
     quantities: Sequence[Quantity],
-    settings: Settings,
+    settings: StudySettings,
     unsafe: bool,
     unit: tuple[int, str],
     tell: Callable[[str], None],

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from dcoder_cli.base.errors import UserError
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.suites import Suite
+    from dcoder_cli.benchmarks.benchmark import Suite
 
 PAPER_TOP_P = 0.95  # DiffuCoder B.2
 HELD_OUT, KINDS = "held out", "held out by kind"  # sets of tasks; the second is the micro benchmark's
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How models are decoded.
+class StudySettings:
+    """How the models of a study are decoded.
 
     Attributes:
         task: benchmark; `limit` its first tasks.
@@ -59,7 +59,7 @@ class View:
         return f"T {self.temperature:g}, {top_p}{many}"
 
 
-def views(settings: Settings) -> dict[str, View]:
+def views(settings: StudySettings) -> dict[str, View]:
     """The views of a call by name.
 
     "cold" and "hot" are the call's own; "half" is "cold" in half the steps; "plain" and "filtered" are the cold
@@ -111,12 +111,12 @@ class Quantity:
         return bool(self.view) or self.needs == "rl"
 
 
-def has_kinds(settings: Settings) -> bool:
+def has_kinds(settings: StudySettings) -> bool:
     """Whether the benchmark has a second set of tasks, held out by kind."""
     return settings.task == "micro"
 
 
-def load_suite(settings: Settings, tasks: str) -> Suite:
+def load_suite(settings: StudySettings, tasks: str) -> Suite:
     """The tasks of a set.
 
     Raises:
@@ -128,7 +128,7 @@ def load_suite(settings: Settings, tasks: str) -> Suite:
     return suites.load(task, None, settings.data, settings.limit)
 
 
-def check_settings(settings: Settings, context: int | None) -> None:
+def check_settings(settings: StudySettings, context: int | None) -> None:
     """Refuse now what the measurements would refuse after the training.
 
     Args:
@@ -137,7 +137,7 @@ def check_settings(settings: Settings, context: int | None) -> None:
     Raises:
         UserError: no such benchmark or data, or settings that the sampler or a measurement refuses.
     """
-    from dcoder_cli.decoding.requests import Settings as Sampling
+    from dcoder_cli.decoding.requests import Settings
 
     load_suite(settings, HELD_OUT)
     length = settings.max_new_tokens
@@ -146,7 +146,7 @@ def check_settings(settings: Settings, context: int | None) -> None:
     if context is not None and length > context // 2:
         raise UserError(f"--max-new-tokens {length} leaves no room for the questions; use {context // 2} or fewer")
     for view in views(settings).values():
-        Sampling(
+        Settings(
             max_new_tokens=length,
             steps=view.steps,
             rule=settings.rule,
@@ -156,7 +156,7 @@ def check_settings(settings: Settings, context: int | None) -> None:
         )
 
 
-def at_cpu_size(settings: Settings) -> Settings:
+def at_cpu_size(settings: StudySettings) -> StudySettings:
     """The settings at desk size: 105 micro tasks, 40 tokens, temperature 1 where the samples should differ; ours."""
     if settings.task != "micro":
         raise UserError(f"--task {settings.task} asks for real checkpoints; name them with --model ROLE=PATH")

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, require_space, write_json, write_jsonl
-from dcoder_cli.data import micro
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.stages import Announce, Desk, Step
 
 if TYPE_CHECKING:
-    from dcoder_cli.analysis.measure import Series
+    from dcoder_cli.analysis.series import Series
+    from dcoder_cli.benchmarks.answers import Answered
 
 _RECORD = "quickstart.json"
 # Of micro's 210 and micro-kinds' 150, families in turn. Ours: the second set adds about 12 s a model to the first's 18.
@@ -75,7 +76,7 @@ def quickstart(
     Raises:
         UserError: `out` exists, there is no space, or no sandbox holds here.
     """
-    from dcoder_cli.analysis.measure import Series
+    from dcoder_cli.analysis.series import Series
     from dcoder_cli.experiments.quickstart_report import write_report
 
     if not 0 < effort < float("inf"):
@@ -110,22 +111,30 @@ def quickstart(
 
 def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]) -> list[Sample]:
     """Score a model and measure its order, into `scores` and `series`; returns a few samples to show."""
-    from dcoder_cli.analysis.measure import Measure, Series, tied_text
-    from dcoder_cli.benchmarks.micro_score import score
+    from dcoder_cli.analysis.measure import tied_text
+    from dcoder_cli.analysis.series import Measure, Series
+    from dcoder_cli.benchmarks import answers, suites
+    from dcoder_cli.benchmarks.judging import Judging
     from dcoder_cli.decoding import trajectory
+    from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.model.backbone import load
 
     name = label.replace(" ", "-")
     model = load(model_folder)
-    hot = {"max_new_tokens": desk.preset["generate"]["max_new_tokens"], "rule": desk.preset["generate"]["rule"]}
-    hot |= {"temperature": MANY_AT, "mode": "fast"}
-    results = {}
+    cold = build(Settings, desk.preset["generate"], {"seed": desk.seed}, where="the preset's section generate")
+    hot = Settings(
+        max_new_tokens=cold.max_new_tokens, rule=cold.rule, temperature=MANY_AT, mode="fast", seed=desk.seed
+    )  # fmt: skip
+    results, rows = {}, {}
     for benchmark, held_out in HELD_OUT.items():
         with desk.step(f"score, {label}, {benchmark}") as done:
-            tasks = micro.benchmark(benchmark)[: SCORED_TASKS[benchmark]]
-            results[benchmark] = result = score(model, tasks, desk.preset["generate"], desk.seed, unsafe=desk.unsafe)
-            many = score(model, tasks, hot, desk.seed, MANY, batch_size=128, unsafe=desk.unsafe)
-            one, ones, tens = result.pass_at(1), many.pass_at(1), many.pass_at(MANY)
+            suite = suites.load(benchmark, limit=SCORED_TASKS[benchmark])
+            asked = answers.ask(model, suite)
+            with Judging(suite, unsafe=desk.unsafe) as judging:
+                result = answers.answer(model, asked, cold, judging, batch_size=64)
+                many = answers.answer(model, asked, hot, judging, MANY, batch_size=128)
+            results[benchmark], rows[benchmark] = result, _rows(result)
+            one, ones, tens = result.estimate(1), many.estimate(1), many.estimate(MANY)
             place = label if benchmark == "micro" else f"{label} {benchmark}"
             scores |= {
                 f"{place} pass@1": one.mean,
@@ -133,14 +142,14 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
                 f"{place} pass@{MANY} at temperature {MANY_AT:g}": tens.mean,
             }
             path = desk.out / f"samples-{name}{'' if benchmark == 'micro' else '-' + benchmark}.jsonl"
-            write_jsonl(path, result.rows)
+            write_jsonl(path, rows[benchmark])
             done(
-                f"{len(tasks)} tasks, {held_out} held out, judged in a sandbox (tier {result.tier})",
+                f"{len(suite.items)} tasks, {held_out} held out, judged in a sandbox (tier {result.tier})",
                 f"pass@1 {one.mean:.0%}; at temperature {MANY_AT:g} pass@1 {ones.mean:.0%}, pass@{MANY} {tens.mean:.0%}",
                 path,
             )
     result = results["micro"]
-    one = result.pass_at(1)
+    one = result.estimate(1)
     with desk.step(f"AR-ness, {label}") as done:
         path = desk.out / f"trajectories-{name}.jsonl"
         trajectory.write(path, result.trajectories)
@@ -148,15 +157,31 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
         local, everywhere = numbers["local"]["mean"][0], numbers["global"]["mean"][0]
         scores |= {f"{label} local@1": local, f"{label} global@1": everywhere}
         share = (one.mean, one.low, one.high)
-        temperature = desk.preset["generate"]["temperature"]
         series.append(
-            Series(label, result.trajectories, numbers, label, temperature, model.tokenizer, passes={"pass@1": share})
+            Series(
+                label, result.trajectories, numbers, label, cold.temperature, model.tokenizer, passes={"pass@1": share}
+            )
         )
         done(
             "how left-to-right those answers were decoded",
             f"local@1 {local:.2f}, global@1 {everywhere:.2f}; {tied_text(numbers)} of steps tied, there by the model's own order",
             path,
         )
-    order = sorted(result.rows, key=lambda row: (row["status"] != "passed", -row["level"]))
+    order = sorted(rows["micro"], key=lambda row: (row["status"] != "passed", -row["level"]))
     shown = [*order[:3], *[row for row in order[3:] if row["status"] != "passed"][:1]]
     return [Sample(row["question"], row["text"], row["status"]) for row in shown]
+
+
+def _rows(result: Answered) -> list[dict[str, Any]]:
+    """A row a task: what was asked, answered and judged."""
+    return [
+        {
+            "task_id": item.task_id,
+            "family": item.source.family,
+            "level": item.source.level,
+            "question": item.source.question,
+            "text": trajectory.text,
+            "status": verdict["status"],
+        }
+        for item, trajectory, verdict in zip(result.suite.items, result.trajectories, result.judged, strict=True)
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dcoder_cli.analysis import measure, plots
 from dcoder_cli.analysis.report import Report
+from dcoder_cli.analysis.series import Series
 from dcoder_cli.analysis.sources import pieces
 from dcoder_cli.analysis.training_plot import losses, rewards
 from dcoder_cli.base.runs import RunFolder
@@ -15,7 +16,7 @@ from dcoder_cli.base.runs import RunFolder
 _STAGES = {"ar": "stage 0", "adapt": "stage 1", "mid": "stage 2", "sft": "stage 3"}
 
 
-def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], series: list[measure.Series]) -> Path:
+def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], series: list[Series]) -> Path:
     """Write `report.html` into the quickstart's folder, from its run folders and what it measured.
 
     Args:

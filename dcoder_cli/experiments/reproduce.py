@@ -22,7 +22,7 @@ from dcoder_cli.experiments.claims import PRIMARY, Claim
 from dcoder_cli.experiments.effects import Effect
 from dcoder_cli.experiments.findings import ClaimFinding, check
 from dcoder_cli.experiments.measures import LAB_DRAWS, Measures
-from dcoder_cli.experiments.quantities import Settings, check_settings, views
+from dcoder_cli.experiments.quantities import StudySettings, check_settings, views
 from dcoder_cli.experiments.reproduce_report import HOW_TO_READ, write_report
 from dcoder_cli.experiments.scores import Score, quantities_of, scores
 
@@ -40,7 +40,7 @@ class Outcome:
     findings: list[ClaimFinding]
     scores: list[Score]
     seeds: tuple[int, ...]
-    settings: Settings
+    settings: StudySettings
     ran_with: dict[str, Any]
     seconds: float
 
@@ -75,7 +75,7 @@ def _finding(one: ClaimFinding) -> dict[str, Any]:
 def reproduce(
     out: Path,
     claims: Sequence[Claim],
-    settings: Settings,
+    settings: StudySettings,
     seeds: int,
     effort: float,
     models: dict[str, str],

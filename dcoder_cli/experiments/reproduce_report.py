@@ -10,7 +10,7 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.experiments.claims import PRIMARY
 from dcoder_cli.experiments.effects import FEW, Effect
 from dcoder_cli.experiments.findings import ClaimFinding
-from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Settings, View, views
+from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, StudySettings, View, views
 from dcoder_cli.experiments.scores import BASE, COLUMNS, STAGE_4
 from dcoder_cli.experiments.seeds import ROLES
 
@@ -126,13 +126,13 @@ def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
             *order,
             "Percent; tied: steps that a tie decided. Where they are many, the order is the tie-break's and not the model's",
         )
-    report.add_heading("Settings").add_settings(vars(outcome.settings))
+    report.add_heading("StudySettings").add_settings(vars(outcome.settings))
     for one in made:
         report.add_settings(dict(one.models), f"Checkpoints of seed {one.seed}")
     report.write(out / "report.html")
 
 
-def _column(settings: Settings, what: str, view: str) -> str:
+def _column(settings: StudySettings, what: str, view: str) -> str:
     one = views(settings)[view]
     name = what.replace("many", str(settings.many))
     return f"{name}, T {one.temperature:g}" + ("" if one.top_p is None else f", top-p {one.top_p:g}")

@@ -9,7 +9,7 @@ from typing import Any
 from dcoder_cli.experiments.claims import ORDER, Claim
 from dcoder_cli.experiments.effects import Effect, effect_of
 from dcoder_cli.experiments.measures import Measures
-from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, Settings, has_kinds, views
+from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, StudySettings, has_kinds, views
 
 BASE = "sft"  # stage 3, which stage 4 changes
 STAGE_4 = ("grpo", "grpo-decoupled", "grpo-full-mask")
@@ -35,7 +35,7 @@ class Score:
         return {**vars(self.quantity), **self.effect.to_json(), "change_from_stage_3": change}
 
 
-def quantities_of(claims: Sequence[Claim], settings: Settings) -> list[Quantity]:
+def quantities_of(claims: Sequence[Claim], settings: StudySettings) -> list[Quantity]:
     """All that a call measures: what its claims compare, and the table of stage 4 where a claim is about stage 4.
 
     Whatever is decoded one token a step has all its numbers: both orders, the share of ties, the pass rate.
@@ -61,7 +61,7 @@ def quantities_of(claims: Sequence[Claim], settings: Settings) -> list[Quantity]
     return list(dict.fromkeys(found))
 
 
-def uses(claims: Sequence[Claim], settings: Settings) -> set[str]:
+def uses(claims: Sequence[Claim], settings: StudySettings) -> set[str]:
     """What of a call its claims depend on: "tasks", the answers' "length", "top-p", "judge", "pretrain", "rl"."""
     wanted = quantities_of(claims, settings)
     found = {one.needs for one in wanted if one.needs is not None}

@@ -6,15 +6,15 @@ transformers in the form that the attention implementation takes.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import ATTENTIONS
 
-Implementation = Literal["sdpa", "flash_attention_2", "flex", "eager"]
-IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+IMPLEMENTATIONS = ATTENTIONS
 
 
 def annealed(length: int, ratio: float, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
+from dcoder_cli.base.runs import checkpoint_of
 from dcoder_cli.model.layouts import Layout
 from dcoder_cli.model.tokenizer import load_tokenizer
 
@@ -20,12 +21,12 @@ _SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange check
 
 
 def find(name: str) -> Path:
-    """The folder of a checkpoint given as a folder or a hub id (downloaded, or found in the hub cache).
+    """The folder of a checkpoint given as a folder, a run folder (its last) or a hub id (downloaded, or in the hub cache).
 
     Raises:
-        UserError: there is no such folder and the hub does not have it or cannot be reached.
+        UserError: the run has no checkpoint, or there is no such folder and the hub does not have it or cannot be reached.
     """
-    path = Path(name).expanduser()
+    path = checkpoint_of(Path(name).expanduser())
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model folder {name!r} has no config.json; give a folder in the Hugging Face layout")

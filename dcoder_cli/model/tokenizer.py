@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.runs import checkpoint_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, of the hub cache or of the hub.
+    """The tokenizer of a folder, of a run folder's last checkpoint, of the hub cache or of the hub.
 
     No code of the checkpoint's own is run: a Dream-style folder that names a custom class is read with the Qwen2
     tokenizer, which that class copies.
@@ -42,8 +43,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: nothing there, broken files, or a tokenizer without a `tokenizers` (Rust) backend.
     """
-    name = str(path)
-    folder = Path(path)
+    folder = checkpoint_of(Path(path))
+    name = str(folder)
     if folder.is_file():
         raise UserError(f"tokenizer {name!r} is a file; give the folder that holds it")
     looks_like_path = folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -79,10 +79,10 @@ class Session:
                 )
             forgotten += 1
         # Each question draws its own random numbers, so the same one asked again may be answered differently.
-        (result,) = sampler.generate(
+        (result,) = sampler.decode(
             self.model,
             [self._messages(text, forgotten)],
-            **config.to_dict(self.settings),
+            self.settings,
             ids=[str(self.asked)],
             seeds=[self.asked],
             on_commit=on_commit,

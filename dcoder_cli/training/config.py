@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import Attention
 
 STAGES = {"0": 0, "ar": 0, "1": 1, "adapt": 1, "2": 2, "mid": 2, "3": 3, "sft": 3}
 STAGE_NAMES = ("ar", "adapt", "mid", "sft")
@@ -125,7 +126,7 @@ class StageConfig:
     global_batch: int = 160
     micro_batch: int = 2
     precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
+    attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     compile: bool = False
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.machine import Attention
 from dcoder_cli.diffusion.estimators import check_name
 from dcoder_cli.training.config import LoraConfig, OptimizerConfig
 
@@ -136,7 +137,7 @@ class GrpoConfig:
     train_embeddings: bool = True
     lora: LoraConfig | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["sdpa", "flash_attention_2", "flex", "eager"] = "sdpa"
+    attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     evaluate_every: int = 0
     evaluate_prompts: int = 64

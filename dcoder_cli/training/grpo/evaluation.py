@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dcoder_cli.decoding.sampler import generate
+from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.decoding.sampler import decode
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.rewards import Rewarder, says_passed
@@ -29,20 +30,23 @@ def evaluate(
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     model.eval()
     pending = {}
+    settings = Settings(
+        max_new_tokens=config.rollout.max_new_tokens,
+        steps=config.rollout.steps,
+        rule=config.rollout.rule,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        seed=_SEED,
+    )
 
     def judge(trajectory: Any) -> None:
         pending[trajectory.id] = rewarder.submit(prompts[int(trajectory.id)], trajectory.text)
 
     with accelerator.autocast():
-        generate(
+        decode(
             model,
             [ids[index] for index in mine],
-            max_new_tokens=config.rollout.max_new_tokens,
-            steps=config.rollout.steps,
-            rule=config.rollout.rule,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            seed=_SEED,
+            settings,
             ids=[str(index) for index in mine],
             seeds=list(mine),
             batch_size=config.rollout.batch_size,

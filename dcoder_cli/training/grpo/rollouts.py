@@ -12,7 +12,8 @@ from typing import Any
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.base.jsonl import objects
-from dcoder_cli.decoding.sampler import Settings, generate
+from dcoder_cli.decoding.requests import Settings, encode_prompt
+from dcoder_cli.decoding.sampler import decode
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
@@ -58,23 +59,25 @@ def encode_prompts(model: Model, prompts: Sequence[dict[str, Any]], new_tokens: 
 
 def check_sampling(config: GrpoConfig) -> None:
     """Raises UserError now for settings that the sampler would refuse at the first rollout."""
-    Settings(**_sampling(config))
+    sampling(config, step=0)
 
 
-def _sampling(config: GrpoConfig) -> dict[str, Any]:
+def sampling(config: GrpoConfig, step: int) -> Settings:
+    """How the rollout of a step is decoded. Raises UserError for settings that do not fit together."""
     rollout = config.rollout
-    return {
-        "max_new_tokens": rollout.max_new_tokens,
-        "steps": rollout.steps,
-        "rule": rollout.rule,
-        "temperature": rollout.temperature,
-        "top_p": rollout.top_p,
-        "top_k": rollout.top_k,
-        "tie_break": rollout.tie_break,
-        "mode": rollout.mode,
-        "threshold": rollout.threshold,
-        "early_stop": False if rollout.mode == "fast" else None,
-    }
+    return Settings(
+        max_new_tokens=rollout.max_new_tokens,
+        steps=rollout.steps,
+        rule=rollout.rule,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        tie_break=rollout.tie_break,
+        mode=rollout.mode,
+        threshold=rollout.threshold,
+        early_stop=False if rollout.mode == "fast" else None,
+        seed=config.seed + 1_000_003 * (step + 1),
+    )
 
 
 def roll_out(
@@ -102,15 +105,16 @@ def roll_out(
             pending[prompt, trajectory.text] = rewarder.submit(prompts[prompt], trajectory.text)
 
     repeated = [prompt for prompt in ids for _ in range(group)]
-    rollout = config.rollout
-    trajectories = generate(
+    encoded = [
+        encode_prompt(model, prompt, str(place)) for place, prompt in enumerate(ids)
+    ]  # once a prompt, not a sample
+    trajectories = decode(
         model,
-        repeated,
-        **_sampling(config),
-        seed=config.seed + 1_000_003 * (step + 1),
+        [prompt for prompt in encoded for _ in range(group)],
+        sampling(config, step),
         ids=names,
         seeds=[first_place + place for place in range(len(repeated))],
-        batch_size=rollout.batch_size,
+        batch_size=config.rollout.batch_size,
         on_done=judge,
     )
     on_decoded()
