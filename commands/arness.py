@@ -161,7 +161,7 @@ def arness(
         from dcoder_cli.benchmarks import decoding_order
         from dcoder_cli.decoding.requests import Settings
 
-        plan = decoding_order.Plan(
+        plan = decoding_order.OrderPlan(
             Settings(**{name: value for name, value in settings.items() if name != "batch_size"}),
             tuple(temperature_list),
             sensitivity,

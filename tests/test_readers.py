@@ -46,7 +46,7 @@ def rollouts(path: Path) -> list[Any]:
 
 
 def benchmark(path: Path) -> list[Any]:
-    source = data.Source("own", "x", 2, None, None, (), ("text",))
+    source = data.BenchmarkSource("own", "x", 2, None, None, (), ("text",))
     return [row["text"] for row in data.find(source, path).rows]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.benchmarks.benchmark import Benchmark, ByTests, Item, Loaded, Suite, passed
-from dcoder_cli.benchmarks.data import Source, find
+from dcoder_cli.benchmarks.data import BenchmarkSource, find
 from dcoder_cli.execution.problem import Problem
 
-SOURCE = Source("toy", "toy/toy.jsonl", 3, None, None, (), ("task_id", "prompt", "entry_point", "answer", "test"))
+SOURCE = BenchmarkSource(
+    "toy", "toy/toy.jsonl", 3, None, None, (), ("task_id", "prompt", "entry_point", "answer", "test")
+)
 
 
 def load(subset: str, file: str | Path | None) -> Loaded:

@@ -41,7 +41,7 @@ class Prompted:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sampling:
     """One sample to decode: `number` counts within its task, `seed` is its row's own."""
 
     prompted: Prompted
@@ -72,19 +72,19 @@ class Asked:
         """A prompt a task."""
         return [task.prompt for task in self.tasks]
 
-    def draws(self, n: int, by: Draws = "task") -> list[Draw]:
+    def draws(self, n: int, by: Draws = "task") -> list[Sampling]:
         """`n` samples of each task, one task's after another's."""
-        found = [Draw(task, number, 0) for task in self.tasks for number in range(n)]
+        found = [Sampling(task, number, 0) for task in self.tasks for number in range(n)]
         return [
             replace(one, seed=zlib.crc32(one.name.encode()) if by == "task" else place)
             for place, one in enumerate(found)
         ]
 
-    def solution(self, draw: Draw, text: str) -> str:
+    def solution(self, draw: Sampling, text: str) -> str:
         """The program (for questions the answer) in the text of a sample."""
         return self.protocol.solution(draw.prompted.item, text, draw.prompted.ask.prefill)
 
-    def finished(self, draw: Draw, trajectory: Trajectory) -> bool:
+    def finished(self, draw: Sampling, trajectory: Trajectory) -> bool:
         """Whether the answer came to an end: of turn, or a stop. A gap has the tokens put there; nothing ends it."""
         item = draw.prompted.item
         stopped = any(stop in trajectory.text for stop in self.protocol.stops(item))
@@ -120,14 +120,14 @@ def encode(model: Model, ask: Ask) -> Encoded:
 
 def decode_draws(
     model: Model,
-    draws: Sequence[Draw],
+    draws: Sequence[Sampling],
     settings: Settings,
     batch_size: int,
     infill_lengths: Sequence[int] | None = None,
     observer: Observer | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """A trajectory for each sample, in order, named by `Draw.name`. Arguments are those of `sampler.decode`."""
+    """A trajectory for each sample, in order, named by `Sampling.name`. Arguments are those of `sampler.decode`."""
     return decode(
         model,
         [draw.prompted.prompt for draw in draws],

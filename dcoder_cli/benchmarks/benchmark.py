@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from dcoder_cli.benchmarks.data import Source
+    from dcoder_cli.benchmarks.data import BenchmarkSource
     from dcoder_cli.execution.judge import Judge
     from dcoder_cli.execution.problem import Problem
     from dcoder_cli.execution.unittests import UnittestJob
@@ -138,7 +138,7 @@ class Benchmark:
     metrics: Mapping[str, Callable[[Row], bool]] = field(default_factory=dict)
     subsets: tuple[str, ...] = ()
     widest: str = ""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[BenchmarkSource, ...] = ()
     gaps: bool = False
     in_package: bool = False
     parts: tuple[str, ...] = ()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _FIELDS = (
     "task_id", "complete_prompt", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point",
 )  # fmt: skip
-FULL = data.Source(
+FULL = data.BenchmarkSource(
     "bigcodebench", "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, "bigcode/bigcodebench", None, ("v0.1.4",),
     _FIELDS,
 )  # fmt: skip
-HARD = data.Source(
+HARD = data.BenchmarkSource(
     "bigcodebench-hard", "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, "bigcode/bigcodebench-hard", None,
     ("v0.1.4",), _FIELDS,
 )  # fmt: skip
@@ -53,7 +53,7 @@ class LibraryTask:
         return self.complete_prompt + self.answer
 
 
-def load(hard: bool, file: str | Path | None = None) -> tuple[tuple[LibraryTask, ...], data.Rows]:
+def load(hard: bool, file: str | Path | None = None) -> tuple[tuple[LibraryTask, ...], data.BenchmarkRows]:
     """The 1140 tasks or the 148 hard ones, and where they came from. Raises UserError as `data.find` does."""
     rows = data.find(HARD if hard else FULL, file)
     tasks = tuple(

@@ -22,7 +22,7 @@ from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkSource:
     """A data file of a benchmark, and where it comes from.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BenchmarkRows:
     """A benchmark's raw rows, where they came from, and the hash of their content (the same however compressed)."""
 
     name: str
@@ -54,7 +54,7 @@ class Rows:
     sha256: str
 
 
-def find(source: Source, file: str | Path | None = None) -> Rows:
+def find(source: BenchmarkSource, file: str | Path | None = None) -> BenchmarkRows:
     """The rows of a data file: from `file`, else the folder named by DCODER_BENCHMARKS, else EvalPlus' cache or the hub.
 
     Raises:
@@ -62,7 +62,7 @@ def find(source: Source, file: str | Path | None = None) -> Rows:
     """
     name, path = source.name, locate(source, file)
     if path is not None:
-        found = Rows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
+        found = BenchmarkRows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
     else:
         found = _from_hub(source)
     if len(found.rows) != source.count:
@@ -78,7 +78,7 @@ def find(source: Source, file: str | Path | None = None) -> Rows:
     return found
 
 
-def locate(source: Source, file: str | Path | None = None) -> Path | None:
+def locate(source: BenchmarkSource, file: str | Path | None = None) -> Path | None:
     """The local file that `find` would read; None where it would ask the hub."""
     if file is not None:
         if not Path(file).is_file():
@@ -110,7 +110,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [jsonl.as_object(entry.value, entry.where) for entry in jsonl.table(path, "benchmark file")]
 
 
-def _from_hub(source: Source) -> Rows:
+def _from_hub(source: BenchmarkSource) -> BenchmarkRows:
     ways = f"give --data FILE, set {BENCHMARKS_VARIABLE} to a folder with {source.file}, "
     if source.evalplus is not None:
         release, version = source.evalplus
@@ -132,4 +132,4 @@ def _from_hub(source: Source) -> Rows:
     except Exception as error:  # the hub's libraries raise dozens of kinds; each means that there is no data
         raise UserError(f"no data for {source.name}: {ways}. The hub says: {one_line(error)[:200]}") from None
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-    return Rows(source.name, tuple(rows), f"hub:{source.hub}", digest)
+    return BenchmarkRows(source.name, tuple(rows), f"hub:{source.hub}", digest)

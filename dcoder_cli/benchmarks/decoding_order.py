@@ -60,7 +60,7 @@ def of_tasks(tasks: Sequence[str], data: Path | None, limit: int | None) -> list
 
 
 @dataclass(frozen=True)
-class Plan:
+class OrderPlan:
     """How every model is run on every set of prompts.
 
     Attributes:
@@ -99,7 +99,7 @@ def run(
     measure: Measure,
     models: Sequence[tuple[str, str]],
     sets: Sequence[PromptSet],
-    plan: Plan,
+    plan: OrderPlan,
     advance: Callable[[int], None],
 ) -> None:
     """Every model on every set of prompts in every variant, into `findings`; one model in memory at a time.
@@ -165,7 +165,7 @@ def _scored(
     measure: Measure,
     label: str,
     settings: Settings,
-    plan: Plan,
+    plan: OrderPlan,
     judging: Judging,
     advance: Callable[[int], None],
 ) -> Series:

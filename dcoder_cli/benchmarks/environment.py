@@ -100,7 +100,7 @@ def _hub() -> str:
     return f"online ({address})"
 
 
-def _where(source: data.Source) -> str | None:
+def _where(source: data.BenchmarkSource) -> str | None:
     path = data.locate(source)
     if path is not None:
         return str(path)

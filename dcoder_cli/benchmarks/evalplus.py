@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.benchmarks import oracles, tasks
 from dcoder_cli.benchmarks.benchmark import Benchmark, ByTests, Item, Loaded, Row, Suite, Told
-from dcoder_cli.benchmarks.data import Source
+from dcoder_cli.benchmarks.data import BenchmarkSource
 from dcoder_cli.benchmarks.humaneval import base_passed
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from dcoder_cli.execution.problem import Problem
 
 _FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
-HUMANEVAL_PLUS = Source(
+HUMANEVAL_PLUS = BenchmarkSource(
     "humaneval+", "humanevalplus/HumanEvalPlus.jsonl.gz", 164, None, None, (), _FIELDS, ("HumanEvalPlus", "v0.1.10")
 )
-MBPP_PLUS = Source("mbpp+", "mbppplus/MbppPlus.jsonl.gz", 378, None, None, (), _FIELDS, ("MbppPlus", "v0.2.0"))
+MBPP_PLUS = BenchmarkSource("mbpp+", "mbppplus/MbppPlus.jsonl.gz", 378, None, None, (), _FIELDS, ("MbppPlus", "v0.2.0"))
 
 
 def task_of(row: dict[str, Any]) -> tasks.Task:
@@ -59,7 +59,7 @@ def _problems(suite: Suite, judge: Judge, told: Told | None) -> Mapping[str, Pro
 
 
 def _loads(
-    source: Source, item_of: Callable[[tasks.Task], Item], version: str
+    source: BenchmarkSource, item_of: Callable[[tasks.Task], Item], version: str
 ) -> Callable[[str, str | Path | None], Loaded]:
     return lambda _, file: tasks.loaded(tasks.read(source, task_of, file), item_of, version)
 

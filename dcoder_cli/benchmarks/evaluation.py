@@ -17,7 +17,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.provenance import environment
 from dcoder_cli.benchmarks import answers, ranks, scoring
-from dcoder_cli.benchmarks.answers import Asked, Draw
+from dcoder_cli.benchmarks.answers import Asked, Sampling
 from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Protocol
@@ -134,7 +134,7 @@ def evaluate(
             ranks.wait()  # the folder is there and fits; now the others may
         pending: dict[Key, Future[Row]] = {}
 
-        def submit(draw: Draw) -> None:
+        def submit(draw: Sampling) -> None:
             pending[draw.key] = judging.submit(draw.prompted.item, draw.number, store.samples[draw.key]["solution"])
 
         def collect(wait: bool = False) -> None:
@@ -195,8 +195,8 @@ def summarize(
 
 
 def _decoded(
-    model: Model, setup: Setup, asked: Asked, draws: Sequence[Draw], batch_size: int
-) -> Iterator[tuple[Draw, Row]]:
+    model: Model, setup: Setup, asked: Asked, draws: Sequence[Sampling], batch_size: int
+) -> Iterator[tuple[Sampling, Row]]:
     """Samples with their rows of samples.jsonl, batch by batch; those that do not fit the model's context come first."""
     infill = setup.suite.kind == "infill"
     settings = setup.settings
@@ -216,7 +216,7 @@ def _decoded(
             yield draw, _row(asked, draw, trajectory)
 
 
-def _row(asked: Asked, draw: Draw, trajectory: Trajectory | None) -> Row:
+def _row(asked: Asked, draw: Sampling, trajectory: Trajectory | None) -> Row:
     text = "" if trajectory is None else trajectory.text
     row = {
         "task_id": draw.prompted.item.task_id, "sample": draw.number,

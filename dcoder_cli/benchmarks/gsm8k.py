@@ -11,7 +11,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks import data
 from dcoder_cli.benchmarks.benchmark import Benchmark, ByAnswer, Item, Loaded, OwnPrompt, Row
 
-SOURCE = data.Source(
+SOURCE = data.BenchmarkSource(
     "gsm8k", "gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer")
 )  # fmt: skip
 STOPS = ("\nQ:", "\n\nQ:")
@@ -78,7 +78,7 @@ class Question:
     gold: Decimal
 
 
-def load(file: str | Path | None = None) -> tuple[tuple[Question, ...], data.Rows]:
+def load(file: str | Path | None = None) -> tuple[tuple[Question, ...], data.BenchmarkRows]:
     """The 1319 test questions, and where they came from. Raises UserError as `data.find` does."""
     rows = data.find(SOURCE, file)
     questions = []

@@ -7,11 +7,11 @@ from typing import Any
 
 from dcoder_cli.benchmarks import tasks
 from dcoder_cli.benchmarks.benchmark import Benchmark, Loaded, Row
-from dcoder_cli.benchmarks.data import Source
+from dcoder_cli.benchmarks.data import BenchmarkSource
 
 SECONDS = 10.0  # the references take at most 0.5 s for all calls of a test; ours, for busy machines
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "humaneval", "humaneval/HumanEval.jsonl.gz", 164, "openai/openai_humaneval", None, ("test",),
     ("task_id", "prompt", "entry_point", "canonical_solution", "test"),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcoder_cli.benchmarks import humaneval, tasks
 from dcoder_cli.benchmarks.benchmark import Benchmark, Loaded, passed
-from dcoder_cli.benchmarks.data import Source
+from dcoder_cli.benchmarks.data import BenchmarkSource
 
 _FIELDS = ("task_id", "prompt", "suffix", "entry_point", "canonical_solution", "test")
 _FILES = {
@@ -18,7 +18,7 @@ _FILES = {
     "span": ("HumanEval-RandomSpanInfillingLight", 164),
 }
 SOURCES = {
-    subset: Source(
+    subset: BenchmarkSource(
         f"humaneval-infilling-{subset}", f"humaneval_infilling/{file}.jsonl.gz", count, None, None, (), _FIELDS
     )
     for subset, (file, count) in _FILES.items()

@@ -9,17 +9,17 @@ from typing import Any
 
 from dcoder_cli.benchmarks import tasks
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Loaded
-from dcoder_cli.benchmarks.data import Source
+from dcoder_cli.benchmarks.data import BenchmarkSource
 from dcoder_cli.benchmarks.humaneval import base_passed
 
 SECONDS = 20.0  # the references take at most 2.1 s for one test (123); ours, for busy machines
 
 _HUB, _SPLITS = "google-research-datasets/mbpp", ("prompt", "test", "validation", "train")
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "mbpp", "mbpp/mbpp.jsonl.gz", 974, _HUB, "full", _SPLITS,
     ("task_id", "text", "code", "test_list", "test_setup_code"),
 )  # fmt: skip
-SANITIZED = Source(
+SANITIZED = BenchmarkSource(
     "mbpp-sanitized", "mbpp/sanitized-mbpp.json.gz", 427, _HUB, "sanitized", _SPLITS,
     ("task_id", "prompt", "code", "test_list", "test_imports"),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Row, Suite
-from dcoder_cli.benchmarks.data import Source
+from dcoder_cli.benchmarks.data import BenchmarkSource
 
 # A benchmark is registered by its module's line here. The module declares one or more as its tuple BENCHMARKS.
 MODULES = (
@@ -70,7 +70,7 @@ def check_file(task: str, file: str | Path | None) -> None:
         raise UserError(f"{task} reads several files and --data names one; set {BENCHMARKS_VARIABLE} to their folder")
 
 
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, BenchmarkSource]:
     """The data files of all benchmarks, by name."""
     return {source.name: source for one in table().values() for source in one.sources}
 

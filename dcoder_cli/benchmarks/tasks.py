@@ -80,7 +80,9 @@ class TaskSet:
         return {task.task_id: task for task in self.tasks}
 
 
-def read(source: data.Source, task_of: Callable[[dict[str, Any]], Task], file: str | Path | None = None) -> TaskSet:
+def read(
+    source: data.BenchmarkSource, task_of: Callable[[dict[str, Any]], Task], file: str | Path | None = None
+) -> TaskSet:
     """The tasks of a data file, which is found as `data.find` says; `task_of` reads a row.
 
     Raises:

@@ -24,7 +24,7 @@ class Refused(UserError):
         self.reason = reason
 
 
-class Encoded(NamedTuple):
+class ChatIds(NamedTuple):
     """A chat as the text of the template and its ids."""
 
     text: str
@@ -81,7 +81,7 @@ def system_message(text: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": text}]
 
 
-def encode(tokenizer: Any | None, messages: Chat, name: str, what: str = "this chat") -> Encoded:
+def encode(tokenizer: Any | None, messages: Chat, name: str, what: str = "this chat") -> ChatIds:
     """The text and ids that ask for an answer to `messages`; a last assistant's message is continued, not closed.
 
     Args:
@@ -93,7 +93,7 @@ def encode(tokenizer: Any | None, messages: Chat, name: str, what: str = "this c
     """
     text = render(tokenizer, messages, name, what)
     assert tokenizer is not None
-    return Encoded(text, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return ChatIds(text, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def render(tokenizer: Any | None, messages: Chat, name: str, what: str = "this chat") -> str:
