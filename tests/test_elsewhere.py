@@ -159,9 +159,9 @@ def test_extract_has_no_meaning_for_numbers(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_judged_and_the_same_command_goes_on(tmp_path: Path) -> None:
     items = suites.load("micro").items
-    slow = f"def {items[-1].entry_point}(*a):\n    while True: pass\n"
+    slow = f"import time\ndef {items[-1].entry_point}(*a):\n    time.sleep(3)\n"
     rows = [{"task_id": item.task_id, "solution": item.reference} for item in items[:-1]]
-    rows += [{"task_id": items[-1].task_id, "solution": slow}] * 2
+    rows += [{"task_id": items[-1].task_id, "solution": slow}] * 3
     file, out = write(tmp_path / "s.jsonl", rows), tmp_path / "out"
     arguments = ["eval", "judge", str(file), "--task", "micro", "--workers", "1", "--out"]
     command = [sys.executable, "-m", "dcoder_cli", *arguments, str(out)]

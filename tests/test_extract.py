@@ -202,6 +202,8 @@ PROSE = "\nThis adds one, see:\n"
         f"A function.\n```\n{BODY}```{PROSE}```\nf(3)\n```",
         f"```python\n{BODY}",
         f"```\n{BODY}",
+        "def f(x):\n    import math\n    'Adds one.'\n```\n    return math.floor(x + 1)\n```\n",
+        "def f(x):\n    'Adds one.'\n```python\n    return x + 1\n",
     ],
 )
 def test_a_lone_fence_closes_what_no_fence_opened(text: str) -> None:

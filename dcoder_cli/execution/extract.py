@@ -129,15 +129,22 @@ def _closed_only(text: str, entry_point: str) -> str | None:
 
 
 def defines(code: str, entry_point: str) -> bool:
-    """Whether a statement of `code` binds `entry_point` to more than a signature with a docstring."""
+    """Whether a statement of `code` binds `entry_point` to more than a signature with a docstring and imports."""
     tree = _parsed(code)
     for part in _parts(code) if tree is None else [_Part(code, tree)]:
         for node in part.tree.body:
             if entry_point in _names(node)[0]:
-                body = getattr(node, "body", [])
-                if not (len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)):
+                body = getattr(node, "body", None)
+                if body is None or not all(_is_stub(one) for one in body):
                     return True
     return False
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    """Whether a statement is one of a function still to be written: a docstring, `...`, or an import (HumanEval/115)."""
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
 
 
 def _one_fence(text: str) -> bool:
