@@ -99,11 +99,11 @@ def ask(model: Model, suite: Suite, protocol: Protocol | None = None) -> Asked:
     """
     chosen = protocol or choose(model)
     asks = [(item, chosen.ask(item, suite)) for item in suite.items]
-    return Asked(suite, chosen, tuple(Prompted(item, one, encode(model, one)) for item, one in asks))
+    return Asked(suite, chosen, tuple(Prompted(item, one, encode(model, one, item.task_id)) for item, one in asks))
 
 
-def encode(model: Model, ask: Ask) -> Encoded:
-    """The prompt as ids.
+def encode(model: Model, ask: Ask, name: str = "0") -> Encoded:
+    """The prompt as ids; `name` is its name in errors.
 
     Raises:
         UserError: the model has no tokenizer, or no chat template for a chat.
@@ -111,7 +111,7 @@ def encode(model: Model, ask: Ask) -> Encoded:
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise UserError(f"model {model.name!r} has no tokenizer, and benchmarks are text; add one to its folder")
-    found = encode_prompt(model, ask.prompt)
+    found = encode_prompt(model, ask.prompt, name)
     bos = tokenizer.bos_token_id
     if ask.bos and bos is not None and found.prefix[:1] != (bos,):
         return replace(found, prefix=(bos, *found.prefix))
