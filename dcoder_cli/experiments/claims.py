@@ -1,6 +1,7 @@
 """DiffuCoder's claims as checks: what is compared, in which direction, and when it counts as shown.
 
-**Primary claims** are six, and were fixed before they were measured under the mended sampler: `adaptation`,
+**Primary claims** are six, and were fixed before the five families of docs/results.md were trained (an earlier version's families,
+whose orders ties decided, and one seed's orders under the present sampler had been seen): `adaptation`,
 `variance-decoupled` (under the estimators' own expectation, which is what the paper proves), `grpo-hot` (pass@1 at the
 temperature that stage 4 samples at), `grpo-order` and `temperature-order` (global AR-ness@1, the one of which the paper
 says it), `temperature-pass`. Their p-values (two-sided t over seeds) are corrected by Holm for all six, whichever are
