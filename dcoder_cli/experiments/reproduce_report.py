@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dcoder_cli.experiments.seeds import Family
 
 HOW_TO_READ = (
-    f"A positive effect speaks for the claim. Primary claims were named before they were measured; p is corrected by Holm "
+    f"A positive effect speaks for the claim. Primary claims are named in advance, whatever comes out; p is corrected by Holm "
     f"for all {len(PRIMARY)} of them. Shown (contrary): p < 0.05 over at least {FEW} seeds and the effect positive "
     "(negative). Exploratory claims, and fewer seeds, are at best suggestive; not shown is no proof of the opposite. Intervals are 95%: "
     "Student's over the seeds' means, or, with *, over tasks, which holds for these models only. d_z: effect over its "
