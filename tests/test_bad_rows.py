@@ -44,8 +44,8 @@ def rl(source: Path, tokenizer: str, **changes: Any) -> dict[str, Any]:
     )
 
 
-def asked(test: str, **others: Any) -> dict[str, Any]:
-    return {"question": f"Write a function. {len(test)} {test[:9]}", "test_cases": [test], **others}
+def asked(test: str, *more: str, **others: Any) -> dict[str, Any]:
+    return {"question": f"Write a function. {len(test)} {test[:9]}", "test_cases": [test, *more], **others}
 
 
 KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any]]] = {
@@ -172,3 +172,48 @@ def test_every_row_of_mbpp_can_be_solved(tmp_path: Path, tokenizer: str, benchma
             prompt["task_id"]: judge.submit(problem_of(prompt), references[prompt["task_id"]]) for prompt in prompts
         }
         assert {name: verdict.result().status for name, verdict in found.items()} == dict.fromkeys(found, "passed")
+
+
+CHECK = "def check(c):\n    assert c(1) == 1"
+UNITTEST = "import unittest\nclass T(unittest.TestCase):\n    def test_one(self):\n        self.assertEqual(f(1), 1)"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (asked(CHECK), "tests that call no function"),
+        (asked(CHECK, "check(f)"), "tests that call no function"),  # f, or something else
+        (asked(CHECK, entry_point="f"), "tests that do not call the function"),
+        (asked(UNITTEST, entry_point="f"), "tests that do not call the function"),
+        (asked("def t():\n    assert f(1)", entry_point="f"), "tests that do not call the function"),
+        (asked(CHECK, "check(f)", entry_point="f"), None),
+        (asked("def t():\n    assert f(1)", "t()"), None),
+        (asked("for i in range(3):\n    assert f(i) == i"), None),
+        (asked("assert all(map(f, [1]))", entry_point="f"), None),
+        (asked("assert f(1) == 1", inferences=[{"pass_rate": 0.5}]), None),
+    ],
+)
+def test_tests_that_only_stand_there_judge_nothing(row: dict[str, Any], reason: str | None) -> None:
+    from dcoder_cli.data.problems import read_problem, why_unusable
+
+    problem = read_problem(row, "r:1", "s")
+    assert why_unusable(problem) == reason
+    assert reason is not None or problem.entry_point == "f"
+
+
+@pytest.mark.parametrize("role", [["user"], None, {}, 1])
+def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
+    from dcoder_cli.data.dropped import BadRow
+    from dcoder_cli.data.formats import messages_of
+
+    with pytest.raises(BadRow, match="'role' in 'messages' must be text"):
+        messages_of({"messages": [{"role": role, "content": "a"}]}, "r:1")
+
+
+def test_a_function_under_a_builtins_name_is_found_by_the_reference() -> None:
+    from dcoder_cli.data.problems import entry_point_of
+
+    code = "def sum(a, b):\n    return a - b"
+    assert entry_point_of(["assert sum(2, 1) == 1"]) is None
+    assert entry_point_of(["assert len([sum(2, 1)]) == 1"], reference=code) == "sum"
+    assert entry_point_of(["assert sum(f(2)) == 1"], reference=code) == "f"

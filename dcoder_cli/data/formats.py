@@ -46,6 +46,8 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
             raise BadRow(
                 f"{where}: {text_key!r} in {column!r} must be text, not parts of other kinds", "turns of another form"
             )
+        if any(not isinstance(t[role_key], str) for t in turns):
+            raise BadRow(f"{where}: {role_key!r} in {column!r} must be text", "turns of another form")
         return [{"role": _ROLES.get(t[role_key], str(t[role_key])), "content": t[text_key] or ""} for t in turns]
     for ask, reply in _PAIRS:
         if isinstance(row.get(ask), str) and isinstance(row.get(reply), str):

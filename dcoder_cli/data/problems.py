@@ -84,7 +84,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     best = max(inferences, key=lambda entry: entry["pass_rate"], default=None)
     reference = row.get("solution") or row.get("canonical_solution") or row.get("code")
     if reference is None and best is not None and best["pass_rate"] > 0:
-        reference = best["completion"]
+        reference = best.get("completion")
     return RlProblem(
         task_id=str(row.get("task_id") or row.get("id") or where),
         messages=messages,
@@ -94,7 +94,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
         prelude=prelude,
         setup=setup,
         answer=None if number is None else f"{number:f}",
-        entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude),
+        entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude, str(reference or "")),
         source=str(row.get("source") or source),
         reference=str(reference) if reference is not None else None,
         pass_rates=[float(entry["pass_rate"]) for entry in inferences if entry.get("model_name") in HARD_MODELS],
@@ -138,8 +138,26 @@ def why_unusable(problem: RlProblem) -> str | None:
         return "tests that do not parse"
     if not problem.entry_point or not problem.entry_point.isidentifier():
         return "tests that call no function"
-    names = {node.id for tree in trees if tree is not None for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return None if problem.entry_point in names else "tests that do not call the function"
+    ran = _names_ran([tree for tree in trees if tree is not None])
+    return None if problem.entry_point in ran else "tests that do not call the function"
+
+
+def _names_ran(trees: Sequence[ast.Module]) -> set[str]:
+    """The names used by what runs: not by a function or class that only stands there, such as HumanEval's `check`
+    without its call, or a unittest."""
+    definitions: dict[str, list[ast.stmt]] = {}
+    waiting: list[ast.stmt] = []
+    for statement in (one for tree in trees for one in tree.body):
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            definitions.setdefault(statement.name, []).append(statement)
+        else:
+            waiting.append(statement)
+    ran: set[str] = set()
+    while waiting:
+        names = {node.id for node in ast.walk(waiting.pop()) if isinstance(node, ast.Name)} - ran
+        ran |= names
+        waiting += [one for name in names for one in definitions.get(name, ())]
+    return ran
 
 
 def _parsed(code: str) -> ast.Module | None:
@@ -150,8 +168,9 @@ def _parsed(code: str) -> ast.Module | None:
         return None
 
 
-def entry_point_of(tests: Sequence[str], prelude: str = "") -> str | None:
-    """The function that a list of assert statements calls: the first name called that is no builtin and not imported."""
+def entry_point_of(tests: Sequence[str], prelude: str = "", reference: str = "") -> str | None:
+    """The function that a list of assert statements calls: the first name called that is no builtin, not imported and no
+    function or parameter of the tests' own; else the first that the reference defines, under a builtin's name too."""
     imports = _parsed(prelude)
     known = {
         (alias.asname or alias.name).partition(".")[0]
@@ -159,12 +178,22 @@ def entry_point_of(tests: Sequence[str], prelude: str = "") -> str | None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     } | set(dir(builtins))
-    for test in tests:
-        tree = _parsed(test.strip())
-        for node in ast.walk(tree) if tree is not None else ():
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in known:
-                return node.func.id
-    return None
+    trees = [tree for test in tests if (tree := _parsed(test.strip())) is not None]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            known.add(node.name)
+        elif isinstance(node, ast.arg):
+            known.add(node.arg)
+    called = [
+        node.func.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    solution = _parsed(reference)
+    defined = {node.name for node in solution.body if isinstance(node, ast.FunctionDef)} if solution is not None else ()
+    fitting = [name for name in called if name not in known] or [name for name in called if name in defined]
+    return fitting[0] if fitting else None
 
 
 def hard_subset(pass_rates: Sequence[Sequence[float]], mean_share: float, spread_share: float) -> npt.NDArray[np.bool_]:
