@@ -15,7 +15,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.benchmarks import data
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
-from dcoder_cli.benchmarks.elsewhere import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_elsewhere
 from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.ngrams import word_codes

@@ -11,8 +11,8 @@ from dcoder_cli.base.errors import UserError, valid_text
 from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import Row
-from dcoder_cli.benchmarks.elsewhere import read_elsewhere
 from dcoder_cli.benchmarks.evaluation import Result, summarize
+from dcoder_cli.benchmarks.external_samples import read_elsewhere
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.samples import Key, Store, key_of
 
@@ -30,7 +30,7 @@ def judge_file(
     column: str | None = None,
     extract: bool = False,
 ) -> Result:
-    """Judge and score a samples file (see `elsewhere.read_elsewhere`).
+    """Judge and score a samples file (see `external_samples.read_elsewhere`).
 
     What is judged is written at once, so that a call that was stopped goes on. Scores are over the tasks that have
     samples; `tasks` and `tasks_of_benchmark` of the result say how many those are.

@@ -15,7 +15,7 @@ import pytest
 from helpers import dcoder, refused
 
 from dcoder_cli.benchmarks import suites
-from dcoder_cli.benchmarks.elsewhere import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_elsewhere
 from dcoder_cli.benchmarks.protocols import NAMES, Protocol
 from dcoder_cli.benchmarks.suites import Item, Suite
 from dcoder_cli.execution.judge import Judge
