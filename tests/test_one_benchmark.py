@@ -138,24 +138,27 @@ def test_a_prompt_becomes_ids_once_a_task(tmp_path: Path, monkeypatch: pytest.Mo
     from dcoder_cli import load
 
     model, suite = load(make_model(tmp_path / "tiny", context=256), device="cpu"), suites.load("micro", limit=2)
-    calls: list[str] = []
+    texts: list[str] = []
+    decoded: list[tuple[int, ...]] = []
     tokenizer: Any = model.tokenizer
     tokenize, detokenize = type(tokenizer).__call__, type(tokenizer).decode
 
     def counted(self: Any, text: Any, **options: Any) -> Any:
-        calls.append("ids")
+        texts.append(text)
         return tokenize(self, text, **options)
 
     def back(self: Any, tokens: Any, **options: Any) -> Any:
-        calls.append("text")
+        decoded.append(tuple(tokens))
         return detokenize(self, tokens, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
     monkeypatch.setattr(type(tokenizer), "decode", back)
+    asked = answers.ask(model, suite)
     with Judging(suite) as judging:
-        answers.answer(model, answers.ask(model, suite), Settings(max_new_tokens=4), judging, n=3)
-    assert calls.count("ids") == 2, "a prompt a task"
-    assert calls.count("text") == 6, "an answer a sample, and no prompt"
+        answers.answer(model, asked, Settings(max_new_tokens=4), judging, n=3)
+    lines = [item.prompt.splitlines()[0] for item in suite.items]
+    assert [sum(line in text for text in texts) for line in lines] == [1, 1], "a prompt a task"
+    assert decoded and not {prompt.prefix for prompt in asked.prompts} & {*decoded}, "and no prompt back to text"
 
 
 def test_data_that_are_inside_the_package_take_no_file(tmp_path: Path) -> None:

@@ -218,8 +218,6 @@ def test_a_public_class_name_occurs_once(root: Path) -> None:
 
 # Modules whose types name each other; may only shrink.
 CIRCLES = {
-    frozenset({"dcoder_cli.analysis.measure", "dcoder_cli.analysis.sensitivity"}),
-    frozenset({"dcoder_cli.benchmarks.compare", "dcoder_cli.benchmarks.sweep"}),
     frozenset({"dcoder_cli.experiments.reproduce", "dcoder_cli.experiments.reproduce_report"}),
 }
 
