@@ -35,7 +35,7 @@ class Pieces:
     def of(self, tokens: Sequence[int], text: str) -> list[str]:
         """The pieces of an answer that reads `text`: where a text begins with it, its tokenizer may leave a space out."""
         texts = self(tokens)
-        if texts and texts[0].startswith(" ") and text and not text.startswith(" "):
+        if texts and text and _indent("".join(texts)) == _indent(text) + 1:
             texts[0] = texts[0][1:]
         return texts
 
@@ -61,6 +61,10 @@ class Pieces:
         if text is None:
             text = self._seen[tokens] = continuation(self.tokenizer, self._before, tokens, skip_special=False)
         return text
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))
 
 
 def tokenizer_of(trajectories: Sequence[Trajectory], file: str | Path) -> Any | None:
