@@ -495,6 +495,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--watch": "on by default in a chat",
         "--model": "one, several, or ROLE=PATH",
         "--workers": "samples judged at a time, or processes that tokenize",
+        "--column": "the text of a row, or the answers of a sample",
         "--train-tokenizer": "a size, or the files",
         "--near-duplicates": "documents, or samples", "--heldout": "documents, samples, questions", "--seq-len": "DiffuCoder's, by stage",
     }  # fmt: skip

@@ -23,7 +23,7 @@ import torch
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding.exact import start
-from dcoder_cli.decoding.requests import Infill, Prompt, Request, Settings, encode
+from dcoder_cli.decoding.requests import Prompt, Request, Settings, encode, is_infill
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 
@@ -59,7 +59,7 @@ def search(
     if method not in METHODS:
         raise UserError(f"infill_by {method!r} is unknown; use {' or '.join(METHODS)}")
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, Infill):
+        if not is_infill(prompt):
             raise UserError(f"prompt {index} is no infill, so infill_lengths has nothing to choose; leave it out")
     requests = {
         length: encode(model, prompts, one, ids, seeds, [length] * len(prompts)) for length, one in settings_of.items()

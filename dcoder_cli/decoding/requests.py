@@ -275,6 +275,11 @@ def encode(
     return requests
 
 
+def is_infill(prompt: Prompt) -> bool:
+    """Whether there is text behind the new tokens, or there might be."""
+    return isinstance(prompt, Infill) or (isinstance(prompt, Encoded) and prompt.after is not None)
+
+
 def encode_prompt(model: Model, prompt: Prompt, name: str = "0") -> Encoded:
     """A prompt in any form as ids; `name` is its name in errors.
 
