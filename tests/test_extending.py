@@ -112,7 +112,7 @@ def test_add_an_unmasking_rule(copy: Copy, root: Path, tmp_path: Path) -> None:
         "    return -places_N.to(probabilities_NV)\n",
         '    if rule == "right-to-left":\n        return places_N.to(probabilities_NV)\n    return -places_N.to(probabilities_NV)\n',
     )
-    copy.edit("commands/generate.py", "left-to-right, or", "left-to-right, right-to-left, or")
+    copy.edit("dcoder_cli/base/options.py", "left-to-right, or", "left-to-right, right-to-left, or")
     assert copy.edited == named(root, "Add an unmasking rule")
 
     model = make_model(tmp_path / "model")
@@ -298,7 +298,7 @@ def test_add_a_command(copy: Copy, root: Path) -> None:
         '    """Say hello."""\n    print("hello")\n',
     )
     copy.edit(
-        "dcoder_cli/main.py", '    "doctor": Entry(', '    "toy": Entry("toy", "Say hello."),\n    "doctor": Entry('
+        "dcoder_cli/main.py", '    "doctor": CommandEntry(', '    "toy": CommandEntry("toy", "Say hello."),\n    "doctor": CommandEntry('
     )
     assert {re.sub("toy", "NAME", name) for name in copy.edited} == named(root, "Add a command")
     shown, said = copy.run(["--help"], ["toy"])

@@ -77,7 +77,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "nothing to resume" in refused(*base, "--resume")
     lab = [*base, *model, *data, "--measure-variance"]
     assert "--draws 4 has no effect: it is of --measure-variance" in refused(*base, *model, *data, "--draws", "4")
-    assert "--estimator coupled has no effect: --measure-variance trains nothing" in refused(
+    assert "--estimator coupled has no effect: --measure-variance measures all of ours" in refused(
         *lab, "--estimator", "coupled"
     )
     assert "--resume has no effect: --measure-variance trains nothing" in refused(*lab, "--resume")

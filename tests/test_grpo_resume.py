@@ -118,7 +118,7 @@ def test_a_kept_rollout_is_used_again_only_by_the_policy_that_made_it(place: Pat
     kept = cut / "rollouts" / "step-0-1-of-1.jsonl"
     kept.write_text(kept.read_text()[:-40])
     done = dcoder("grpo", "--out", cut, "--resume", "--device=cpu", check=False, cwd=place)
-    assert done.returncode == 2 and "is damaged" in done.stderr and "remove it" in done.stderr, done.stderr
+    assert done.returncode == 2 and "kept rollout" in done.stderr and "remove it" in done.stderr, done.stderr
     # Other rewards at resume: what was kept is scored by the old ones, and forgotten too.
     other = tmp_path / "other"
     killed([*common(place, other), "--set=samples_every=1"], place, "torch.optim AdamW step 1")

@@ -386,7 +386,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     assert "run stage 3 without lora first" in refused(*base, "--model", place / "mid", "--set", "lora={}")
     stage = ["train-stage", "--out", tmp_path / "run", "--device=cpu", "--set=steps=1", "--set=lora={}"]
     pretrain = ["--data", place / "pretrain"]
-    assert "lora from stage 2 on" in refused(*stage, "1", "--model", place / "model", *pretrain)
+    assert "lora from stage 2 on" in refused(*stage, "1", "--set=anneal_steps=0", "--model", place / "model", *pretrain)
     assert "stage 3 without lora" in refused(*stage, "3", "--model", place / "mid", "--data", place / "sft")
     monkeypatch.setattr(setup, "is_sharded", lambda _: True)
     assert "--multi_gpu" in refused(*stage, "2", "--model", place / "model", *pretrain)

@@ -154,7 +154,7 @@ def test_the_lab_measures_it_beside_ours(place: Path, tmp_path: Path, capsys: py
     assert [lab["halves"]["toy_estimators:halves", pairs]["passes"] for pairs in (1, 2, 4)] == [2, 4, 8]
     assert lab["halves"]["toy_estimators:halves", 1]["variance"] > 0
     told = refused("grpo", "--measure-variance", *base, "--estimator", "coupled")
-    assert "--estimator does not go with --measure-variance" in told
+    assert "has no effect: --measure-variance measures all of ours" in told
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_settings_are_checked_before_the_model_is_looked_for(tmp_path: Path) -> 
     """It may be a download. `lora` alone is wrong on all presets but cpu-tiny, so it waits for the model's size."""
     base = ["--model", tmp_path / "gone", "--data", tmp_path, "--out", tmp_path / "x"]
     assert "did you mean 'optimizer.learning_rate'" in refused("train-stage", "2", *base, "--set=learning_rat=1")
-    assert "estimator = 'couple'" in refused("grpo", *base, "--estimator", "couple")
+    assert "estimator 'couple' is unknown" in refused("grpo", *base, "--estimator", "couple")
     assert "NAME=WEIGHT" in refused("grpo", *base, "--reward", "code=much")
     assert "no folder here" in refused("grpo", *base, "--set=lora={rank: 2}")
 

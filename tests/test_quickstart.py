@@ -83,10 +83,10 @@ def test_the_hints_can_be_pasted_and_ask_what_the_model_can_answer(
         quickstart.Sample("x", "", "failed"),
     ]
     out = tmp_path / ("a folder " * 12)
-    outcome = quickstart.Outcome([], samples, {"stage 3 pass@1": 1.0}, 1.0, out / "model")
+    outcome = quickstart.QuickstartOutcome([], samples, {"stage 3 pass@1": 1.0}, 1.0, out / "model")
     _show(outcome, out)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  dcoder")]
     asked = [shlex.split(line) for line in lines]
     assert asked == [shlex.split(line) for line in hints(outcome, out)] and len(asked) == 4
     assert asked[0][-1] == "Define it's(x)." and asked[0][3] == str(out / "model")
-    assert hints(quickstart.Outcome([], samples[2:], {}, 1.0, out), out)[0].count("add(a, b)") == 1
+    assert hints(quickstart.QuickstartOutcome([], samples[2:], {}, 1.0, out), out)[0].count("add(a, b)") == 1

@@ -230,7 +230,7 @@ def test_every_truth_is_named_where_it_is_shown(tmp_path: Path, monkeypatch: pyt
 
     def printed(*more: str) -> str:
         out = io.StringIO()
-        command = ["dcoder", "grpo", "--measure-variance", "--model", "m", "--data", "d", *more]
+        command = ["dcoder", "grpo", "--measure-variance", "--preset", "cpu-tiny", "--model", "m", "--data", "d", *more]
         monkeypatch.setattr("sys.argv", command)
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main()
