@@ -457,7 +457,9 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on(corpus: Path, tokenizer: s
         out = place / "data"
         result = subprocess.run(command(corpus, tokenizer, out, 2), capture_output=True, text=True)
         assert result.returncode == 2, result.stderr
-        told = [line for line in result.stderr.splitlines() if line]  # on a slow machine with lines of progress before it
+        told = [
+            line for line in result.stderr.splitlines() if line
+        ]  # on a slow machine with lines of progress before it
         errors = [line for line in told if not line.startswith("tokenizing")]
         assert len(errors) == 1 and "no space left" in errors[0] and errors[0] == told[-1]
         assert not out.exists() and not list(place.rglob("*.tmp")) and not list(place.rglob("manifest.json"))

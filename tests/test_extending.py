@@ -298,7 +298,9 @@ def test_add_a_command(copy: Copy, root: Path) -> None:
         '    """Say hello."""\n    print("hello")\n',
     )
     copy.edit(
-        "dcoder_cli/main.py", '    "doctor": CommandEntry(', '    "toy": CommandEntry("toy", "Say hello."),\n    "doctor": CommandEntry('
+        "dcoder_cli/main.py",
+        '    "doctor": CommandEntry(',
+        '    "toy": CommandEntry("toy", "Say hello."),\n    "doctor": CommandEntry(',
     )
     assert {re.sub("toy", "NAME", name) for name in copy.edited} == named(root, "Add a command")
     shown, said = copy.run(["--help"], ["toy"])

@@ -15,9 +15,9 @@ import pytest
 from helpers import dcoder, refused
 
 from dcoder_cli.benchmarks import suites
+from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
 from dcoder_cli.benchmarks.external_samples import read_elsewhere
 from dcoder_cli.benchmarks.protocols import NAMES, Protocol
-from dcoder_cli.benchmarks.suites import Item, Suite
 from dcoder_cli.execution.judge import Judge
 
 pytestmark = pytest.mark.usefixtures("benchmark_files")  # our own tasks, and the published ones where they are
@@ -112,7 +112,7 @@ def test_a_chats_answers_are_told_and_extracted(tmp_path: Path) -> None:
 
 def whole_suite(*ids: str) -> Suite:
     items = tuple(Item(one, "complete", "def f():\n", "f", None) for one in ids)
-    return Suite("own", "", items, items, ("own",), "", "", "", len(items))
+    return Suite(Benchmark("own", "", None, None), "", items, items, "", "", "", len(items))
 
 
 def test_lists_columns_and_ids_of_other_systems(tmp_path: Path) -> None:

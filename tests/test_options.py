@@ -296,14 +296,15 @@ def _plain(value: Any) -> Any:
 ENGINES = (
     "experiments.quickstart.quickstart", "data.pipeline.tokenize_pretrain", "data.pipeline.tokenize_sft",
     "data.rl.tokenize_rl", "model.conversion.initialise", "model.conversion.convert_checkpoint", "training.denoise.train",
-    "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.generate",
+    "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.decode",
     "terminal.conversation.converse", "benchmarks.sweep.run", "benchmarks.external.judge_file",
-    "experiments.reproduce.reproduce", "benchmarks.judging.Judging", "model.tokenizer.load_tokenizer",
+    "experiments.reproduce.reproduce", "benchmarks.judging.Judging", "benchmarks.decoding_order.Judging", "model.tokenizer.load_tokenizer",
 )  # fmt: skip
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: bool = False) -> list[Any]:
     """What a call asks of its engine, and prints."""
+    from dcoder_cli.benchmarks import decoding_order
     from dcoder_cli.model import backbone
 
     notes: list[Any] = []
@@ -325,6 +326,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: b
         return really(name, "cpu", "float32")
 
     monkeypatch.setattr(backbone, "load", load)
+    monkeypatch.setattr(decoding_order, "load", load)
     monkeypatch.setattr(sys, "argv", ["dcoder", *shlex.split(line)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
     out, err = io.StringIO(), io.StringIO()
