@@ -21,8 +21,7 @@ import unit_work
 from helpers import make_model, make_tokenizer
 
 from dcoder_cli.base.errors import UserError, WorkFailed
-from dcoder_cli.experiments import effects
-from dcoder_cli.experiments import stages as desk
+from dcoder_cli.experiments import effects, stages
 from dcoder_cli.experiments.claims import CLAIMS, PRIMARY, Claim, choose
 from dcoder_cli.experiments.effects import effect_of, holm
 from dcoder_cli.experiments.findings import check
@@ -32,8 +31,8 @@ from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, StudySe
 from dcoder_cli.experiments.reproduce import Outcome, _identity, reproduce
 from dcoder_cli.experiments.scores import COLUMNS, quantities_of, scores
 from dcoder_cli.experiments.seeds import ROLES as ROLE_WORDS
-from dcoder_cli.experiments.seeds import STARTS, Family, given, parts, train_part, trained
-from dcoder_cli.experiments.stages import Desk
+from dcoder_cli.experiments.seeds import STARTS, Replicate, given, parts, train_part, trained
+from dcoder_cli.experiments.stages import Pipeline
 
 ROLES = tuple(ROLE_WORDS)
 
@@ -45,7 +44,7 @@ class Known(Measures):
     """A family whose measurements are given."""
 
     def __init__(self, values: dict[Quantity, Any], models: tuple[str, ...] = ROLES, data: str | None = "d") -> None:
-        family = Family(0, dict.fromkeys(models, "x"), data, data, Path())
+        family = Replicate(0, dict.fromkeys(models, "x"), data, data, Path())
         super().__init__(family, at_cpu_size(StudySettings()), print)
         self.known = values
 
@@ -214,7 +213,7 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
         return {"pass@1": {"a": len(made)}}
 
     monkeypatch.setattr(Measures, "_decode", decode)
-    family = Family(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
+    family = Replicate(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
     settings = at_cpu_size(StudySettings())
 
     def value(role: str, view: str, **changes: Any) -> float:
@@ -294,7 +293,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"TRAIN_TASKS": 140, "RL_TASKS": 20, "STDLIB_SHARE": 0.01}.items():
-        monkeypatch.setattr(desk, name, value)
+        monkeypatch.setattr(stages, name, value)
     from dcoder_cli.base import presets
     from dcoder_cli.experiments import measures
 
@@ -388,19 +387,21 @@ def test_parts_at_a_time_are_those_one_after_another_and_end_with_their_caller(t
 def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    def make(desk: Desk, name: str, start: Path) -> Path:
+    def make(pipeline: Pipeline, name: str, start: Path) -> Path:
         assert start.name == "tokenizer" or f"{start.parent.name}/{start.name}" in made, f"{name} before {start}"
         made.append(name)
-        return desk.out / name
+        return pipeline.out / name
 
-    monkeypatch.setattr(Desk, "new_model", lambda desk, tokenizer: make(desk, "models/random", tokenizer))
-    monkeypatch.setattr(Desk, "convert", lambda desk, start, name: make(desk, f"models/{name}", start))
+    monkeypatch.setattr(Pipeline, "new_model", lambda pipeline, tokenizer: make(pipeline, "models/random", tokenizer))
+    monkeypatch.setattr(Pipeline, "convert", lambda pipeline, start, name: make(pipeline, f"models/{name}", start))
     monkeypatch.setattr(
-        Desk, "stage", lambda desk, _n, start, _d, _w, name, until=None: make(desk, f"runs/{name}", start)
+        Pipeline, "stage", lambda pipeline, _n, start, _d, _w, name, until=None: make(pipeline, f"runs/{name}", start)
     )
     monkeypatch.setattr("dcoder_cli.model.backbone.load", lambda path: path)
     monkeypatch.setattr("dcoder_cli.training.evaluation.heldout_loss", lambda *_: 1.0)
-    monkeypatch.setattr(Desk, "grpo", lambda desk, start, estimator: make(desk, f"runs/by-{estimator}", start))
+    monkeypatch.setattr(
+        Pipeline, "grpo", lambda pipeline, start, estimator: make(pipeline, f"runs/by-{estimator}", start)
+    )
     quiet: Any = lambda _: None  # noqa: E731
     roles = choose(["adaptation"])[0].roles
     assert parts(roles) == ["random", "adapted", "scratch"]
@@ -441,7 +442,7 @@ def test_a_failure_ends_all_processes_at_once() -> None:
 
 
 def test_a_folder_that_was_moved_is_gone_on_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Desk, "new_model", lambda desk, _: desk.out / "models" / "random")
+    monkeypatch.setattr(Pipeline, "new_model", lambda pipeline, _: pipeline.out / "models" / "random")
     monkeypatch.chdir(tmp_path)
     assert train_part(Path("out"), 0, "random", 1.0, print) == Path("out/seed-0/models/random")
     Path("out").rename("other")

@@ -90,7 +90,7 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     """Half the groups have equal rewards: with and without them the weights are the same, and fewer rows are run."""
     from dcoder_cli.training import setup
     from dcoder_cli.training.grpo import step
-    from dcoder_cli.training.grpo import train as coupled_grpo
+    from dcoder_cli.training.grpo import train as grpo_train
 
     (tmp_path / "half.py").write_text(
         "def reward(prompt, text):\n    return 1.0 if int(prompt['task_id'][1:]) % 2 else sum(map(ord, text)) % 97 / 97\n"
@@ -116,7 +116,7 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
 
     def run(name: str) -> dict[str, float]:
         out = tmp_path / name
-        coupled_grpo.train(str(place / "model"), str(place / "data"), str(out), config, device="cpu", quiet=True)
+        grpo_train.train(str(place / "model"), str(place / "data"), str(out), config, device="cpu", quiet=True)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return next(line for line in lines if "reward" in line)
 

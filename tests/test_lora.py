@@ -28,7 +28,7 @@ from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import denoise, saving, setup
 from dcoder_cli.training.config import LoraConfig, StageConfig
 from dcoder_cli.training.grpo import step
-from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo import train as grpo_train
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs, log_probabilities, plan_rows, scored_mask
 from dcoder_cli.training.grpo.loss import grpo_loss
@@ -79,9 +79,9 @@ def _own_rewards(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place)
 
 
-def grpo(place: Path, out: Path, resume: bool = False, on_step: Any = None, **changes: Any) -> coupled_grpo.GrpoResult:
+def grpo(place: Path, out: Path, resume: bool = False, on_step: Any = None, **changes: Any) -> grpo_train.GrpoResult:
     config = build(GrpoConfig, presets.load("cpu-tiny")["grpo"], GRPO, changes)  # as the command line does
-    return coupled_grpo.train(
+    return grpo_train.train(
         str(place / "model"), str(place / "data"), str(out), config, resume, "cpu", quiet=True, on_step=on_step
     )
 

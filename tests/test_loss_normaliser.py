@@ -15,7 +15,7 @@ from torch import Tensor
 from dcoder_cli.base.config import build
 from dcoder_cli.training import setup
 from dcoder_cli.training.grpo import step, variance, variance_bench
-from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo import train as grpo_train
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.loss import grpo_loss
 
@@ -71,7 +71,7 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         seen = Seen()
         out = tmp_path / "-".join(map(str, changes.values()))
         config = build(GrpoConfig, CONFIG, changes)
-        coupled_grpo.train(str(place / "model"), str(place / "data"), str(out), config, device="cpu", quiet=True)
+        grpo_train.train(str(place / "model"), str(place / "data"), str(out), config, device="cpu", quiet=True)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         seen.metrics = next(line for line in lines if "reward" in line)
         return seen

@@ -12,15 +12,14 @@ from helpers import refused
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.execution import judge
-from dcoder_cli.experiments import quickstart
-from dcoder_cli.experiments import stages as desk
+from dcoder_cli.experiments import quickstart, stages
 
 
 def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SCORED_TASKS": {"micro": 7, "micro-kinds": 5}, "MANY": 2}.items():
         monkeypatch.setattr(quickstart, name, value)
     for name, value in {"TRAIN_TASKS": 300, "RL_TASKS": 40, "STDLIB_SHARE": 0.01}.items():
-        monkeypatch.setattr(desk, name, value)
+        monkeypatch.setattr(stages, name, value)
     heard: list[str] = []
     out = tmp_path / "q"
     outcome = quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)

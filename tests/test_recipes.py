@@ -15,7 +15,7 @@ from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.training import setup
 from dcoder_cli.training.grpo import step
-from dcoder_cli.training.grpo import train as coupled_grpo
+from dcoder_cli.training.grpo import train as grpo_train
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.reference import move_reference
 
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(place: Path, out: Path, changes: dict[str, Any], resume: bool = False) -> None:
     config = build(GrpoConfig, SMALL, changes)
-    coupled_grpo.train(
+    grpo_train.train(
         str(place / "model"), str(place / "data"), str(out), config, resume=resume, device="cpu", quiet=True
     )
 

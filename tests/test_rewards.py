@@ -317,7 +317,7 @@ def test_a_run_scores_by_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from grpo_runs import make_place
 
     from dcoder_cli.base.config import build
-    from dcoder_cli.training.grpo import train as coupled_grpo
+    from dcoder_cli.training.grpo import train as grpo_train
     from dcoder_cli.training.grpo import variance
     from dcoder_cli.training.grpo.config import GrpoConfig
 
@@ -333,12 +333,12 @@ def test_a_run_scores_by_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise Made
 
     make_place(tmp_path)
-    monkeypatch.setattr(coupled_grpo, "Rewarder", Recording)
+    monkeypatch.setattr(grpo_train, "Rewarder", Recording)
     monkeypatch.setattr(variance, "Rewarder", Recording)
     for name, strict in (("strict", True), ("lenient", False)):
         config = build(GrpoConfig, {"format": name, "rewards": {"format": 1.0}, "rollout": {"max_new_tokens": 4}})
         with pytest.raises(Made):
-            coupled_grpo.train(str(tmp_path / "model"), str(tmp_path / "data"), str(tmp_path / name), config)
+            grpo_train.train(str(tmp_path / "model"), str(tmp_path / "data"), str(tmp_path / name), config)
         with pytest.raises(Made):
             variance.measure(str(tmp_path / "model"), str(tmp_path / "data"), config)
         assert seen == [strict, strict]

@@ -19,8 +19,7 @@ from dcoder_cli import generate, load
 from dcoder_cli.analysis.arness import arness, global_curve, local_curve
 from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.decoding import exact as denoise
-from dcoder_cli.decoding import trajectory
+from dcoder_cli.decoding import exact, trajectory
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.diffusion import unmasking
@@ -46,8 +45,8 @@ def test_two_candidates_with_equal_filtered_scores(rule: str) -> None:
     expected = {"model": 2, "left": 1, "right": 2, "random": 1, "topk": None}
     for tie_break, wanted in expected.items():
         settings = Settings(max_new_tokens=3, rule=rule, top_p=0.6, tie_break=tie_break)  # type: ignore[arg-type]
-        draws = denoise.Draws(torch.empty(0), torch.empty(0), numbers)
-        proposal = denoise.propose(fake, rows, settings, rule, raw_NV, {0: torch.arange(3)}, [draws])
+        draws = exact.Draws(torch.empty(0), torch.empty(0), numbers)
+        proposal = exact.propose(fake, rows, settings, rule, raw_NV, {0: torch.arange(3)}, [draws])
         assert proposal.scores_N[1] == proposal.scores_N[2] > proposal.scores_N[0]
         if wanted is None:
             row_L = torch.full((8,), -torch.inf)
@@ -146,8 +145,8 @@ def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
         asked = Settings(max_new_tokens=4, mode="fast", tie_break="left", **settings)  # type: ignore[arg-type]
         rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4), pads=[0])
         fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=2, stops=frozenset()))
-        nothing = denoise.Draws(torch.empty(0), torch.empty(0), torch.empty(0))
-        proposal = denoise.propose(fake, rows, asked, "entropy", logits_NV, {0: torch.arange(4)}, [nothing])
+        nothing = exact.Draws(torch.empty(0), torch.empty(0), torch.empty(0))
+        proposal = exact.propose(fake, rows, asked, "entropy", logits_NV, {0: torch.arange(4)}, [nothing])
         taken, ranked_by = _chosen(asked, proposal, slice(0, 4), 0)
         assert sorted(taken.tolist()) == chosen, settings
         found = [] if ranked_by is None else unmasking.tie_set(ranked_by, taken).nonzero()[:, 0].tolist()

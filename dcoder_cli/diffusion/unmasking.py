@@ -15,7 +15,7 @@ ALIASES = {"maskgit_plus": "confidence", "low_confidence": "confidence", "topk_m
 RULES = ("entropy", "confidence", "margin", "random", "left-to-right")
 # Which of equal scores is committed first. The first is the default: top-p leaves most distributions one token, whose
 # scores are all equal, and the leftmost of them would make the order left to right (95% of steps at temperature
-# 0.2, top-p 0.95 on a desk-size model: docs/decoding-order.md). "topk" is what the public samplers do; see `pick_by_topk`.
+# 0.2, top-p 0.95 on a small-scale model: docs/decoding-order.md). "topk" is what the public samplers do; see `pick_by_topk`.
 TIE_BREAKS = ("model", "left", "right", "random", "topk")
 
 _TOP = 256  # ours: nearly all of a language model's nucleus; where it is not enough, the whole row is sorted

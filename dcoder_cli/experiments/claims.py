@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.experiments.quantities import KINDS, Quantity
 
-# Two models decode comparably well within these: ours. 0.05 nats is a seventh of what adaptation gains at desk size, 5
+# Two models decode comparably well within these: ours. 0.05 nats is a seventh of what adaptation gains at small scale, 5
 # points the standard error of a pass rate of 105 tasks.
 EQUAL_LOSS, EQUAL_PASS = 0.05, 0.05
 ORDER = ("global@1", "local@1")

@@ -17,7 +17,7 @@ from dcoder_cli.base.config import build
 from dcoder_cli.base.files import write_json
 from dcoder_cli.experiments.effects import Values
 from dcoder_cli.experiments.quantities import HELD_OUT, Quantity, StudySettings, View, has_kinds, load_suite, views
-from dcoder_cli.experiments.seeds import Family
+from dcoder_cli.experiments.seeds import Replicate
 
 if TYPE_CHECKING:
     from dcoder_cli.benchmarks.benchmark import Suite
@@ -28,7 +28,9 @@ LAB_DRAWS = 16  # of each estimator in the variance lab; ours
 class Measures:
     """The measurements of one family."""
 
-    def __init__(self, family: Family, settings: StudySettings, announce: Callable[[str], None], unsafe: bool = False):
+    def __init__(
+        self, family: Replicate, settings: StudySettings, announce: Callable[[str], None], unsafe: bool = False
+    ):
         self.family, self.settings, self.announce, self.unsafe = family, settings, announce, unsafe
         self.views = views(settings)
         self._kept: dict[str, dict[str, dict[str, Values]]] = {}  # role -> what decides it -> what -> values

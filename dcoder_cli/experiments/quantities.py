@@ -40,7 +40,7 @@ class StudySettings:
     hot: float = 1.2  # DiffuCoder 4.3 and 5
     top_p: float | None = None
     many: int = 10
-    batch_size: int = 16  # ours: on one core 105 desk-size answers take 10.6 s, and 17.7 s in a batch of 128
+    batch_size: int = 16  # ours: on one core 105 small-scale answers take 10.6 s, and 17.7 s in a batch of 128
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def check_settings(settings: StudySettings, context: int | None) -> None:
 
 
 def at_cpu_size(settings: StudySettings) -> StudySettings:
-    """The settings at desk size: 105 micro tasks, 40 tokens, temperature 1 where the samples should differ; ours."""
+    """The settings at small scale: 105 micro tasks, 40 tokens, temperature 1 where the samples should differ; ours."""
     if settings.task != "micro":
         raise UserError(f"--task {settings.task} asks for real checkpoints; name them with --model ROLE=PATH")
     return replace(settings, limit=105 if settings.limit is None else settings.limit, max_new_tokens=40, hot=1.0)

@@ -1,7 +1,7 @@
-"""The whole method at desk size: from this machine's Python sources to a diffusion model that writes functions.
+"""The whole method at small scale: from this machine's Python sources to a diffusion model that writes functions.
 
 One process, no network, every stage through the same functions that the other commands call, with the `cpu-tiny`
-preset (`desk.py`); scores on both held-out sets and decoding order before and after stage 4, and one report.
+preset (`stages.py`); scores on both held-out sets and decoding order before and after stage 4, and one report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, require_space, write_json, write_jsonl
 from dcoder_cli.execution.judge import resolve_tier
-from dcoder_cli.experiments.stages import Announce, Desk, Step
+from dcoder_cli.experiments.stages import Announce, Pipeline, Step
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.series import Series
@@ -89,27 +89,31 @@ def quickstart(
     out.mkdir(parents=True)
     write_json(out / _RECORD, {"seed": seed, "effort": effort})  # the mark that --force looks for
     began = time.perf_counter()
-    desk, scores, series = Desk(out, seed, effort, announce, unsafe=unsafe), dict[str, float](), list[Series]()
-    desk.tasks()
-    tokenizer = desk.tokenizer()
-    desk.tokenize_code(tokenizer)
-    ar = desk.stage(0, desk.new_model(tokenizer), "pretrain", "learns code from left to right")
-    converted = desk.convert(ar)
-    desk.tokenize_chats(converted)
-    adapted = desk.stage(1, converted, "pretrain", "attention opens from causal to full, masks instead of next tokens")
-    mid = desk.stage(2, adapted, "pretrain", "goes on at full attention")
-    tuned = desk.stage(3, mid, "sft", "answers questions; pads teach it to end")
-    _score(desk, tuned, "stage 3", scores, series)
-    desk.tokenize_prompts(tuned)
-    trained = desk.grpo(tuned)
-    samples = _score(desk, trained, "stage 4", scores, series)
-    outcome = QuickstartOutcome(desk.steps, samples, scores, time.perf_counter() - began, trained)
+    pipeline, scores, series = Pipeline(out, seed, effort, announce, unsafe=unsafe), dict[str, float](), list[Series]()
+    pipeline.tasks()
+    tokenizer = pipeline.tokenizer()
+    pipeline.tokenize_code(tokenizer)
+    ar = pipeline.stage(0, pipeline.new_model(tokenizer), "pretrain", "learns code from left to right")
+    converted = pipeline.convert(ar)
+    pipeline.tokenize_chats(converted)
+    adapted = pipeline.stage(
+        1, converted, "pretrain", "attention opens from causal to full, masks instead of next tokens"
+    )
+    mid = pipeline.stage(2, adapted, "pretrain", "goes on at full attention")
+    tuned = pipeline.stage(3, mid, "sft", "answers questions; pads teach it to end")
+    _score(pipeline, tuned, "stage 3", scores, series)
+    pipeline.tokenize_prompts(tuned)
+    trained = pipeline.grpo(tuned)
+    samples = _score(pipeline, trained, "stage 4", scores, series)
+    outcome = QuickstartOutcome(pipeline.steps, samples, scores, time.perf_counter() - began, trained)
     write_json(out / _RECORD, outcome.to_json())
-    write_report(out, desk.steps, scores, series)
+    write_report(out, pipeline.steps, scores, series)
     return outcome
 
 
-def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]) -> list[Sample]:
+def _score(
+    pipeline: Pipeline, model_folder: Path, label: str, scores: dict[str, float], series: list[Series]
+) -> list[Sample]:
     """Score a model and measure its order, into `scores` and `series`; returns a few samples to show."""
     from dcoder_cli.analysis.measure import tied_text
     from dcoder_cli.analysis.series import Measure, Series
@@ -121,16 +125,16 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
 
     name = label.replace(" ", "-")
     model = load(model_folder)
-    cold = build(Settings, desk.preset["generate"], {"seed": desk.seed}, where="the preset's section generate")
+    cold = build(Settings, pipeline.preset["generate"], {"seed": pipeline.seed}, where="the preset's section generate")
     hot = Settings(
-        max_new_tokens=cold.max_new_tokens, rule=cold.rule, temperature=MANY_AT, mode="fast", seed=desk.seed
+        max_new_tokens=cold.max_new_tokens, rule=cold.rule, temperature=MANY_AT, mode="fast", seed=pipeline.seed
     )  # fmt: skip
     results, rows = {}, {}
     for benchmark, held_out in HELD_OUT.items():
-        with desk.step(f"score, {label}, {benchmark}") as done:
+        with pipeline.step(f"score, {label}, {benchmark}") as done:
             suite = suites.load(benchmark, limit=SCORED_TASKS[benchmark])
             asked = answers.ask(model, suite)
-            with Judging(suite, unsafe=desk.unsafe) as judging:
+            with Judging(suite, unsafe=pipeline.unsafe) as judging:
                 result = answers.answer(model, asked, cold, judging, batch_size=64)
                 many = answers.answer(model, asked, hot, judging, MANY, batch_size=128)
             results[benchmark], rows[benchmark] = result, _rows(result)
@@ -141,7 +145,7 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
                 f"{place} pass@1 at temperature {MANY_AT:g}": ones.mean,
                 f"{place} pass@{MANY} at temperature {MANY_AT:g}": tens.mean,
             }
-            path = desk.out / f"samples-{name}{'' if benchmark == 'micro' else '-' + benchmark}.jsonl"
+            path = pipeline.out / f"samples-{name}{'' if benchmark == 'micro' else '-' + benchmark}.jsonl"
             write_jsonl(path, rows[benchmark])
             done(
                 f"{len(suite.items)} tasks, {held_out} held out, judged in a sandbox (tier {result.tier})",
@@ -150,8 +154,8 @@ def _score(desk: Desk, model_folder: Path, label: str, scores: dict[str, float],
             )
     result = results["micro"]
     one = result.estimate(1)
-    with desk.step(f"AR-ness, {label}") as done:
-        path = desk.out / f"trajectories-{name}.jsonl"
+    with pipeline.step(f"AR-ness, {label}") as done:
+        path = pipeline.out / f"trajectories-{name}.jsonl"
         trajectory.write(path, result.trajectories)
         numbers = Measure()(result.trajectories)
         local, everywhere = numbers["local"]["mean"][0], numbers["global"]["mean"][0]

@@ -25,7 +25,7 @@ def write_report(out: Path, steps: Sequence[Any], scores: Mapping[str, float], s
         scores: name -> share.
         series: the decodings of stages 3 and 4, measured.
     """
-    report = Report("dcoder quickstart", "The whole method at desk size: one seed, a million parameters")
+    report = Report("dcoder quickstart", "The whole method at small scale: one seed, a million parameters")
     report.add_heading("What was done")
     report.add_table(
         ["step", "what it did", "result", "s"], [[step.name, step.what, step.result, step.seconds] for step in steps]

@@ -15,9 +15,8 @@ from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
-from dcoder_cli.experiments import processes as parallel
-from dcoder_cli.experiments import seeds as families
-from dcoder_cli.experiments import stages as desk
+from dcoder_cli.experiments import processes, stages
+from dcoder_cli.experiments import seeds as replicates
 from dcoder_cli.experiments.claims import PRIMARY, Claim
 from dcoder_cli.experiments.effects import Effect
 from dcoder_cli.experiments.findings import ClaimFinding, check
@@ -26,7 +25,7 @@ from dcoder_cli.experiments.quantities import StudySettings, check_settings, vie
 from dcoder_cli.experiments.reproduce_report import HOW_TO_READ, write_report
 from dcoder_cli.experiments.scores import Score, quantities_of, scores
 
-_SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at desk size: what all families share, and each
+_SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at small scale: what all families share, and each
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,13 @@ def reproduce(
         out: folder; a stopped call goes on in it.
         claims: what to check.
         settings: how models are decoded.
-        seeds: families trained at desk size, where no `models` are given.
+        seeds: families trained at small scale, where no `models` are given.
         effort: factor on their training steps.
         models: role -> checkpoint; a single family.
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
-        jobs: parts of families trained at a time, each in a process of its own (see parallel.py); None = one for each
+        jobs: parts of families trained at a time, each in a process of its own (see processes.py); None = one for each
             core. What is trained does not depend on it, but for rounding in another number of threads.
 
     Raises:
@@ -108,8 +107,8 @@ def reproduce(
         raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
-    made = [families.given(models, pretrain, rl, out)] if models else []
-    check_settings(settings, context=None if models else families.CONTEXT)
+    made = [replicates.given(models, pretrain, rl, out)] if models else []
+    check_settings(settings, context=None if models else replicates.CONTEXT)
     for folder in filter(None, (pretrain, rl)):
         read_manifest(folder)
     wanted = quantities_of(claims, settings)
@@ -119,19 +118,19 @@ def reproduce(
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
         "effort": effort, "pretrain": pretrain, "rl": rl,
         "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
-        "preset": None if models else {**presets.load("cpu-tiny"), "longest": [desk.LONGEST, desk.LOOKS]},
+        "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
     if not models and not out.exists():
         require_space(out, (_SHARED_MIB + _FAMILY_MIB * seeds) * 2**20, f"{seeds} families")
-    count = 1 if models else min(cores() if jobs is None else jobs, parallel.MOST * seeds)
+    count = 1 if models else min(cores() if jobs is None else jobs, processes.MOST * seeds)
     ran_with = _ran_with(count)
     _same_call(out, asked, ran_with)
     if not models:
-        families.prepare(out, effort, announce)
+        replicates.prepare(out, effort, announce)
         if count > 1:
-            parallel.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+            processes.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
         roles = list(dict.fromkeys(quantity.role for quantity in wanted))
-        made = [families.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
+        made = [replicates.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     for one in measures:
         one.measure(wanted)

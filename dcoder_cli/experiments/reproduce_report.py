@@ -16,7 +16,7 @@ from dcoder_cli.experiments.seeds import ROLES
 
 if TYPE_CHECKING:
     from dcoder_cli.experiments.reproduce import Outcome
-    from dcoder_cli.experiments.seeds import Family
+    from dcoder_cli.experiments.seeds import Replicate
 
 HOW_TO_READ = (
     f"A positive effect speaks for the claim. Primary claims are named in advance, whatever comes out; p is corrected by Holm "
@@ -98,7 +98,7 @@ def order_table(outcome: Outcome) -> Table | None:
     return (head, [[*key, *cells] for key, cells in rows.items()]) if rows else None
 
 
-def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
+def write_report(out: Path, outcome: Outcome, made: Sequence[Replicate]) -> None:
     """`report.html`."""
     report = Report("dcoder reproduce", f"DiffuCoder's claims as checks over {len(outcome.seeds)} seed(s)")
     report.add_text(HOW_TO_READ)
@@ -114,7 +114,7 @@ def write_report(out: Path, outcome: Outcome, made: Sequence[Family]) -> None:
             report.add_text(line)
     tables = [stage_4_table(outcome, tasks) for tasks in (HELD_OUT, KINDS)]
     if any(tables):
-        report.add_heading("Stage 4 at desk size" if len(outcome.seeds) > 1 else "Stage 4")
+        report.add_heading("Stage 4 at small scale" if len(outcome.seeds) > 1 else "Stage 4")
     for table in filter(None, tables):
         report.add_table(
             *table, "Percent, means over seeds ± half the 95% interval; changes from stage 3, paired (exploratory)"

@@ -1,4 +1,4 @@
-"""The scores behind the claims: stage 4 at desk size and the decoding orders, means over seeds and changes from stage 3."""
+"""The scores behind the claims: stage 4 at small scale and the decoding orders, means over seeds and changes from stage 3."""
 
 from __future__ import annotations
 

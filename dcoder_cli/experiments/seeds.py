@@ -1,4 +1,4 @@
-"""Families of checkpoints whose claims are checked: roles with paths, trained at desk size or given."""
+"""Families of checkpoints whose claims are checked: roles with paths, trained at small scale or given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
-from dcoder_cli.experiments.stages import Announce, Desk
+from dcoder_cli.experiments.stages import Announce, Pipeline
 from dcoder_cli.model.sizes import SIZES
 
 # What each role is; the names are also the options of `dcoder reproduce`.
@@ -44,11 +44,11 @@ _ALSO = {"scratch-long": "adapted"}
 
 
 @dataclass(frozen=True)
-class Family:
+class Replicate:
     """One seed's checkpoints.
 
     Attributes:
-        seed: of training at desk size; of sampling where checkpoints are given.
+        seed: of training at small scale; of sampling where checkpoints are given.
         models: role -> checkpoint.
         pretrain, rl: shards with held-out rows, prompts with tests; None where they are not given.
         folder: where its measurements are kept.
@@ -61,26 +61,26 @@ class Family:
     folder: Path
 
 
-def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: Path) -> Family:
+def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: Path) -> Replicate:
     """A family of real checkpoints. Raises UserError for an unknown role, or none."""
     unknown = sorted(set(models) - set(ROLES))
     if unknown:
         raise UserError(f"role {unknown[0]!r} is unknown; use {', '.join(ROLES)}")
-    return Family(0, dict(models), pretrain, rl, out)
+    return Replicate(0, dict(models), pretrain, rl, out)
 
 
 def prepare(out: Path, effort: float, announce: Announce) -> None:
     """What all seeds share, into `out`/shared: tasks, tokenizer and shards, those of seed 0."""
     shared = _shared(out)
-    record, desk = _Record(shared), Desk(shared, 0, effort, announce)
-    record.once("tasks", desk.tasks)
-    tokenizer = record.once("tokenizer", desk.tokenizer)
-    record.once("data/pretrain", lambda: desk.tokenize_code(tokenizer))
+    record, pipeline = _Record(shared), Pipeline(shared, 0, effort, announce)
+    record.once("tasks", pipeline.tasks)
+    tokenizer = record.once("tokenizer", pipeline.tokenizer)
+    record.once("data/pretrain", lambda: pipeline.tokenize_code(tokenizer))
     # Chats and prompts need a diffusion model's tokenizer, which is the same whatever its weights.
-    start = record.once("models/random", lambda: desk.new_model(tokenizer))
-    converted = record.once("models/from-random", lambda: desk.convert(start, "from-random"))
-    record.once("data/sft", lambda: desk.tokenize_chats(converted))
-    record.once("data/rl", lambda: desk.tokenize_prompts(converted))
+    start = record.once("models/random", lambda: pipeline.new_model(tokenizer))
+    converted = record.once("models/from-random", lambda: pipeline.convert(start, "from-random"))
+    record.once("data/sft", lambda: pipeline.tokenize_chats(converted))
+    record.once("data/rl", lambda: pipeline.tokenize_prompts(converted))
 
 
 def before(part: str) -> set[str]:
@@ -108,15 +108,15 @@ def trained(
     quiet: bool = False,
     roles: Iterable[str] = ROLES,
     unsafe: bool = False,
-) -> Family:
-    """Train a family's `roles` at desk size into `out`/seed-N, on what `prepare` made.
+) -> Replicate:
+    """Train a family's `roles` at small scale into `out`/seed-N, on what `prepare` made.
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
     models = {part: str(train_part(out, seed, part, effort, announce, quiet, unsafe)) for part in parts(roles)}
     models.pop(RANDOM, None)
     data = _shared(out) / "data"
-    return Family(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
+    return Replicate(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
 
 
 def train_part(
@@ -126,20 +126,22 @@ def train_part(
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
     again = "run the same command again to go on"
-    desk = Desk(folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe)
+    pipeline = Pipeline(
+        folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe
+    )
 
     def stage(number: int, model: Path, data: str, name: str) -> Path:
-        return record.once(f"runs/{name}", lambda: desk.stage(number, model, data, "", name))
+        return record.once(f"runs/{name}", lambda: pipeline.stage(number, model, data, "", name))
 
     if part == RANDOM:
-        return record.once("models/random", lambda: desk.new_model(shared / "tokenizer"))
+        return record.once("models/random", lambda: pipeline.new_model(shared / "tokenizer"))
     start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet, unsafe)
     if part in ("adapted", "scratch"):
         source = "from-ar" if part == "adapted" else "from-random"
         if part == "adapted":
             start = stage(0, start, "pretrain", "ar")
         begin = start
-        start = record.once(f"models/{source}", lambda: desk.convert(begin, source))
+        start = record.once(f"models/{source}", lambda: pipeline.convert(begin, source))
         return stage(2, stage(1, start, "pretrain", f"{part}-1"), "pretrain", f"{part}-2")
     if part == "scratch-long":
         from dcoder_cli.model.backbone import load
@@ -150,13 +152,13 @@ def train_part(
 
         def go_on() -> Path:
             loss = heldout_loss(load(adapted), pretrain)
-            return desk.stage(2, start, "pretrain", "", part, until=loss)
+            return pipeline.stage(2, start, "pretrain", "", part, until=loss)
 
         return record.once(f"runs/{part}", go_on)
     if part in ("sft", "scratch-sft"):
         return stage(3, start, "sft", part)
     estimator = "coupled" if part == "grpo" else part.removeprefix("grpo-")
-    return record.once(f"runs/{part}", lambda: desk.grpo(start, estimator))
+    return record.once(f"runs/{part}", lambda: pipeline.grpo(start, estimator))
 
 
 def _shared(out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The desk's pipeline: data and models at the size of the `cpu-tiny` preset, each a step with a line in a table.
+"""The small pipeline: data and models at the size of the `cpu-tiny` preset, each a step with a line in a table.
 
 Every step calls the function that the command of its name calls. The corpus is the standard library of the running
 Python and our generated micro tasks as commented code; the instruction data are the micro tasks as chats. No function of
@@ -55,7 +55,7 @@ class Step:
     where: str
 
 
-class Desk:
+class Pipeline:
     """The steps; each writes under `out` and adds its line to `steps`.
 
     Args:
@@ -63,8 +63,8 @@ class Desk:
         seed: of weights, order, noise and tasks.
         effort: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
-        shared: another desk's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
-        quiet: no progress bars, for one of several desks at work.
+        shared: another pipeline's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
+        quiet: no progress bars, for one of several pipelines at work.
         again: what to do after a stop, for its message.
         unsafe: agree to run model-written code without a sandbox where none holds.
     """
@@ -281,8 +281,8 @@ class Desk:
 class _Timer:
     """Times a step and adds its line to the table when it says what it did."""
 
-    def __init__(self, desk: Desk, name: str) -> None:
-        self.desk, self.name, self.began = desk, name, time.perf_counter()
+    def __init__(self, pipeline: Pipeline, name: str) -> None:
+        self.pipeline, self.name, self.began = pipeline, name, time.perf_counter()
 
     def __enter__(self) -> Callable[[str, str, Path], None]:
         return self._done
@@ -291,7 +291,9 @@ class _Timer:
         return None
 
     def _done(self, what: str, result: str, where: Path) -> None:
-        self.desk.steps.append(Step(self.name, what, result, round(time.perf_counter() - self.began, 1), str(where)))
+        self.pipeline.steps.append(
+            Step(self.name, what, result, round(time.perf_counter() - self.began, 1), str(where))
+        )
 
 
 def library_files() -> list[Path]:

@@ -1,4 +1,4 @@
-"""Named sizes for random initialisation: a desk-size model and the shapes of Qwen2.5-Coder."""
+"""Named sizes for random initialisation: a small-scale model and the shapes of Qwen2.5-Coder."""
 
 from __future__ import annotations
 

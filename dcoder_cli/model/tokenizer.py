@@ -21,7 +21,7 @@ TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
-# The same cuts as Qwen2's pre-tokenizer, so that a desk-size tokenizer splits code as the real one does:
+# The same cuts as Qwen2's pre-tokenizer, so that a small-scale tokenizer splits code as the real one does:
 # contractions, words with one leading non-letter, single digits, runs of punctuation, line ends, other white space.
 _WORD_CUTS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 

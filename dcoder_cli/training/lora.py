@@ -42,7 +42,7 @@ def check_embeddings(model: Model, stage: int) -> None:
     """Refuse a model of ours in which a token that the stage needs is still as `dcoder convert` made it: an average token.
 
     The mask token trains from stage 1 on, a new pad token in stage 3. A frozen average row of the head can hardly win over
-    the rows it is the average of: at desk size, stage 3 with LoRA brought the pads' probability to 0.1, in full to 0.9998.
+    the rows it is the average of: at small scale, stage 3 with LoRA brought the pads' probability to 0.1, in full to 0.9998.
 
     Raises:
         UserError: such a model, by the stage that its config records.
