@@ -34,8 +34,10 @@ def shared() -> Path:
     return folder
 
 
-# The published files where they are, beside our own; without them nothing is skipped for it.
-_DATA = ["own", "published"] if (ROOT.parent / "shared" / "benchmarks").is_dir() else ["own"]
+# The published files where they are, beside our own; without them nothing is skipped for it. They run the same code, so they
+# are of the slow tests; what is about the published tasks themselves takes the fixture `benchmarks` and is not.
+_PUBLISHED = pytest.param("published", marks=pytest.mark.slow)
+_DATA = ["own", _PUBLISHED] if (ROOT.parent / "shared" / "benchmarks").is_dir() else ["own"]
 
 
 @pytest.fixture(scope="session")
