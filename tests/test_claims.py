@@ -433,7 +433,7 @@ def test_a_failure_ends_all_processes_at_once() -> None:
             run_units(units, partial(unit_work.work, folder), 2, told.append)
         assert told == ["trains", "fails"], "and what needed it did not run"
         Path(folder, "trains").unlink()
-        with pytest.raises(WorkFailed, match="a family's process was killed"):
+        with pytest.raises(WorkFailed, match="a seed's process was killed"):
             run_units(
                 {"killed": set(), "trains": set(), "idle": set()}, partial(unit_work.work, folder), 3, told.append
             )

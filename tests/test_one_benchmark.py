@@ -168,3 +168,15 @@ def test_data_that_are_inside_the_package_take_no_file(tmp_path: Path) -> None:
     for task, says in (("micro", "inside the package"), ("evalplus", "reads several files and --data names one")):
         for command in (("eval", task), ("arness", "--task", task)):
             assert says in refused(*command, "--model", model, "--data", file), command
+
+
+def test_what_the_tests_use_by_name_stays_in_the_solution() -> None:
+    """Mbpp/367's setup builds its tree of the solution's own class, which its function never names."""
+    from dcoder_cli.benchmarks.benchmark import Item
+    from dcoder_cli.benchmarks.protocols import Protocol
+
+    text = "class Node:\n    pass\n\nclass Other:\n    pass\n\ndef f(node):\n    return node\n"
+    item = Item("t", "whole", "", "f", None, names=frozenset({"Node", "f"}))
+    for instruct in (True, False):
+        found = Protocol("diffucoder", instruct).solution(item, text)
+        assert "class Node" in found and "class Other" not in found

@@ -94,6 +94,7 @@ def test_a_tracker_hears_settings_losses_and_heldout_and_again_after_resume(plac
     assert again[0][1] == options and [line[1] for line in again[2:-1]] == [5, 6, 6]
 
 
+@pytest.mark.slow  # five trainings of a stand-in for one option
 def test_the_run_name(place: Path, tmp_path: Path) -> None:
     told = heard(place, tmp_path, stage2(place, tmp_path / "run", "--track", "wandb", "--run-name", "mine"))
     assert told[0][1]["name"] == "mine"

@@ -85,7 +85,7 @@ def test_the_same_run_twice_is_the_same_to_the_bit(place: Path, tmp_path: Path) 
     assert metrics(tmp_path / "one") != metrics(tmp_path / "other")
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_gives_the_undisturbed_metrics(place: Path, tmp_path: Path, stage: int) -> None:
     model, data = place / "diffusion", place / ("sft" if stage == 3 else "pretrain")
     extra = ["--set=anneal_steps=12", "--set=conditional_phase_in=2", "--set=steps=60", "--set=truncate_share=0.3"]
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_a_resumable_run(place: Path, tmp_path: Path) -> None:
     assert steps == list(range(1, end + 1))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "accelerate"])
 def test_two_processes_give_the_losses_of_one(place: Path, tmp_path: Path, launcher: str) -> None:
     common = [
         "train-stage",

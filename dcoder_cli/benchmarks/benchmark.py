@@ -52,6 +52,7 @@ class Item:
         description, shown_tests: the prompt of a `whole` task in parts.
         reference: a right solution, as a program (worked examples use it).
         own: the prompt of the kind `own`.
+        names: what the tests use by name, of which a solution may define some beside its function (Mbpp/367 has a class).
     """
 
     task_id: str
@@ -64,6 +65,7 @@ class Item:
     shown_tests: tuple[str, ...] = ()
     reference: str = ""
     own: OwnPrompt | None = None
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

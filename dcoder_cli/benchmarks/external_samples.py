@@ -112,14 +112,14 @@ def _program(item: Item, text: str, continues: bool, extract: bool) -> str:
     whole = item.prompt + text + item.suffix if item.kind in _OPEN else text
     if not extract:
         return whole if continues else text
-    alone = extract_solution(text, item.entry_point)
+    alone = extract_solution(text, item.entry_point, also=item.names)
     if item.kind not in _OPEN or defines(alone, item.entry_point):
         return alone
     if item.kind == "infill":
         return whole
     # A model that was asked to go on may do so, in a fence or not.
     for program in (whole, item.prompt + code_block(text, item.entry_point)):
-        found = extract_solution(program, item.entry_point)
+        found = extract_solution(program, item.entry_point, also=item.names)
         if defines(found, item.entry_point):
             return found
     return alone

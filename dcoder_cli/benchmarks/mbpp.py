@@ -58,7 +58,16 @@ def _tested_function(code: str, tests: tuple[str, ...]) -> str:
 def _item(task: tasks.Task) -> Item:
     prompt = f'"""\n{task.prompt}\n{task.shown_tests[0]}\n"""\n'  # the form of EvalPlus's MBPP prompts
     return Item(
-        task.task_id, "whole", prompt, task.entry_point, task, "", task.prompt, task.shown_tests, task.reference
+        task.task_id,
+        "whole",
+        prompt,
+        task.entry_point,
+        task,
+        "",
+        task.prompt,
+        task.shown_tests,
+        task.reference,
+        names=task.problem.names if task.problem is not None else frozenset(),
     )
 
 

@@ -132,8 +132,8 @@ class Protocol:
             return item.prompt + cut + item.suffix
         if not self.instruct and item.kind == "complete":
             lead = item.prompt if self.name == "dream" else item.prompt.strip() + "\n"
-            return extract_solution(lead + cut, item.entry_point)
-        return extract_solution(cut, item.entry_point, prefill)
+            return extract_solution(lead + cut, item.entry_point, also=item.names)
+        return extract_solution(cut, item.entry_point, prefill, also=item.names)
 
 
 def _three_shots(item: Item, suite: Suite) -> str:

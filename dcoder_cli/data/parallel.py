@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from dcoder_cli.base.console import Bar, bar, note
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import cores
+from dcoder_cli.base.workers import a_kill_is, workers
 from dcoder_cli.data.sources import Unit
 from dcoder_cli.data.units import TokenizeJob, UnitWorker, process_unit, start_worker, unit_path
 
@@ -90,22 +89,19 @@ class _Report:
 
 
 def _in_processes(job: TokenizeJob, units: Sequence[Unit], waiting: list[int], count: int, report: _Report) -> None:
-    executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker, initargs=(job,))
+    executor = workers(count, start_worker, job)
+    told = "a tokenizing worker was killed, most likely for memory; run the same command again to go on, with fewer --workers"
     running: dict[Future[int], int] = {}
     left = iter(waiting)
     try:
-        for index in left:
-            running[executor.submit(process_unit, index, units[index])] = index
-            if len(running) < 2 * count:
-                continue
-            _collect(running, units, report)
-        while running:
-            _collect(running, units, report)
-    except BrokenProcessPool:
-        raise WorkFailed(
-            "a tokenizing worker was killed, most likely for memory; run the same command again to go on, "
-            "with fewer --workers"
-        ) from None
+        with a_kill_is(told):
+            for index in left:
+                running[executor.submit(process_unit, index, units[index])] = index
+                if len(running) < 2 * count:
+                    continue
+                _collect(running, units, report)
+            while running:
+                _collect(running, units, report)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

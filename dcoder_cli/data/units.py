@@ -204,23 +204,9 @@ _worker: UnitWorker | None = None
 
 
 def start_worker(job: TokenizeJob) -> None:
-    """Set up a worker process: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
-    import multiprocessing
-    import multiprocessing.connection
-    import signal
-    import threading
-
+    """Set up a worker process."""
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def leave_with_parent() -> None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=leave_with_parent, daemon=True).start()
     _worker = UnitWorker(job)
 
 

@@ -6,19 +6,14 @@ Each process leaves its checkpoints and measurements in its family's folder, whe
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.machine import cores
+from dcoder_cli.base.workers import CONTEXT, a_kill_is, workers
 from dcoder_cli.experiments.measures import Measures
 from dcoder_cli.experiments.quantities import Quantity, StudySettings
 from dcoder_cli.experiments.seeds import before, parts, train_part, trained
@@ -72,35 +67,30 @@ def run_units(
     Raises:
         WorkFailed: a process was killed. Else what a unit raised.
     """
-    context = get_context("spawn")
-    lines = context.SimpleQueue()
-    executor = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin, initargs=(max(1, cores() // jobs), lines)
-    )
+    lines = CONTEXT.SimpleQueue()
+    executor = workers(jobs, _begin, max(1, cores() // jobs), lines)
     processes = executor._processes
     waiting, finished = list(units), set[_Unit]()
     running: dict[Future[None], _Unit] = {}
+    told = "a seed's process was killed, most likely for memory; run the same command again to go on, with fewer --jobs"
     try:
-        while waiting or running:
-            ready = [unit for unit in waiting if units[unit] <= finished]
-            for unit in ready[: jobs - len(running)]:
-                waiting.remove(unit)
-                running[executor.submit(_call, work, unit)] = unit
-            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            while not lines.empty():
-                announce(lines.get())
-            for future in done:
-                future.result()
-                finished.add(running.pop(future))
-    except BaseException as error:
+        with a_kill_is(told):
+            while waiting or running:
+                ready = [unit for unit in waiting if units[unit] <= finished]
+                for unit in ready[: jobs - len(running)]:
+                    waiting.remove(unit)
+                    running[executor.submit(_call, work, unit)] = unit
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                while not lines.empty():
+                    announce(lines.get())
+                for future in done:
+                    future.result()
+                    finished.add(running.pop(future))
+    except BaseException:
         # What they have finished is written down. Not SIGTERM: training only takes note of it, and a process that it
         # ends while it waits for work leaves the queue locked for the others.
         for process in list(processes.values()):
             process.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise WorkFailed(
-                "a family's process was killed, most likely for memory; run the same command again to go on, with fewer --jobs"
-            ) from None
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -110,21 +100,12 @@ _lines: Any = None
 
 
 def _begin(threads: int, lines: Any) -> None:
-    """In each process, once: its share of the cores, where its lines go, and no life after the caller's."""
+    """In each process, once: its share of the cores, and where its lines go."""
     import torch
 
     global _lines
     _lines = lines
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to act on
-
-    def follow() -> None:
-        caller = parent_process()
-        if caller is not None:
-            caller.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _call(work: Callable[[_Unit, Callable[[str], None]], None], unit: _Unit) -> None:
