@@ -102,6 +102,7 @@ def test_kill_9_at_every_place_and_resume_gives_the_same_run(place: Path, whole:
     assert last["step"] == 6 and "heldout" in last
 
 
+@pytest.mark.slow
 def test_a_kept_rollout_is_used_again_only_by_the_policy_that_made_it(place: Path, whole: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [*common(place, run), "--set=samples_every=1"]

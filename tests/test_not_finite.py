@@ -119,6 +119,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(
     assert updates == {str(3 * loop.updates - 1)}
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_the_line_says_that_the_run_starts_over(
     place: Path, tmp_path: Path, loops: dict[str, Loop]
 ) -> None:

@@ -226,6 +226,7 @@ def test_data_that_moved_is_known_by_its_content(place: Path, tmp_path: Path) ->
         records.check_resumed(without, {**now, "data": "x"})
 
 
+@pytest.mark.slow
 def test_processes_and_accumulation_may_change(place: Path, tmp_path: Path) -> None:
     """A step is the same rows on two processes and in other micro-batches: tokens and losses go on as in one run."""
     constant = ["--set=optimizer={schedule: constant, warmup_ratio: 0}"]  # else the rate depends on the steps to come
@@ -290,6 +291,7 @@ def test_a_model_trains_at_the_learning_rate_of_its_size(
     assert "(494M parameters)" in found.preset.note
 
 
+@pytest.mark.slow
 def test_the_choice_is_told_once_the_run_begins(place: Path, tmp_path: Path) -> None:
     """And not before an input is refused, whose line would not be the only one."""
     told = dcoder(*stage2(place, tmp_path / "run")).stderr.splitlines()

@@ -121,6 +121,7 @@ def test_stage_4_is_tracked_from_before_its_first_step(tmp_path: Path, place: Pa
     assert told[1][1]["rewards.reward:vowels"] == 1.0 and told[1][1]["rollout.mode"] == "exact"
 
 
+@pytest.mark.slow
 def test_tensorboard_goes_on_in_the_same_curve(place: Path, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
