@@ -141,7 +141,7 @@ def generate(
     unused.refuse(written, known, lambda: unused.any_diffusion([model]))
 
     from dcoder_cli.decoding import prompts as reading
-    from dcoder_cli.decoding import sampler, trajectory
+    from dcoder_cli.decoding import requests, sampler, trajectory
     from dcoder_cli.model.backbone import load
 
     found = reading.collect(prompts or [], file)
@@ -155,7 +155,8 @@ def generate(
     chosen = {"rule": loaded.default_rule, **with_length(chosen, loaded.answer_length)}
     settings = configs.build(Settings, chosen, where=where)
     ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
-    repeated = [prompt for prompt in asked for _ in range(n)]
+    encoded = [requests.encode_prompt(loaded, prompt, name) for name, prompt in zip(names, asked, strict=True)]
+    repeated = [prompt for prompt in encoded for _ in range(n)]  # each is made ids of once, not once a sample
     if not json:
         for finding in loaded.findings:
             console.note(f"note: {finding.subject}: {finding.message}")

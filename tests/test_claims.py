@@ -1,4 +1,4 @@
-"""Claims: effects, intervals and verdicts from known numbers; the real measurements on a tiny family; bad input."""
+"""Claims: effects, intervals and verdicts from known numbers; the real measurements on a tiny replicate; bad input."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ COLD, HOT = Quantity("sft", "pass@1", "cold"), Quantity("sft", "pass@1", "many h
 
 
 class Known(Measures):
-    """A family whose measurements are given."""
+    """A replicate whose measurements are given."""
 
     def __init__(self, values: dict[Quantity, Any], models: tuple[str, ...] = ROLES, data: str | None = "d") -> None:
-        family = Replicate(0, dict.fromkeys(models, "x"), data, data, Path())
-        super().__init__(family, at_cpu_size(StudySettings()), print)
+        replicate = Replicate(0, dict.fromkeys(models, "x"), data, data, Path())
+        super().__init__(replicate, at_cpu_size(StudySettings()), print)
         self.known = values
 
     def value(self, quantity: Quantity) -> dict[str, float]:
@@ -152,7 +152,7 @@ def test_models_are_compared_at_an_equal_loss_or_pass_rate_only() -> None:
         return check(choose(["adapted-order"]), [Known(values), Known({**values, COLD: own})])[0]
 
     assert told(2.5, 0.0).verdict == "not comparable"
-    assert told(2.5, 0.0).why == "comparable in 0 of 2 families: loss 2.00 against 2.50, pass@1 0.50 against 0.00"
+    assert told(2.5, 0.0).why == "comparable in 0 of 2 seeds: loss 2.00 against 2.50, pass@1 0.50 against 0.00"
     assert told(2.5, 0.0).effect.mean == pytest.approx(20), "the numbers stay"
     assert told(1.99, 0.0).why.startswith("all seeds"), "equal loss"
     assert told(2.5, 0.47).why.startswith("all seeds"), "equal pass rate"
@@ -213,11 +213,11 @@ def test_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
         return {"pass@1": {"a": len(made)}}
 
     monkeypatch.setattr(Measures, "_decode", decode)
-    family = Replicate(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
+    replicate = Replicate(3, {"sft": "x", "grpo": "y"}, None, None, tmp_path)
     settings = at_cpu_size(StudySettings())
 
     def value(role: str, view: str, **changes: Any) -> float:
-        measures = Measures(family, replace(settings, **changes), print)
+        measures = Measures(replicate, replace(settings, **changes), print)
         return measures.value(Quantity(role, "pass@1", view))["a"]
 
     first = value("sft", "cold")
@@ -406,11 +406,11 @@ def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, mo
     roles = choose(["adaptation"])[0].roles
     assert parts(roles) == ["random", "adapted", "scratch"]
     assert parts(["scratch-long"]) == ["random", "adapted", "scratch", "scratch-long"], "for the loss it trains to"
-    family = trained(tmp_path, 0, 1.0, quiet, roles=roles)
-    assert set(family.models) == {"adapted", "scratch"} and not any("sft" in name for name in made)
-    family = trained(tmp_path, 0, 1.0, quiet)
+    replicate = trained(tmp_path, 0, 1.0, quiet, roles=roles)
+    assert set(replicate.models) == {"adapted", "scratch"} and not any("sft" in name for name in made)
+    replicate = trained(tmp_path, 0, 1.0, quiet)
     assert len(made) == len(set(made)) == 14, "what was made stays"
-    assert {role: str(Path(path).relative_to(tmp_path / "seed-0")) for role, path in family.models.items()} == {
+    assert {role: str(Path(path).relative_to(tmp_path / "seed-0")) for role, path in replicate.models.items()} == {
         "adapted": "runs/adapted-2", "scratch": "runs/scratch-2", "scratch-long": "runs/scratch-long", "sft": "runs/sft",
         "scratch-sft": "runs/scratch-sft",
         "grpo": "runs/by-coupled", "grpo-full-mask": "runs/by-full-mask", "grpo-decoupled": "runs/by-decoupled",
@@ -477,7 +477,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--data", "x.jsonl", "--out", str(tmp_path / "o")], "leave --data out"),
         (["reproduce", "--step-scale", "nan", "--out", str(tmp_path / "o")], "--step-scale nan a number above 0"),
         (["reproduce", "--model", "sft=./y", "--out", str(tmp_path / "o")], "is no folder here"),
-        (["reproduce", "--seeds", "10000000", "--out", str(tmp_path / "o")], "no space left for 10000000 families"),
+        (["reproduce", "--seeds", "10000000", "--out", str(tmp_path / "o")], "no space left for 10000000 seeds"),
         (["reproduce", "--foo"], "No such option: --foo"),
         (["reproduc"], "No such command 'reproduc'"),
         (["eval", "humanevl", "--model", "m"], "Did you mean 'humaneval'"),

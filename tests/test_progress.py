@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,35 @@ def test_time_left_counts_from_the_first_step(
         bar.advance(10)
         bar._show.__self__._tell()  # type: ignore[attr-defined]  # as the clock does
     assert capsys.readouterr().err.splitlines()[1] == "scored: 510/1,000  0:16:20 left"
+
+
+def test_one_step_tells_no_time_left_and_a_burst_no_rate_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 8 of 80 ends after 40 s, its rows within a moment: 9 more of them take 360 s, not none."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.bar("scored", 80, at_once=True) as bar:
+        now[0] += 40
+        bar.advance(1)
+        bar._show.__self__._tell()  # type: ignore[attr-defined]  # as the clock does
+        bar.advance(7)
+        now[0] += 1
+        bar._show.__self__._tell()  # type: ignore[attr-defined]
+    assert capsys.readouterr().err.splitlines()[1:3] == ["scored: 1/80", "scored: 8/80  0:06:09 left"]
+
+
+def test_ctrl_c_says_a_word_where_nothing_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", place / "model", "--raw", "--max-new-tokens", "60", "--n", "500", "x = 1"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([sys.executable, "-c", CODE, *map(str, arguments)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while "generate: " not in (tmp_path / "log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "error: stopped before the end"
 
 
 def test_unknown_totals_and_fractions() -> None:

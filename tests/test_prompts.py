@@ -154,3 +154,20 @@ def test_generate_and_arness_read_the_same_file(tmp_path: Path) -> None:
     for command in ("generate", "arness"):
         line = refused(command, "--model", model, "--prompts", tmp_path / "bad.jsonl")
         assert "bad.jsonl' line 1: ids[0] is '5'; a token id is a whole number from 0" in line
+
+
+def test_samples_of_one_prompt_make_its_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcoder_cli.commands.generate import app
+    from typer.testing import CliRunner
+
+    from dcoder_cli.decoding import requests
+
+    asked: list[Any] = []
+    plain = requests._tokens
+    monkeypatch.setattr(requests, "_tokens", lambda *given, **more: asked.append(given[1]) or plain(*given, **more))
+    make_model(tmp_path / "model")
+    (tmp_path / "p.jsonl").write_text('{"ids": [5, 6]}\n{"ids": [7]}\n')
+    options = ["--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.jsonl"), "--n", "3", "--json"]
+    done = CliRunner().invoke(app, [*options, "--max-new-tokens", "3"])
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 6, done.output
+    assert asked == [[5, 6], [7]]

@@ -205,14 +205,14 @@ class _Lines:
             parts += [self._status] if self._status else []
             if ended:
                 parts.append(f"ended after {_clock(now - self._began)}")
-            elif self._total is not None and self._done > self._before:
+            elif self._total is not None and self._first is not None and self._done > self._first[1]:
                 parts.append(f"{_clock((self._total - self._done) / self._rate(now))} left")
             print("  ".join(parts), file=sys.stderr, flush=True)
 
     def _rate(self, now: float) -> float:
-        """Steps a second after the first, which compiles, loads or counts what was done before; of all until there is a second."""
+        """Steps a second after the first, which compiles or loads; of all as long as that is the larger part of the time."""
         since, done = self._first or (self._began, self._before)
-        if done == self._done:
+        if done == self._done or now - since < since - self._began:
             since, done = self._began, self._before
         return (self._done - done) / max(now - since, 1e-9)
 

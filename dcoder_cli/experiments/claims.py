@@ -1,6 +1,6 @@
 """DiffuCoder's claims as checks: what is compared, in which direction, and when it counts as shown.
 
-**Primary claims** are six, and were fixed before the five families of docs/results.md were trained (an earlier version's families,
+**Primary claims** are six, and were fixed before the five replicates of docs/results.md were trained (an earlier version's replicates,
 whose orders ties decided, and one seed's orders under the present sampler had been seen): `adaptation`,
 `variance-decoupled` (under the estimators' own expectation, which is what the paper proves), `grpo-hot` (pass@1 at the
 temperature that stage 4 samples at), `grpo-order` and `temperature-order` (global AR-ness@1, the one of which the paper

@@ -1,8 +1,8 @@
 """From one number a seed to a verdict: intervals, p-values with Holm's correction, standardised effects.
 
-A family of checkpoints trained from its own seed is one observation. What is said of the method rests on how families
+A replicate of checkpoints trained from its own seed is one observation. What is said of the method rests on how replicates
 differ, so from FEW seeds on intervals and p-values are Student's over the seeds' means. A bootstrap over the tasks of
-fewer families holds for these models only: it may suggest, never show.
+fewer replicates holds for these models only: it may suggest, never show.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Effect:
 
 
 def effect_of(seeds: Sequence[Values]) -> Effect:
-    """The effect over families, each given as values by task (or one number under one name)."""
+    """The effect over replicates, each given as values by task (or one number under one name)."""
     means = tuple(float(np.mean(list(values.values()))) for values in seeds)
     tasks = sorted(set.intersection(*(set(values) for values in seeds)))
     if len(means) > 1 and (len(means) >= FEW or len(tasks) == 1):

@@ -1,4 +1,4 @@
-"""What came out of a claim: its effect over the families, both sides of the comparison, and the verdict."""
+"""What came out of a claim: its effect over the replicates, both sides of the comparison, and the verdict."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ClaimFinding:
     sides: tuple[Side, ...] = ()
 
 
-def check(claims: Sequence[Claim], families: Sequence[Measures]) -> list[ClaimFinding]:
-    """Measure claims on every family. One whose checkpoints or data are missing is "not measured"."""
-    found = [_measure(claim, families) for claim in claims]
+def check(claims: Sequence[Claim], replicates: Sequence[Measures]) -> list[ClaimFinding]:
+    """Measure claims on every replicate. One whose checkpoints or data are missing is "not measured"."""
+    found = [_measure(claim, replicates) for claim in claims]
     tested = {
         one.claim.name: one.effect.p
         for one in found
@@ -54,19 +54,19 @@ def check(claims: Sequence[Claim], families: Sequence[Measures]) -> list[ClaimFi
     return [_judge(one, adjusted.get(one.claim.name)) for one in found]
 
 
-def _measure(claim: Claim, families: Sequence[Measures]) -> ClaimFinding:
+def _measure(claim: Claim, replicates: Sequence[Measures]) -> ClaimFinding:
     for _, quantity in claim.terms:
-        for measures in families:
+        for measures in replicates:
             if not measures.has(quantity):
                 return ClaimFinding(claim, None, "not measured", why=_lacks(quantity, measures))
-    values = [[measures.value(quantity) for _, quantity in claim.terms] for measures in families]
+    values = [[measures.value(quantity) for _, quantity in claim.terms] for measures in replicates]
     signs = [sign * claim.scale for sign, _ in claim.terms]
     effect = effect_of([_sum(signs, own) for own in values])
     sides = tuple(
-        Side(quantity, sign, effect_of([own[place] for own in values]), _tied(quantity, families))
+        Side(quantity, sign, effect_of([own[place] for own in values]), _tied(quantity, replicates))
         for place, (sign, quantity) in enumerate(claim.terms)
     )
-    return ClaimFinding(claim, effect, "not shown", why=_uneven(claim, families), sides=sides)
+    return ClaimFinding(claim, effect, "not shown", why=_uneven(claim, replicates), sides=sides)
 
 
 def _judge(one: ClaimFinding, adjusted: float | None) -> ClaimFinding:
@@ -85,9 +85,9 @@ def _blank(effect: Effect) -> str:
 
 
 def _lacks(quantity: Quantity, measures: Measures) -> str:
-    if quantity.role not in measures.family.models:
+    if quantity.role not in measures.replicate.models:
         return f"needs --model {quantity.role}=PATH"
-    if quantity.needs and getattr(measures.family, quantity.needs) is None:
+    if quantity.needs and getattr(measures.replicate, quantity.needs) is None:
         return f"needs --{quantity.needs} DIR"
     return f"{measures.settings.task} has no tasks held out by kind"
 
@@ -98,28 +98,28 @@ def _sum(signs: Sequence[float], values: Sequence[Values]) -> Values:
     return {task: sum(sign * own[task] for sign, own in zip(signs, values, strict=True)) for task in shared}
 
 
-def _tied(quantity: Quantity, families: Iterable[Measures]) -> float | None:
+def _tied(quantity: Quantity, replicates: Iterable[Measures]) -> float | None:
     if quantity.what not in ORDER:
         return None
     tied = Quantity(quantity.role, "tied", quantity.view, quantity.tasks)
-    shares = [mean(values) for measures in families if (values := measures.value(tied))]
+    shares = [mean(values) for measures in replicates if (values := measures.value(tied))]
     return sum(shares) / len(shares) if shares else None
 
 
-def _uneven(claim: Claim, families: Sequence[Measures]) -> str:
-    """Why the two sides are not comparable, with both numbers; "" where in every family one of the pairs is even.
+def _uneven(claim: Claim, replicates: Sequence[Measures]) -> str:
+    """Why the two sides are not comparable, with both numbers; "" where in every replicate one of the pairs is even.
 
     Two models that pass nothing are not even: there is nothing to compare.
     """
     if not claim.comparable:
         return ""
-    known = [pair for pair in claim.comparable if all(measures.has(one) for one in pair[:2] for measures in families)]
-    words, even = [], [False] * len(families)
+    known = [pair for pair in claim.comparable if all(measures.has(one) for one in pair[:2] for measures in replicates)]
+    words, even = [], [False] * len(replicates)
     for first, second, within in known:
-        one, other = ([mean(measures.value(quantity)) for measures in families] for quantity in (first, second))
+        one, other = ([mean(measures.value(quantity)) for measures in replicates] for quantity in (first, second))
         even = [so or (abs(a - b) <= within and a + b > 0) for so, a, b in zip(even, one, other, strict=True)]
         words.append(f"{first.what} {sum(one) / len(one):.2f} against {sum(other) / len(other):.2f}")
-    return "" if all(even) else f"comparable in {sum(even)} of {len(even)} families: {', '.join(words)}"
+    return "" if all(even) else f"comparable in {sum(even)} of {len(even)} seeds: {', '.join(words)}"
 
 
 def mean(values: Values) -> float:

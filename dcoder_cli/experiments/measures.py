@@ -1,6 +1,6 @@
-"""Measuring a family of checkpoints: pass@1, decoding order, held-out loss, first-step confidence, the variance lab.
+"""Measuring a replicate of checkpoints: pass@1, decoding order, held-out loss, first-step confidence, the variance lab.
 
-Each measurement is kept in the family's folder under all that decides it, so that a stopped call, or another claim that
+Each measurement is kept in the replicate's folder under all that decides it, so that a stopped call, or another claim that
 needs the same numbers, does not decode again, and other settings never mix.
 """
 
@@ -26,23 +26,23 @@ LAB_DRAWS = 16  # of each estimator in the variance lab; ours
 
 
 class Measures:
-    """The measurements of one family."""
+    """The measurements of one replicate."""
 
     def __init__(
-        self, family: Replicate, settings: StudySettings, announce: Callable[[str], None], unsafe: bool = False
+        self, replicate: Replicate, settings: StudySettings, announce: Callable[[str], None], unsafe: bool = False
     ):
-        self.family, self.settings, self.announce, self.unsafe = family, settings, announce, unsafe
+        self.replicate, self.settings, self.announce, self.unsafe = replicate, settings, announce, unsafe
         self.views = views(settings)
         self._kept: dict[str, dict[str, dict[str, Values]]] = {}  # role -> what decides it -> what -> values
         self._suites: dict[str, Suite] = {}
         self._loaded: tuple[str, Any] | None = None
 
     def has(self, quantity: Quantity) -> bool:
-        """Whether the family has what it is measured on."""
+        """Whether the replicate has what it is measured on."""
         needs = quantity.needs
         return (
-            quantity.role in self.family.models
-            and (needs is None or getattr(self.family, needs) is not None)
+            quantity.role in self.replicate.models
+            and (needs is None or getattr(self.replicate, needs) is not None)
             and (quantity.tasks == HELD_OUT or has_kinds(self.settings))
         )
 
@@ -66,7 +66,7 @@ class Measures:
 
     def measure(self, quantities: Iterable[Quantity]) -> None:
         """All that can be measured of them, a checkpoint's one after another, so that each is loaded once."""
-        order = list(self.family.models)
+        order = list(self.replicate.models)
         for quantity in sorted(filter(self.has, quantities), key=lambda one: order.index(one.role)):
             self.value(quantity)
 
@@ -76,12 +76,12 @@ class Measures:
         self, role: str, name: str, about: dict[str, Any], make: Callable[[], dict[str, Values]]
     ) -> dict[str, Values]:
         """What `make` measures, kept under all that decides it."""
-        path = self.family.folder / "measures" / f"{role}.json"
+        path = self.replicate.folder / "measures" / f"{role}.json"
         if role not in self._kept:
             self._kept[role] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         kept, key = self._kept[role], f"{name} {json.dumps(about, sort_keys=True)}"
         if key not in kept:
-            self.announce(f"seed {self.family.seed}: measure {role}, {name}")
+            self.announce(f"seed {self.replicate.seed}: measure {role}, {name}")
             kept[key] = make()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept)
@@ -101,7 +101,7 @@ class Measures:
     def _model(self, role: str) -> Any:
         from dcoder_cli.model.backbone import load
 
-        path = self.family.models[role]
+        path = self.replicate.models[role]
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None
             gc.collect()
@@ -150,14 +150,14 @@ class Measures:
             top_p=view.top_p,
             tie_break=view.tie_break,
             mode="exact" if alone else "fast",
-            seed=self.family.seed,
+            seed=self.replicate.seed,
         )
 
     def _loss(self, role: str) -> float:
         from dcoder_cli.training.evaluation import heldout_loss
 
-        assert self.family.pretrain is not None
-        return heldout_loss(self._model(role), self.family.pretrain)
+        assert self.replicate.pretrain is not None
+        return heldout_loss(self._model(role), self.replicate.pretrain)
 
     def _lab_config(self) -> Any:
         """Stage 4's rollouts as these models are decoded: what the lab's completions come from."""
@@ -167,16 +167,16 @@ class Measures:
         rollout: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "rule": settings.rule}
         rollout |= {"temperature": settings.hot}
         rollout |= {"mode": "fast", "batch_size": settings.batch_size, "top_p": settings.top_p}
-        return build(GrpoConfig, {"seed": self.family.seed, "rollout": rollout})
+        return build(GrpoConfig, {"seed": self.replicate.seed, "rollout": rollout})
 
     def _lab(self, role: str, config: Any) -> dict[str, Values]:
         """By truth and estimator: mean squared error of a token's log-probability at the paper's lambda = 1, nats^2."""
         from dcoder_cli.training.grpo.variance import TRUTHS, measure
 
-        assert self.family.rl is not None
+        assert self.replicate.rl is not None
         lab = measure(
-            self.family.models[role],
-            self.family.rl,
+            self.replicate.models[role],
+            self.replicate.rl,
             config,
             draws=LAB_DRAWS,
             pairs=(1,),

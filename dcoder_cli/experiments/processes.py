@@ -1,7 +1,7 @@
-"""Parts of families trained, and families measured, at the same time: a process each, the cores divided among them.
+"""Parts of replicates trained, and replicates measured, at the same time: a process each, the cores divided among them.
 
 A model of a million parameters hardly gains from a second core, so two parts at a time take little longer than one.
-Each process leaves its checkpoints and measurements in its family's folder, where the caller then finds them.
+Each process leaves its checkpoints and measurements in its replicate's folder, where the caller then finds them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcoder_cli.experiments.measures import Measures
 from dcoder_cli.experiments.quantities import Quantity, StudySettings
 from dcoder_cli.experiments.seeds import before, parts, train_part, trained
 
-MOST = 3  # parts of a family that can run at a time: stage 4 with three estimators
+MOST = 3  # parts of a replicate that can run at a time: stage 4 with three estimators
 _MEASURE = "measure "  # and a role
 _Unit = TypeVar("_Unit", bound=Hashable)
 
@@ -33,19 +33,19 @@ def train_and_measure(
     jobs: int,
     announce: Callable[[str], None],
 ) -> None:
-    """Fill the folders of families 0 .. seeds - 1: checkpoints, and the quantities measured on them.
+    """Fill the folders of replicates 0 .. seeds - 1: checkpoints, and the quantities measured on them.
 
     A checkpoint is measured once it is trained, while others are: its measurements are a file of their own.
 
     Raises:
-        UserError, WorkFailed: what a family raised.
+        UserError, WorkFailed: what a replicate raised.
         WorkFailed: a process was killed.
     """
     roles = list(dict.fromkeys(quantity.role for quantity in quantities))
     needs = {part: before(part) for part in parts(roles)}
     needs |= {_MEASURE + role: {role} for role in roles}
     units = {(seed, unit): {(seed, other) for other in needs[unit]} for seed in range(seeds) for unit in needs}
-    work = partial(_family_unit, out, effort, tuple(quantities), settings, unsafe)
+    work = partial(_replicate_unit, out, effort, tuple(quantities), settings, unsafe)
     run_units(units, work, jobs, announce)
 
 
@@ -112,7 +112,7 @@ def _call(work: Callable[[_Unit, Callable[[str], None]], None], unit: _Unit) -> 
     work(unit, _lines.put)
 
 
-def _family_unit(
+def _replicate_unit(
     out: Path,
     effort: float,
     quantities: Sequence[Quantity],
@@ -126,5 +126,5 @@ def _family_unit(
         train_part(out, seed, part, effort, tell, quiet=True, unsafe=unsafe)
         return
     role = part.removeprefix(_MEASURE)
-    family = trained(out, seed, effort, tell, quiet=True, roles=[role], unsafe=unsafe)
-    Measures(family, settings, tell, unsafe).measure(one for one in quantities if one.role == role)
+    replicate = trained(out, seed, effort, tell, quiet=True, roles=[role], unsafe=unsafe)
+    Measures(replicate, settings, tell, unsafe).measure(one for one in quantities if one.role == role)

@@ -1,10 +1,10 @@
-"""`dcoder reproduce`: the paper's claims on families of checkpoints, with effects, intervals and verdicts."""
+"""`dcoder reproduce`: the paper's claims on replicates of checkpoints, with effects, intervals and verdicts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +17,15 @@ from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments import processes, stages
 from dcoder_cli.experiments import seeds as replicates
-from dcoder_cli.experiments.claims import PRIMARY, Claim
-from dcoder_cli.experiments.effects import Effect
-from dcoder_cli.experiments.findings import ClaimFinding, check
+from dcoder_cli.experiments.claims import Claim
+from dcoder_cli.experiments.findings import check
 from dcoder_cli.experiments.measures import LAB_DRAWS, Measures
+from dcoder_cli.experiments.outcome import Outcome
 from dcoder_cli.experiments.quantities import StudySettings, check_settings, views
-from dcoder_cli.experiments.reproduce_report import HOW_TO_READ, write_report
-from dcoder_cli.experiments.scores import Score, quantities_of, scores
+from dcoder_cli.experiments.reproduce_report import write_report
+from dcoder_cli.experiments.scores import quantities_of, scores
 
-_SHARED_MIB, _FAMILY_MIB = 50, 150  # of disk, measured at small scale: what all families share, and each
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All findings, the scores behind them, the settings, and the wall time of this call.
-
-    Attributes:
-        ran_with: what rounding depends on: jobs, threads a process, versions.
-    """
-
-    findings: list[ClaimFinding]
-    scores: list[Score]
-    seeds: tuple[int, ...]
-    settings: StudySettings
-    ran_with: dict[str, Any]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json and reproduce.json."""
-        return {
-            "claims": [_finding(one) for one in self.findings],
-            "primary": list(PRIMARY),
-            "how_to_read": HOW_TO_READ,
-            "scores": [one.to_json() for one in self.scores],
-            "views": {name: str(view) for name, view in views(self.settings).items()},
-            "seeds": list(self.seeds),
-            "settings": vars(self.settings),
-            "ran_with": self.ran_with,
-            "seconds": round(self.seconds, 1),
-        }
-
-
-def _finding(one: ClaimFinding) -> dict[str, Any]:
-    claim, effect = one.claim, one.effect or Effect(float("nan"), ())
-    return {
-        "name": claim.name, "statement": claim.statement, "source": claim.source, "primary": claim.primary,
-        "unit": claim.unit, **effect.to_json(), "mean": None if one.effect is None else effect.mean,
-        "p_holm": one.adjusted, "verdict": one.verdict, "why": one.why,
-        "sides": [
-            {"sign": side.sign, **vars(side.quantity), **side.effect.to_json(), "tied_share": side.tied}
-            for side in one.sides
-        ],
-    }  # fmt: skip
+_SHARED_MIB, _REPLICATE_MIB = 50, 150  # of disk, measured at small scale: what all replicates share, and each
 
 
 def reproduce(
@@ -84,19 +41,19 @@ def reproduce(
     unsafe: bool = False,
     jobs: int | None = None,
 ) -> Outcome:
-    """Train or take families, check the claims, write `reproduce.json` and `report.html`.
+    """Train or take replicates, check the claims, write `reproduce.json` and `report.html`.
 
     Args:
         out: folder; a stopped call goes on in it.
         claims: what to check.
         settings: how models are decoded.
-        seeds: families trained at small scale, where no `models` are given.
+        seeds: replicates trained at small scale, where no `models` are given.
         effort: factor on their training steps.
-        models: role -> checkpoint; a single family.
+        models: role -> checkpoint; a single replicate.
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
-        jobs: parts of families trained at a time, each in a process of its own (see processes.py); None = one for each
+        jobs: parts of replicates trained at a time, each in a process of its own (see processes.py); None = one for each
             core. What is trained does not depend on it, but for rounding in another number of threads.
 
     Raises:
@@ -121,7 +78,7 @@ def reproduce(
         "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
     if not models and not out.exists():
-        require_space(out, (_SHARED_MIB + _FAMILY_MIB * seeds) * 2**20, f"{seeds} families")
+        require_space(out, (_SHARED_MIB + _REPLICATE_MIB * seeds) * 2**20, f"{seeds} seeds")
     count = 1 if models else min(cores() if jobs is None else jobs, processes.MOST * seeds)
     ran_with = _ran_with(count)
     _same_call(out, asked, ran_with)

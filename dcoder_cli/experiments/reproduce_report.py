@@ -7,24 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcoder_cli.analysis.report import Report
-from dcoder_cli.experiments.claims import PRIMARY
-from dcoder_cli.experiments.effects import FEW, Effect
+from dcoder_cli.experiments.effects import Effect
 from dcoder_cli.experiments.findings import ClaimFinding
+from dcoder_cli.experiments.outcome import HOW_TO_READ, Outcome
 from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, StudySettings, View, views
 from dcoder_cli.experiments.scores import BASE, COLUMNS, STAGE_4
 from dcoder_cli.experiments.seeds import ROLES
 
 if TYPE_CHECKING:
-    from dcoder_cli.experiments.reproduce import Outcome
     from dcoder_cli.experiments.seeds import Replicate
 
-HOW_TO_READ = (
-    f"A positive effect speaks for the claim. Primary claims are named in advance, whatever comes out; p is corrected by Holm "
-    f"for all {len(PRIMARY)} of them. Shown (contrary): p < 0.05 over at least {FEW} seeds and the effect positive "
-    "(negative). Exploratory claims, and fewer seeds, are at best suggestive; not shown is no proof of the opposite. Intervals are 95%: "
-    "Student's over the seeds' means, or, with *, over tasks, which holds for these models only. d_z: effect over its "
-    "standard deviation between seeds. A doubling: twice the mean squared error."
-)
 Table = tuple[list[str], list[list[str]]]
 
 

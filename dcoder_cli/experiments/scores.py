@@ -73,22 +73,22 @@ def uses(claims: Sequence[Claim], settings: StudySettings) -> set[str]:
     return found
 
 
-def scores(quantities: Sequence[Quantity], families: Sequence[Measures]) -> list[Score]:
-    """Those that every family has."""
+def scores(quantities: Sequence[Quantity], replicates: Sequence[Measures]) -> list[Score]:
+    """Those that every replicate has."""
     return [
-        Score(one, effect_of([measures.value(one) for measures in families]), _change(one, families))
+        Score(one, effect_of([measures.value(one) for measures in replicates]), _change(one, replicates))
         for one in quantities
-        if _known(one, families)
+        if _known(one, replicates)
     ]
 
 
-def _known(one: Quantity, families: Sequence[Measures]) -> bool:
-    return all(measures.has(one) and measures.value(one) for measures in families)
+def _known(one: Quantity, replicates: Sequence[Measures]) -> bool:
+    return all(measures.has(one) and measures.value(one) for measures in replicates)
 
 
-def _change(one: Quantity, families: Sequence[Measures]) -> Effect | None:
+def _change(one: Quantity, replicates: Sequence[Measures]) -> Effect | None:
     before = Quantity(BASE, one.what, one.view, one.tasks)
-    if one.role not in STAGE_4 or not _known(before, families):
+    if one.role not in STAGE_4 or not _known(before, replicates):
         return None
-    pairs = [(measures.value(one), measures.value(before)) for measures in families]
+    pairs = [(measures.value(one), measures.value(before)) for measures in replicates]
     return effect_of([{task: own[task] - old[task] for task in own if task in old} for own, old in pairs])

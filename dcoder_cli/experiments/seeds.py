@@ -1,4 +1,4 @@
-"""Families of checkpoints whose claims are checked: roles with paths, trained at small scale or given."""
+"""Replicates of checkpoints whose claims are checked: roles with paths, trained at small scale or given."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROLES = {
     "grpo-decoupled": "`sft` after GRPO with the decoupled estimator, at the same steps",
 }
 CONTEXT = SIZES["tiny"].context  # of the models that are trained here
-RANDOM = "random"  # the weights that a family's AR model and its `scratch` start from
-# The parts that a family is trained in, one a role, and what each starts from.
+RANDOM = "random"  # the weights that a replicate's AR model and its `scratch` start from
+# The parts that a replicate is trained in, one a role, and what each starts from.
 STARTS: dict[str, str | None] = {
     RANDOM: None,
     "adapted": RANDOM,
@@ -62,7 +62,7 @@ class Replicate:
 
 
 def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: Path) -> Replicate:
-    """A family of real checkpoints. Raises UserError for an unknown role, or none."""
+    """A replicate of real checkpoints. Raises UserError for an unknown role, or none."""
     unknown = sorted(set(models) - set(ROLES))
     if unknown:
         raise UserError(f"role {unknown[0]!r} is unknown; use {', '.join(ROLES)}")
@@ -109,7 +109,7 @@ def trained(
     roles: Iterable[str] = ROLES,
     unsafe: bool = False,
 ) -> Replicate:
-    """Train a family's `roles` at small scale into `out`/seed-N, on what `prepare` made.
+    """Train a replicate's `roles` at small scale into `out`/seed-N, on what `prepare` made.
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
@@ -122,7 +122,7 @@ def trained(
 def train_part(
     out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False, unsafe: bool = False
 ) -> Path:
-    """One of `parts` of a family, once what it starts from is there. Several may run at the same time."""
+    """One of `parts` of a replicate, once what it starts from is there. Several may run at the same time."""
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
     again = "run the same command again to go on"
