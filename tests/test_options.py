@@ -52,7 +52,7 @@ TASKS = [name for name in ALL if name.startswith("eval ") and name != "eval judg
 SAMPLING = {
     "--max-new-tokens": "32", "--steps": "4", "--rule": "margin", "--temperature": "0.7", "--top-p": "0.5", "--top-k": "7",
     "--alg-temperature": "0.1", "--block-length": "8", "--compat": "llada", "--cfg-scale": "1.5", "--stop-penalty": "2",
-    "--min-new-tokens": "3", "--tie-break": "left", "--seed": "3 --temperature 0.9", "--mode": "fast",
+    "--min-new-tokens": "3", "--tie-break": "left", "--logits-mib": "64", "--seed": "3 --temperature 0.9", "--mode": "fast",
     "--cache": "none --mode fast", "--commit": "factor --mode fast", "--threshold": "0.5 --mode fast",
     "--factor": "0.5 --mode fast", "--entropy-bound": "0.2 --mode fast", "--cache-refresh": "2 --mode fast",
     "--no-early-stop": "--mode fast",
@@ -246,7 +246,7 @@ REFUSED = {
 # What a setting of the sampler needs (decoding/unused.py), in each of the commands that take it.
 _SETTINGS = [
     *(f"--model {{ar}} {name} {SAMPLING[name]}"
-      for name in ("--steps", "--rule", "--alg-temperature", "--block-length", "--compat", "--cfg-scale", "--tie-break")),
+      for name in ("--steps", "--rule", "--alg-temperature", "--block-length", "--compat", "--cfg-scale", "--tie-break", "--logits-mib")),
     "--model {model} --temperature 0 --seed 3", "--model {model} --temperature 0 --rule random --top-p 0.5",
     "--model {model} --temperature 0 --rule left-to-right --top-k 5", "--model {model} --rule random --tie-break left",
 ]  # fmt: skip

@@ -153,15 +153,15 @@ def test_the_tie_break_of_rollouts_reaches_the_sampler(
     decode = rollouts.decode
 
     def recorded(model: Any, prompts: Any, settings: Any, **options: Any) -> Any:
-        asked.append((settings.tie_break, settings.top_p))
+        asked.append((settings.tie_break, settings.top_p, settings.logits_mib))
         trajectories = decode(model, prompts, settings, **options)
         made.extend(str(item.settings["tie_break"]) for item in trajectories)
         return trajectories
 
     monkeypatch.setattr(rollouts, "decode", recorded)
-    rollout = {"max_new_tokens": 4, "tie_break": tie_break, "top_p": 0.95}
+    rollout = {"max_new_tokens": 4, "tie_break": tie_break, "top_p": 0.95, "logits_mib": 3}
     train(place, tmp_path / "run", {"steps": 1, "evaluate_prompts": 0, "rollout": rollout})
-    assert set(asked) == {(tie_break or "model", 0.95)} and set(made) == {tie_break or "model"}
+    assert set(asked) == {(tie_break or "model", 0.95, 3)} and set(made) == {tie_break or "model"}
     assert GrpoConfig().rollout.tie_break is None
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from dcoder_cli.analysis.arness import arness, global_curve, local_curve
 from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding import exact, trajectory
+from dcoder_cli.decoding.proposal import Draws, propose
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.diffusion import unmasking
@@ -27,6 +29,16 @@ from dcoder_cli.model.backbone import Model
 
 ONE_TOKEN = 1e-6  # a top-p that leaves every place one token: entropy 0, confidence 1, margin 1 everywhere
 RULES = ("entropy", "confidence", "margin")
+
+
+def _fake(mask: int) -> Any:
+    """What `propose` asks of a model whose logits are given."""
+    ids = SimpleNamespace(mask=mask, stops=frozenset())
+    return SimpleNamespace(ids=ids, device=torch.device("cpu"), dtype=torch.float32, vocab_size=mask + 1)
+
+
+def _copied(logits_NV: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
+    return logits_NV[some].clone()
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +51,16 @@ def test_two_candidates_with_equal_filtered_scores(rule: str) -> None:
     """Three masks at columns 4, 5, 6 of 8. The first is unsure. The other two keep one token each at top-p 0.6, so they
     are equal (entropy 0, confidence 1, margin 1); unfiltered the right one is surer, 0.88 against 0.67."""
     raw_NV = torch.tensor([[1.0, 1.0, 1.0, -9.0], [1.5, 0.0, 0.0, -9.0], [0.0, 2.7, 0.0, -9.0]])
-    fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=3, stops=frozenset()))
+    fake = _fake(mask=3)
     rows: Any = SimpleNamespace(places=[torch.tensor([4, 5, 6])], ids_BL=torch.zeros(1, 8), pads=[0])
     numbers = torch.tensor([0.1, 0.9, 0.4])
     expected = {"model": 2, "left": 1, "right": 2, "random": 1, "topk": None}
     for tie_break, wanted in expected.items():
         settings = Settings(max_new_tokens=3, rule=rule, top_p=0.6, tie_break=tie_break)  # type: ignore[arg-type]
-        draws = exact.Draws(torch.empty(0), torch.empty(0), numbers)
-        proposal = exact.propose(fake, rows, settings, rule, raw_NV, {0: torch.arange(3)}, [draws])
+        draws = Draws(torch.empty(0), torch.empty(0), numbers)
+        columns = exact.topk_columns(rows, {0: torch.arange(3)}, settings)
+        logits_at = partial(_copied, raw_NV)
+        proposal = propose(fake, settings, rule, logits_at, {0: torch.arange(3)}, [draws], columns)
         assert proposal.scores_N[1] == proposal.scores_N[2] > proposal.scores_N[0]
         if wanted is None:
             row_L = torch.full((8,), -torch.inf)
@@ -144,9 +158,10 @@ def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
     ):
         asked = Settings(max_new_tokens=4, mode="fast", tie_break="left", **settings)  # type: ignore[arg-type]
         rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4), pads=[0])
-        fake: Any = SimpleNamespace(ids=SimpleNamespace(mask=2, stops=frozenset()))
-        nothing = exact.Draws(torch.empty(0), torch.empty(0), torch.empty(0))
-        proposal = exact.propose(fake, rows, asked, "entropy", logits_NV, {0: torch.arange(4)}, [nothing])
+        fake = _fake(mask=2)
+        nothing, columns = Draws(torch.empty(0), torch.empty(0), torch.empty(0)), exact.topk_columns(rows, {}, asked)
+        logits_at = partial(_copied, logits_NV)
+        proposal = propose(fake, asked, "entropy", logits_at, {0: torch.arange(4)}, [nothing], columns, measured=True)
         taken, ranked_by = _chosen(asked, proposal, slice(0, 4), 0)
         assert sorted(taken.tolist()) == chosen, settings
         found = [] if ranked_by is None else unmasking.tie_set(ranked_by, taken).nonzero()[:, 0].tolist()

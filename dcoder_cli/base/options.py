@@ -133,6 +133,9 @@ TieBreak = Annotated[
         help="Which of equal scores comes first: the model's own order, or torch.topk's, as the public samplers.",
     ),
 ]
+LogitsMib = Annotated[
+    int | None, typer.Option("--logits-mib", help="Memory for logits, in MiB; changes no token [CPU 256, GPU 2048].")
+]
 SamplerSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.")]
 Mode = Annotated[
     Literal["exact", "fast"] | None,
@@ -175,6 +178,7 @@ SAMPLING: dict[str, Any] = {
     "stop_penalty": StopPenalty,
     "min_new_tokens": MinNewTokens,
     "tie_break": TieBreak,
+    "logits_mib": LogitsMib,
     "seed": SamplerSeed,
     "mode": Mode,
     "cache": Cache,

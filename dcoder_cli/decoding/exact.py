@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dcoder_cli.decoding.proposal import LogitsAt, Proposal, RowRandom, propose
 from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.diffusion import schedules, unmasking
-from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 
 # observer(step, row, positions, confidence, entropy): every still masked new token of a row, before the commit.
@@ -54,70 +54,6 @@ class Rows:
     tied_since: list[Tensor | None]
     forwards: list[int]
     kept: list[int]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """A row's random numbers for one step, one for each new token: of tokens, of their order, of ties; empty where not needed."""
-
-    tokens: Tensor
-    order: Tensor
-    ties: Tensor
-
-
-class RowRandom:
-    """A row's random numbers: its own generators, so that neither its neighbours nor the tie break move its other draws."""
-
-    def __init__(self, request: Request, settings: Settings, rule: str) -> None:
-        self.settings, self.rule, self.size = settings, rule, request.new_tokens
-        self.source = generator(settings.seed, "sample", request.seed)
-        self.tie_source = generator(settings.seed, "ties", request.seed)
-
-    def draw(self) -> Draws:
-        """The next step's numbers."""
-        return Draws(
-            self._numbers(self.settings.temperature > 0, self.source),
-            self._numbers(_needs_order(self.rule, self.settings), self.source),
-            self._numbers(self.settings.tie_break == "random", self.tie_source),
-        )
-
-    def _numbers(self, wanted: bool, source: torch.Generator) -> Tensor:
-        return torch.rand(self.size, generator=source) if wanted else torch.empty(0)
-
-
-@dataclass
-class Proposal:
-    """A token and a score for each of N candidates, rows one after another.
-
-    Attributes:
-        raw_NV: the model's logits.
-        tokens_N: the token chosen for each.
-        scores_N: how sure each is under the rule; the largest are committed first.
-        columns_N, widths_N: each candidate's column in its row, and that row's columns; None but for topk.
-        uniform_N: the random numbers that decide the order, where the settings need any.
-        keys_N: what orders equal scores, the largest first; None where the leftmost comes first, or topk decides.
-    """
-
-    raw_NV: Tensor
-    tokens_N: Tensor
-    scores_N: Tensor
-    uniform_N: Tensor | None
-    keys_N: Tensor | None
-    columns_N: Tensor | None = None
-    widths_N: Tensor | None = None
-
-    def ranked(self, scores_n: Tensor, here: slice, count: int) -> Tensor:
-        """Indices of a row's `count` candidates with the largest scores, ties broken as the settings say."""
-        if self.columns_N is not None and self.widths_N is not None:
-            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], int(self.widths_N[here.start]))
-        return unmasking.pick(scores_n, count, 0.0, None, self.keys_N[here] if self.keys_N is not None else None)
-
-    def picked(self, here: slice, count: int, alg_temperature: float) -> Tensor:
-        """Indices of the candidates of a row to commit under the rule, `here` the row's part of N."""
-        if alg_temperature > 0:
-            assert self.uniform_N is not None
-            return unmasking.pick(self.scores_N[here], count, alg_temperature, self.uniform_N[here])
-        return self.ranked(self.scores_N[here], here, count)
 
 
 def start(model: Model, requests: Sequence[Request]) -> Rows:
@@ -184,68 +120,25 @@ def denoise(
         if not candidates:
             continue
         # 2. Logits where a token may be committed; a token and a score for each.
-        raw_NV = _logits(model, rows, candidates, settings)
-        proposal = propose(model, rows, settings, rule, raw_NV, candidates, draws)
+        proposal = propose(
+            model, settings, rule, _logits_at(model, rows, candidates, settings), candidates, draws,
+            topk_columns(rows, candidates, settings), measured=observer is not None,
+        )  # fmt: skip
         # 3. The surest candidates of each row are committed.
+        commits = []
         offset = 0
-        for row in candidates:
-            here = slice(offset, offset + len(candidates[row]))
+        for row, waiting in candidates.items():
+            here = slice(offset, offset + len(waiting))
             offset = here.stop
             if observer is not None:
-                observe(observer, step, requests[row].index, candidates[row], raw_NV[here])
+                observe(observer, proposal, here, step, requests[row].index, waiting)
             chosen = proposal.picked(here, counts[row], settings.alg_temperature)
             scores_n = proposal.scores_N[here] if settings.alg_temperature == 0 else None
-            tied_n = note_ties(rows, row, step, candidates[row], scores_n, chosen)
-            places, tokens = candidates[row][chosen.cpu()], proposal.tokens_N[here][chosen]
-            commit(model, rows, row, step, places, tokens, raw_NV[here][chosen], tied_n[chosen.cpu()])
-            if on_commit is not None:
-                on_commit(step, requests[row].index, places.tolist(), tokens.tolist())
+            tied_n = note_ties(rows, row, step, waiting, scores_n, chosen)
+            taken = chosen.cpu()
+            commits.append(Commit(row, step, requests[row].index, here.start + chosen, waiting[taken], tied_n[taken]))
+        commit(model, rows, proposal, commits, on_commit)
     return rows
-
-
-def propose(
-    model: Model,
-    rows: Rows,
-    settings: Settings,
-    rule: str,
-    raw_NV: Tensor,
-    candidates: dict[int, Tensor],
-    draws: Sequence[Draws],
-) -> Proposal:
-    """A token and a score for each candidate of the rows in `candidates`.
-
-    Args:
-        raw_NV: the model's logits at the candidates, rows in the order of `candidates`.
-        candidates: row -> indices among its new tokens.
-        draws: for each row of the batch its random numbers for this step.
-    """
-    own_NV = _bias(model, raw_NV, candidates, settings)
-    logits_NV = unmasking.filter_logits(own_NV, settings.temperature, settings.top_p, settings.top_k)
-    probabilities_NV = torch.softmax(logits_NV, dim=-1)
-    pairs = candidates.items()
-    uniform_N = torch.cat([draws[row].tokens[places] for row, places in pairs]) if settings.temperature > 0 else None
-    order_N = torch.cat([draws[row].order[places] for row, places in pairs]) if _needs_order(rule, settings) else None
-    tokens_N = unmasking.choose(probabilities_NV, settings.temperature, uniform_N)
-    # LLaDA takes its confidence before temperature and filters, Dream after them.
-    scored_NV = torch.softmax(raw_NV, dim=-1) if settings.compat == "llada" else probabilities_NV
-    places_N = torch.cat(list(candidates.values())).to(raw_NV.device)
-    scores_N = unmasking.score(rule, scored_NV, tokens_N, places_N, order_N)
-    keys_N: Tensor | None = None
-    if settings.tie_break == "right":
-        keys_N = places_N
-    elif settings.tie_break == "random":
-        keys_N = torch.cat([draws[row].ties[places] for row, places in pairs]).to(raw_NV.device)
-    elif settings.tie_break == "model" and logits_NV is not own_NV and _any_equal(scores_N):
-        # The same rule on the model's own distribution, neither heated nor filtered.
-        keys_N = unmasking.score(rule, torch.softmax(own_NV, dim=-1), tokens_N, places_N, order_N)
-    if settings.tie_break != "topk":
-        return Proposal(raw_NV, tokens_N, scores_N, order_N, keys_N)
-    # The row as the public code has it: in its batches with the pads; elsewhere as the row stands alone.
-    width = rows.ids_BL.shape[1]
-    pads = {row: 0 if settings.compat else rows.pads[row] for row in candidates}
-    columns_N = torch.cat([rows.places[row][places] - pads[row] for row, places in pairs]).to(raw_NV.device)
-    widths_N = torch.cat([torch.full_like(places, width - pads[row]) for row, places in pairs])
-    return Proposal(raw_NV, tokens_N, scores_N, order_N, keys_N, columns_N, widths_N)
 
 
 def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Tensor | None, chosen: Tensor) -> Tensor:
@@ -277,15 +170,6 @@ def note_ties(rows: Rows, row: int, step: int, candidates: Tensor, scores_n: Ten
     return tied_n
 
 
-def _any_equal(scores_N: Tensor) -> bool:
-    sorted_N = torch.sort(scores_N).values
-    return bool((sorted_N[1:] == sorted_N[:-1]).any())
-
-
-def _needs_order(rule: str, settings: Settings) -> bool:
-    return rule == "random" or settings.alg_temperature > 0
-
-
 def inside_block(block: int, size: int, block_length: int | None) -> Tensor:
     """Which of a row's `size` new tokens lie in a block. bool [size]."""
     width = size if block_length is None else block_length
@@ -294,8 +178,8 @@ def inside_block(block: int, size: int, block_length: int | None) -> Tensor:
     return inside
 
 
-def _logits(model: Model, rows: Rows, candidates: dict[int, Tensor], settings: Settings) -> Tensor:
-    """Raw logits [N, V] at the candidates, guided if asked."""
+def _logits_at(model: Model, rows: Rows, candidates: dict[int, Tensor], settings: Settings) -> LogitsAt:
+    """The network's answer at the candidates, guided if asked; logits are made of it where they are asked for."""
     active = list(candidates)
     everyone = len(active) == rows.ids_BL.shape[0]
     ids_BL = rows.ids_BL if everyone else rows.ids_BL[active]
@@ -306,56 +190,84 @@ def _logits(model: Model, rows: Rows, candidates: dict[int, Tensor], settings: S
     def at_candidates(tokens_BL: Tensor) -> Tensor:
         for row in active:
             rows.forwards[row] += 1
-        return model.head(model.hidden(tokens_BL, attention_BL)[row_N, place_N])
+        return model.hidden(tokens_BL, attention_BL)[row_N, place_N]
 
-    conditional_NV = at_candidates(ids_BL)
+    hidden_ND = at_candidates(ids_BL)
     if settings.cfg_scale == 0:
-        return conditional_NV
+        return lambda some: model.head(hidden_ND[some])
     assert model.ids.mask is not None
     blind_BL = torch.full_like(ids_BL, model.ids.mask)  # the prompt is masked, what was committed stays
     for place, row in enumerate(active):
         new = rows.places[row].to(model.device)
         blind_BL[place, new] = ids_BL[place, new]
-    unconditional_NV = at_candidates(blind_BL)
-    return unconditional_NV + (settings.cfg_scale + 1) * (conditional_NV - unconditional_NV)
+    blind_ND = at_candidates(blind_BL)
+
+    def guided(some: slice | Tensor) -> Tensor:
+        unconditional_nV = model.head(blind_ND[some])
+        return model.head(hidden_ND[some]).sub_(unconditional_nV).mul_(settings.cfg_scale + 1).add_(unconditional_nV)
+
+    return guided
 
 
-def _bias(model: Model, logits_NV: Tensor, candidates: dict[int, Tensor], settings: Settings) -> Tensor:
-    """Logits with the mask forbidden (but for the public samplers, which allow it) and end tokens held back."""
-    stops = sorted(model.ids.stops)
-    logits_NV = logits_NV.clone()
-    if settings.compat is None:
-        logits_NV[:, model.ids.mask] = -torch.inf
-    if settings.stop_penalty and stops:
-        logits_NV[:, stops] -= settings.stop_penalty
-    if settings.min_new_tokens and stops:
-        early_N = (torch.cat(list(candidates.values())) < settings.min_new_tokens).to(logits_NV.device)
-        held_NS = logits_NV[:, stops]
-        logits_NV[:, stops] = torch.where(early_N[:, None], torch.full_like(held_NS, -torch.inf), held_NS)
-    return logits_NV
+def topk_columns(rows: Rows, candidates: dict[int, Tensor], settings: Settings) -> Callable[[int], tuple[Tensor, int]]:
+    """Of a row, the columns of its candidates and its width, as torch.topk sees the row.
+
+    As the public code has it: in its batches with the pads; elsewhere as the row stands alone.
+    """
+    width = rows.ids_BL.shape[1]
+
+    def columns(row: int) -> tuple[Tensor, int]:
+        pads = 0 if settings.compat else rows.pads[row]
+        return rows.places[row][candidates[row]] - pads, width - pads
+
+    return columns
 
 
-def observe(observer: Observer, step: int, index: int, candidates: Tensor, raw_nV: Tensor) -> None:
+def observe(observer: Observer, proposal: Proposal, here: slice, step: int, index: int, candidates: Tensor) -> None:
     """Tell an observer a row's candidates with the model's confidence and entropy."""
-    logs_nV = torch.log_softmax(raw_nV, dim=-1)
-    entropy_n = -(logs_nV.exp() * logs_nV).sum(dim=-1)
-    observer(step, index, candidates.tolist(), logs_nV.max(dim=-1).values.exp().tolist(), entropy_n.tolist())
+    assert proposal.own is not None
+    own = proposal.own
+    observer(step, index, candidates.tolist(), own.best_N[here].tolist(), own.entropy_N[here].tolist())
 
 
-def commit(
-    model: Model, rows: Rows, row: int, step: int, chosen: Tensor, tokens: Tensor, raw: Tensor, tied: Tensor
-) -> None:
-    """Write tokens into a row and record when, how surely, and whether by a tie."""
-    rows.ids_BL[row, rows.places[row][chosen].to(model.device)] = tokens
-    logs = torch.log_softmax(raw, dim=-1)
-    confidence = logs.gather(-1, tokens[:, None])[:, 0].exp().tolist()
-    entropy = (-(logs.exp() * logs).sum(dim=-1)).tolist()
-    columns = (chosen.tolist(), tokens.tolist(), confidence, entropy, tied.tolist())
-    for place, token, sure, spread, by_tie in zip(*columns, strict=True):
-        if token == model.ids.mask:
-            continue  # the public samplers may draw the mask itself: the place simply stays masked
-        rows.masked[row][place] = False
-        rows.reveal[row][place] = step
-        rows.confidence[row][place] = sure
-        rows.entropy[row][place] = spread
-        rows.tied[row][place] = by_tie
+@dataclass
+class Commit:
+    """What a row commits at a step.
+
+    Attributes:
+        at_k: the candidates among all of the step's. places_k: among the row's new tokens.
+        tied_k: whether a tie decided.
+    """
+
+    row: int
+    step: int
+    index: int
+    at_k: Tensor
+    places_k: Tensor
+    tied_k: Tensor
+
+
+def commit(model: Model, rows: Rows, proposal: Proposal, commits: Sequence[Commit], on_commit: OnCommit | None) -> None:
+    """Write the tokens of a step into the rows and record when, how surely, and whether by a tie."""
+    at_K = torch.cat([one.at_k for one in commits])
+    tokens_K = proposal.tokens_N[at_K]
+    row_K = torch.cat([torch.full_like(one.places_k, one.row) for one in commits])
+    column_K = torch.cat([rows.places[one.row][one.places_k] for one in commits])
+    rows.ids_BL[row_K.to(model.device), column_K.to(model.device)] = tokens_K
+    tokens, (confidence, entropy) = tokens_K.tolist(), proposal.own_at(at_K)
+    first = 0
+    for one in commits:
+        places, here = one.places_k.tolist(), slice(first, first + len(one.places_k))
+        first = here.stop
+        row = one.row
+        columns = (places, tokens[here], confidence[here], entropy[here], one.tied_k.tolist())
+        for place, token, sure, spread, by_tie in zip(*columns, strict=True):
+            if token == model.ids.mask:
+                continue  # the public samplers may draw the mask itself: the place simply stays masked
+            rows.masked[row][place] = False
+            rows.reveal[row][place] = one.step
+            rows.confidence[row][place] = sure
+            rows.entropy[row][place] = spread
+            rows.tied[row][place] = by_tie
+        if on_commit is not None:
+            on_commit(one.step, one.index, places, tokens[here])

@@ -20,19 +20,18 @@ from torch import Tensor
 
 from dcoder_cli.decoding.caches import BlockEvaluator
 from dcoder_cli.decoding.exact import (
-    Draws,
+    Commit,
     Observer,
     OnCommit,
-    Proposal,
-    RowRandom,
     Rows,
     commit,
     inside_block,
     note_ties,
     observe,
-    propose,
     start,
+    topk_columns,
 )
+from dcoder_cli.decoding.proposal import Draws, Proposal, RowRandom, propose
 from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.diffusion import commits, schedules, unmasking
 from dcoder_cli.model.backbone import Model
@@ -72,22 +71,27 @@ def denoise(
                 break
             # 2. Logits there; a token and a score for each.
             draws = [source.draw() if row in candidates else _NOTHING for row, source in enumerate(sources)]
-            raw_NV = model.head(evaluator.hidden(candidates))
-            proposal = propose(model, rows, settings, rule, raw_NV, candidates, draws)
+            hidden_ND = evaluator.hidden(candidates)
+            proposal = propose(
+                model, settings, rule, lambda some, at=hidden_ND: model.head(at[some]), candidates, draws,
+                topk_columns(rows, candidates, settings),
+                measured=observer is not None or settings.commit != "schedule",
+            )  # fmt: skip
             # 3. As many of each row as the commit rule allows.
+            taken = []
             offset = 0
             for row, waiting in candidates.items():
                 here = slice(offset, offset + len(waiting))
                 offset = here.stop
                 if observer is not None:
-                    observe(observer, steps[row], requests[row].index, waiting, raw_NV[here])
+                    observe(observer, proposal, here, steps[row], requests[row].index, waiting)
                 scheduled = plans[row][steps[row]][1] if settings.commit == "schedule" else 0
                 chosen, ranked_by_n = _chosen(settings, proposal, here, scheduled)
                 tied_n = note_ties(rows, row, steps[row], waiting, ranked_by_n, chosen)
-                places, tokens = waiting[chosen.cpu()], proposal.tokens_N[here][chosen]
-                commit(model, rows, row, steps[row], places, tokens, raw_NV[here][chosen], tied_n[chosen.cpu()])
-                if on_commit is not None:
-                    on_commit(steps[row], requests[row].index, places.tolist(), tokens.tolist())
+                index, at_k = requests[row].index, chosen.cpu()
+                taken.append(Commit(row, steps[row], index, here.start + chosen, waiting[at_k], tied_n[at_k]))
+            commit(model, rows, proposal, taken, on_commit)
+            for row in candidates:
                 steps[row] += 1
                 finished[row] = bool(settings.early_stop) and _stop(model, rows, row)
         if all(finished):
@@ -114,12 +118,12 @@ def _chosen(settings: Settings, proposal: Proposal, here: slice, scheduled: int)
     if settings.commit == "schedule":
         return proposal.picked(here, scheduled, settings.alg_temperature), ranked_by_n
     order_n = proposal.picked(here, len(scores_n), settings.alg_temperature)
-    logs_nV = torch.log_softmax(proposal.raw_NV[here], dim=-1)
+    assert proposal.own is not None
     if settings.commit == "entropy-bound":
         assert settings.entropy_bound is not None
-        entropy_n = -(logs_nV.exp() * logs_nV).sum(dim=-1)
+        entropy_n = proposal.own.entropy_N[here]
         return commits.within_entropy_bound(order_n, entropy_n, settings.entropy_bound), ranked_by_n
-    confidence_n = logs_nV.gather(-1, proposal.tokens_N[here][:, None])[:, 0].exp()
+    confidence_n = proposal.own.confidence_N[here]
     if settings.commit == "factor":
         assert settings.factor is not None
         ranked_n = proposal.ranked(confidence_n, here, len(scores_n))

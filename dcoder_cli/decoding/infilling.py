@@ -23,6 +23,7 @@ import torch
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding.exact import start
+from dcoder_cli.decoding.proposal import chunk_size
 from dcoder_cli.decoding.requests import Prompt, Request, Settings, encode, is_infill
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
@@ -73,7 +74,7 @@ def search(
             results.append(_noted(decoded[best][index], scores, index, method))
     else:
         scores = {
-            length: [score for at in range(0, len(asked), batch_size) for score in first_step(model, asked[at : at + batch_size])]
+            length: [score for at in range(0, len(asked), batch_size) for score in first_step(model, asked[at : at + batch_size], settings)]
             for length, asked in requests.items()
         }  # fmt: skip
         chosen = [_best(scores, index) for index in range(len(prompts))]
@@ -96,15 +97,18 @@ def _settings(settings: Settings, lengths: Sequence[int]) -> dict[int, Settings]
 
 
 @torch.no_grad()
-def first_step(model: Model, requests: Sequence[Request]) -> list[float]:
+def first_step(model: Model, requests: Sequence[Request], settings: Settings) -> list[float]:
     """For each request the mean log-probability of the best token over its masks, before any is committed."""
     rows = start(model, requests)
     hidden_BLD = model.hidden(rows.ids_BL, rows.attention_BL)
     scores = []
     for row, places in enumerate(rows.places):
-        logits_nV = model.head(hidden_BLD[row, places.to(model.device)])
-        logits_nV[:, model.ids.mask] = -torch.inf  # as the sampler, which never commits a mask
-        scores.append(float(torch.log_softmax(logits_nV, dim=-1).max(dim=-1).values.mean()))
+        best = []
+        for some in places.to(model.device).split(chunk_size(model, settings)):
+            logits_nV = model.head(hidden_BLD[row, some])
+            logits_nV[:, model.ids.mask] = -torch.inf  # as the sampler, which never commits a mask
+            best.append(torch.log_softmax(logits_nV, dim=-1).max(dim=-1).values)
+        scores.append(float(torch.cat(best).mean()))
     return scores
 
 

@@ -66,6 +66,8 @@ class Settings:
             neither heated nor filtered, then the leftmost; "left", "right"; "random": by the row's own random numbers;
             "topk": as torch.topk over the whole row orders them, which is unspecified, and what the public samplers
             do (with compat on the padded row of the batch, as they do; else on the row alone). Default: model, and topk with compat. A trajectory tells which commits a tie decided.
+        logits_mib: memory for logits and their copies, in MiB; candidates are judged in chunks that stay within it. It
+            changes no token. None: 256 on a CPU, 2048 on an accelerator (proposal.py).
         seed: base seed; row i of the call draws from (seed, i), so its neighbours do not matter.
         mode: "exact" (the plain sampler's tokens) or "fast" (approximate). What follows applies to "fast" only, where
             None takes the default that is named.
@@ -92,6 +94,7 @@ class Settings:
     stop_penalty: float = 0.0
     min_new_tokens: int = 0
     tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
+    logits_mib: int | None = None
     seed: int = 0
     mode: Literal["exact", "fast"] = "exact"
     cache: Literal["none", "prefix", "dual"] | None = None
@@ -125,6 +128,10 @@ class Settings:
             (
                 self.compat is None or self.tie_break == "topk",
                 f"tie_break {self.tie_break} with compat {self.compat}: the public samplers break ties by topk; leave one of them out",
+            ),
+            (
+                self.logits_mib is None or self.logits_mib >= 1,
+                f"logits_mib = {self.logits_mib} must be at least 1 MiB",
             ),
             (self.cfg_scale >= 0, f"cfg_scale = {self.cfg_scale} must be 0 (off) or more"),
             (

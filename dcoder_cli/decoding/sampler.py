@@ -43,6 +43,7 @@ def generate(
     stop_penalty: float = 0.0,
     min_new_tokens: int = 0,
     tie_break: Literal["model", "left", "right", "random", "topk"] | None = None,
+    logits_mib: int | None = None,
     cache: Literal["none", "prefix", "dual"] | None = None,
     commit: Literal["threshold", "factor", "entropy-bound", "schedule"] | None = None,
     threshold: float | None = None,
@@ -66,7 +67,7 @@ def generate(
         prompts: strings, chats (lists of role/content messages; a last assistant message is continued), lists of ids,
             `Infill(prefix, suffix)`, or what `requests.encode_prompt` made of one of these.
         max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale,
-        stop_penalty, min_new_tokens, tie_break, seed: see `Settings`.
+        stop_penalty, min_new_tokens, tie_break, logits_mib, seed: see `Settings`.
         mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see fast.py.
         cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop: of the fast mode, see `Settings`.
         infill_lengths: for prompts that are infills, the span lengths to choose from; see infilling.py. Replaces

@@ -15,7 +15,7 @@ from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.model import checkpoint, layouts
 
-_OF_DENOISING = ("steps", "rule", "alg_temperature", "block_length", "compat", "cfg_scale", "tie_break")
+_OF_DENOISING = ("steps", "rule", "alg_temperature", "block_length", "compat", "cfg_scale", "tie_break", "logits_mib")
 
 
 def _scored(values: Mapping[str, Any]) -> bool:

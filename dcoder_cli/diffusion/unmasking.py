@@ -35,29 +35,47 @@ def filter_logits(logits_NV: Tensor, temperature: float, top_p: float | None, to
     Temperature 0 means argmax: the logits are not scaled. Top-p drops tokens where the probability before them
     already exceeds p, and always keeps the first.
     """
+    given_NV = logits_NV
     if temperature > 0:
         logits_NV = logits_NV / temperature
     if top_p is not None and top_p < 1:
-        logits_NV = logits_NV.masked_fill(_beyond_nucleus(logits_NV, top_p), -torch.inf)
+        logits_NV = _dropped(logits_NV, _beyond_nucleus(logits_NV, top_p), given_NV)
     if top_k is not None and top_k < logits_NV.shape[-1]:
         smallest_N1 = torch.topk(logits_NV, top_k).values[..., -1:]
-        logits_NV = logits_NV.masked_fill(logits_NV < smallest_N1, -torch.inf)
+        logits_NV = _dropped(logits_NV, logits_NV < smallest_N1, given_NV)
     return logits_NV
 
 
+def _dropped(logits_NV: Tensor, drop_NV: Tensor, given_NV: Tensor) -> Tensor:
+    """Logits with entries at -inf: in place, but for those that were given. There may be little room for one more copy."""
+    if logits_NV is given_NV:
+        return logits_NV.masked_fill(drop_NV, -torch.inf)
+    return logits_NV.masked_fill_(drop_NV, -torch.inf)
+
+
 def _beyond_nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
-    """bool [N, V]: outside the top-p nucleus. Sorts only the largest entries, and whole rows where those are not enough."""
+    """bool [N, V]: outside the top-p nucleus. Sorts only the largest entries, and those rows whole where they are not enough."""
     vocabulary = logits_NV.shape[-1]
     probabilities_NV = torch.softmax(logits_NV, dim=-1)
     count = min(_TOP, vocabulary)
     top_NK, index_NK = torch.topk(probabilities_NV, count, dim=-1)
-    if count < vocabulary and bool((top_NK.sum(dim=-1) <= top_p).any()):
-        top_NK, index_NK = torch.sort(probabilities_NV, dim=-1, descending=True, stable=True)
+    beyond_NV = torch.ones_like(probabilities_NV, dtype=torch.bool)
+    beyond_NV.scatter_(-1, index_NK, _past(top_NK, top_p))
+    if count < vocabulary:
+        flat = (top_NK.sum(dim=-1) <= top_p).nonzero()[:, 0]
+        # A sort takes four more copies of what it sorts, values, indices and sums: an eighth of the rows at a time.
+        for some in flat.split(max(1, len(logits_NV) // 8)):
+            sorted_nV, index_nV = torch.sort(probabilities_NV[some], dim=-1, descending=True, stable=True)
+            beyond_NV[some] = torch.empty_like(index_nV, dtype=torch.bool).scatter_(
+                -1, index_nV, _past(sorted_nV, top_p)
+            )
+    return beyond_NV
+
+
+def _past(top_NK: Tensor, top_p: float) -> Tensor:
+    """bool [N, K], of probabilities in falling order: those before which p is exceeded already."""
     drop_NK = top_NK.cumsum(dim=-1) > top_p
-    drop_NK = torch.cat([torch.zeros_like(drop_NK[..., :1]), drop_NK[..., :-1]], dim=-1)
-    keep_NV = torch.zeros_like(probabilities_NV, dtype=torch.bool)
-    keep_NV.scatter_(-1, index_NK, ~drop_NK)
-    return ~keep_NV
+    return torch.cat([torch.zeros_like(drop_NK[..., :1]), drop_NK[..., :-1]], dim=-1)
 
 
 def choose(probabilities_NV: Tensor, temperature: float, uniform_N: Tensor | None) -> Tensor:
@@ -87,7 +105,7 @@ def score(rule: str, probabilities_NV: Tensor, tokens_N: Tensor, places_N: Tenso
         uniform_N: random numbers for the rule "random".
     """
     if rule == "entropy":
-        return (probabilities_NV * torch.log(probabilities_NV + 1e-10)).sum(dim=-1)
+        return (probabilities_NV + 1e-10).log_().mul_(probabilities_NV).sum(dim=-1)  # in one buffer
     if rule == "confidence":
         return probabilities_NV.gather(-1, tokens_N[:, None])[:, 0]
     if rule == "margin":

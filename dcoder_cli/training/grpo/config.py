@@ -31,6 +31,7 @@ class RolloutConfig:
         rule: entropy (DiffuCoder B.2).
         tie_break: which of equal scores comes first, as in generate; null = the model's own order ("topk" is what the
             authors' sampler does).
+        logits_mib: memory for logits while sampling, as in generate; changes no token.
         mode: "exact", or "fast": confident tokens are committed together, several times cheaper, from a policy slightly
             other than the exact one. Rows are decoded to their end in both, so that padding means the same.
         threshold: of the fast mode (its default of 0.9 where null).
@@ -44,6 +45,7 @@ class RolloutConfig:
     top_k: int | None = None
     rule: str = "entropy"
     tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
+    logits_mib: int | None = None
     mode: Literal["exact", "fast"] = "exact"
     threshold: float | None = None
     batch_size: int = 32

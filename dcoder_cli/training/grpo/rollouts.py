@@ -73,6 +73,7 @@ def sampling(config: GrpoConfig, step: int) -> Settings:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         tie_break=rollout.tie_break,
+        logits_mib=rollout.logits_mib,
         mode=rollout.mode,
         threshold=rollout.threshold,
         early_stop=False if rollout.mode == "fast" else None,

@@ -1,0 +1,298 @@
+"""One step's proposal: a token and a score for every candidate, within a bound of memory for logits.
+
+Logits of all candidates of a batch at a real vocabulary do not fit: 64 rows of 256 masks over 152,064 tokens are 10 GB,
+and a step needs several copies. So candidates are judged a chunk at a time, and of a chunk only numbers are kept: its
+tokens, scores, and what the trajectory records. Where one chunk holds all, its logits stay for what is asked later.
+
+Shapes: B rows, N candidates of all rows, n of one row or chunk, K of them committed, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.decoding.requests import Request, Settings
+from dcoder_cli.diffusion import unmasking
+from dcoder_cli.diffusion.randomness import generator
+from dcoder_cli.model.backbone import Model
+
+# The bound by device, in MiB (ours): on a CPU a chunk that the caches still help with, on an accelerator one that fills it.
+CPU_MIB, ACCELERATOR_MIB = 256, 2048
+# Copies of a chunk's logits that are alive at once, at most: as they came (and in the head's own number format before),
+# heated and filtered, as probabilities, and one to work in; the rest are the masks of top-p.
+COPIES = 5
+
+LogitsAt = Callable[
+    [slice | Tensor], Tensor
+]  # the model's logits [n, V] at some of the candidates, a new tensor each time
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A row's random numbers for one step, one for each new token: of tokens, of their order, of ties; empty where not needed."""
+
+    tokens: Tensor
+    order: Tensor
+    ties: Tensor
+
+
+class RowRandom:
+    """A row's random numbers: its own generators, so that neither its neighbours nor the tie break move its other draws."""
+
+    def __init__(self, request: Request, settings: Settings, rule: str) -> None:
+        self.settings, self.rule, self.size = settings, rule, request.new_tokens
+        self.source = generator(settings.seed, "sample", request.seed)
+        self.tie_source = generator(settings.seed, "ties", request.seed)
+
+    def draw(self) -> Draws:
+        """The next step's numbers."""
+        return Draws(
+            self._numbers(self.settings.temperature > 0, self.source),
+            self._numbers(_needs_order(self.rule, self.settings), self.source),
+            self._numbers(self.settings.tie_break == "random", self.tie_source),
+        )
+
+    def _numbers(self, wanted: bool, source: torch.Generator) -> Tensor:
+        return torch.rand(self.size, generator=source) if wanted else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Own:
+    """The model's own distribution, neither heated nor filtered: what a trajectory records and the commit rules read.
+
+    Attributes:
+        confidence_N: probability of the chosen token. best_N: of the likeliest one.
+        entropy_N: in nats.
+    """
+
+    confidence_N: Tensor
+    best_N: Tensor
+    entropy_N: Tensor
+
+
+@dataclass
+class Proposal:
+    """A token and a score for each of N candidates, rows one after another.
+
+    Attributes:
+        tokens_N: the token chosen for each.
+        scores_N: how sure each is under the rule; the largest are committed first.
+        uniform_N: the random numbers that decide the order, where the settings need any.
+        keys_N: what orders equal scores, the largest first; None where the leftmost comes first, or topk decides.
+        columns_N, widths_N: each candidate's column in its row, and that row's columns; None but for topk.
+        own: of all candidates, where it was asked for or logits were not kept.
+        kept_NV: the model's logits, where one chunk holds them all.
+    """
+
+    tokens_N: Tensor
+    scores_N: Tensor
+    uniform_N: Tensor | None
+    keys_N: Tensor | None
+    columns_N: Tensor | None
+    widths_N: Tensor | None
+    own: Own | None
+    kept_NV: Tensor | None
+
+    def own_at(self, chosen_K: Tensor) -> tuple[list[float], list[float]]:
+        """Confidence and entropy of some candidates under the model's own distribution."""
+        if self.own is not None:
+            return self.own.confidence_N[chosen_K].tolist(), self.own.entropy_N[chosen_K].tolist()
+        assert self.kept_NV is not None
+        found = _own(self.kept_NV[chosen_K], self.tokens_N[chosen_K])
+        return found.confidence_N.tolist(), found.entropy_N.tolist()
+
+    def ranked(self, scores_n: Tensor, here: slice, count: int) -> Tensor:
+        """Indices of a row's `count` candidates with the largest scores, ties broken as the settings say."""
+        if self.columns_N is not None and self.widths_N is not None:
+            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], int(self.widths_N[here.start]))
+        return unmasking.pick(scores_n, count, 0.0, None, self.keys_N[here] if self.keys_N is not None else None)
+
+    def picked(self, here: slice, count: int, alg_temperature: float) -> Tensor:
+        """Indices of the candidates of a row to commit under the rule, `here` the row's part of N."""
+        if alg_temperature > 0:
+            assert self.uniform_N is not None
+            return unmasking.pick(self.scores_N[here], count, alg_temperature, self.uniform_N[here])
+        return self.ranked(self.scores_N[here], here, count)
+
+
+def chunk_size(model: Model, settings: Settings) -> int:
+    """Candidates judged at a time, at least one: as many as `logits_mib` has room for."""
+    mib = settings.logits_mib or (CPU_MIB if model.device.type == "cpu" else ACCELERATOR_MIB)
+    wide = 8 if model.dtype == torch.float64 else 4
+    return max(1, mib * 2**20 // (model.vocab_size * wide * COPIES))
+
+
+def propose(
+    model: Model,
+    settings: Settings,
+    rule: str,
+    logits_at: LogitsAt,
+    candidates: dict[int, Tensor],
+    draws: Sequence[Draws],
+    columns: Callable[[int], tuple[Tensor, int]],
+    measured: bool = False,
+) -> Proposal:
+    """A token and a score for each candidate of the rows in `candidates`.
+
+    Args:
+        logits_at: the model's logits at candidates, which are numbered in the order of `candidates`.
+        candidates: row -> indices among its new tokens.
+        draws: for each row of the batch its random numbers for this step.
+        columns: of a row, the columns of its candidates and its width, as topk sees it.
+        measured: the proposal's `own` is wanted for all candidates.
+    """
+    pairs = candidates.items()
+    places_N = torch.cat(list(candidates.values()))
+    uniform_N = torch.cat([draws[row].tokens[places] for row, places in pairs]) if settings.temperature > 0 else None
+    order_N = torch.cat([draws[row].order[places] for row, places in pairs]) if _needs_order(rule, settings) else None
+    judge = _Judge(model, settings, rule, places_N, uniform_N, order_N)
+    count, size = len(places_N), chunk_size(model, settings)
+    if count <= size:
+        raw_NV = logits_at(slice(0, count))
+        tokens_N, scores_N, keys_N = judge(raw_NV, slice(0, count), keys=None)
+        own = _own(raw_NV, tokens_N) if measured else None
+        kept_NV = None if measured else raw_NV
+    else:
+        tokens_N, scores_N, keys_N, own = _in_chunks(judge, logits_at, candidates, size)
+        kept_NV = None
+    device = tokens_N.device
+    if settings.tie_break == "right":
+        keys_N = places_N.to(device)
+    elif settings.tie_break == "random":
+        keys_N = torch.cat([draws[row].ties[places] for row, places in pairs]).to(device)
+    columns_N = widths_N = None
+    if settings.tie_break == "topk":
+        found = [columns(row) for row in candidates]
+        columns_N = torch.cat([own_n for own_n, _ in found]).to(device)
+        widths_N = torch.cat([torch.full_like(own_n, width) for own_n, width in found])
+    return Proposal(tokens_N, scores_N, order_N, keys_N, columns_N, widths_N, own, kept_NV)
+
+
+def _in_chunks(
+    judge: _Judge, logits_at: LogitsAt, candidates: dict[int, Tensor], size: int
+) -> tuple[Tensor, Tensor, Tensor | None, Own]:
+    """Tokens, scores, keys and own numbers of all candidates, `size` at a time."""
+    likely = judge.may_tie and judge.cuts  # a filter leaves equal scores behind; heat alone hardly does
+    parts, owns = [], []
+    count = len(judge.places_N)
+    for start in range(0, count, size):
+        here = slice(start, min(start + size, count))
+        raw_nV = logits_at(here)
+        parts.append(judge(raw_nV, here, keys=likely))
+        owns.append(_own(raw_nV, parts[-1][0]))
+        del raw_nV
+    tokens_N, scores_N = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    own = Own(*(torch.cat([getattr(one, name) for one in owns]) for name in ("confidence_N", "best_N", "entropy_N")))
+    if likely:
+        return tokens_N, scores_N, torch.cat([part[2] for part in parts if part[2] is not None]), own
+    if not judge.may_tie:
+        return tokens_N, scores_N, None, own
+    tied_N = torch.cat([_equal(part) for part in scores_N.split([len(places) for places in candidates.values()])])
+    tied = tied_N.nonzero()[:, 0]
+    if not len(tied):
+        return tokens_N, scores_N, None, own
+    keys_N = torch.zeros_like(scores_N)
+    for some in tied.split(size):
+        keys_N[some] = judge.keys(logits_at(some), some.cpu(), tokens_N[some])
+    return tokens_N, scores_N, keys_N, own
+
+
+class _Judge:
+    """Tokens, scores and keys of candidates from their logits; `here` tells which of the step's candidates they are."""
+
+    def __init__(
+        self, model: Model, settings: Settings, rule: str, places_N: Tensor, uniform_N: Tensor | None,
+        order_N: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.model, self.settings, self.rule = model, settings, rule
+        self.places_N, self.uniform_N, self.order_N = places_N, uniform_N, order_N
+        top_p, top_k = settings.top_p, settings.top_k
+        self.cuts = (top_p is not None and top_p < 1) or (top_k is not None and top_k < model.vocab_size)
+        # The same rule on the model's own distribution orders equal scores: of use where that is another distribution.
+        self.may_tie = settings.tie_break == "model" and (self.cuts or settings.temperature > 0)
+
+    def __call__(self, raw_nV: Tensor, here: slice, keys: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, scores and, where asked, keys [n]; `keys` None: where they may tie and any two scores are equal."""
+        settings = self.settings
+        with self._biased(raw_nV, here):
+            tokens_n, scores_n = self._scored(raw_nV, here)
+            wanted = self.may_tie and _any_equal(scores_n) if keys is None else keys
+            keys_n = self._score(torch.softmax(raw_nV, dim=-1), tokens_n, here) if wanted else None
+        if settings.compat == "llada":  # it takes its confidence before temperature and filters, Dream after them
+            scores_n = self._score(torch.softmax(raw_nV, dim=-1), tokens_n, here)
+        return tokens_n, scores_n, keys_n
+
+    def keys(self, raw_nV: Tensor, here: Tensor, tokens_n: Tensor) -> Tensor:
+        """The rule's scores on the model's own distribution, which order candidates of equal scores."""
+        with self._biased(raw_nV, here):
+            return self._score(torch.softmax(raw_nV, dim=-1), tokens_n, here)
+
+    def _scored(self, own_nV: Tensor, here: slice) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        logits_nV = unmasking.filter_logits(own_nV, settings.temperature, settings.top_p, settings.top_k)
+        probabilities_nV = torch.softmax(logits_nV, dim=-1)
+        del logits_nV
+        uniform_n = None if self.uniform_N is None else self.uniform_N[here]
+        tokens_n = unmasking.choose(probabilities_nV, settings.temperature, uniform_n)
+        if settings.compat == "llada":
+            return tokens_n, tokens_n
+        return tokens_n, self._score(probabilities_nV, tokens_n, here)
+
+    def _score(self, probabilities_nV: Tensor, tokens_n: Tensor, here: slice | Tensor) -> Tensor:
+        order_n = None if self.order_N is None else self.order_N[here]
+        places_n = self.places_N[here].to(probabilities_nV.device)
+        return unmasking.score(self.rule, probabilities_nV, tokens_n, places_n, order_n)
+
+    @contextmanager
+    def _biased(self, raw_nV: Tensor, here: slice | Tensor) -> Iterator[None]:
+        """Logits with the mask forbidden (but for the public samplers, which allow it) and end tokens held back, for a while."""
+        settings, stops = self.settings, sorted(self.model.ids.stops)
+        changed = [self.model.ids.mask] if settings.compat is None else []
+        if stops and (settings.stop_penalty or settings.min_new_tokens):
+            changed += [stop for stop in stops if stop not in changed]
+        if not changed:
+            yield
+            return
+        before_nC = raw_nV[:, changed]
+        if settings.compat is None:
+            raw_nV[:, self.model.ids.mask] = -torch.inf
+        if settings.stop_penalty and stops:
+            raw_nV[:, stops] -= settings.stop_penalty
+        if settings.min_new_tokens and stops:
+            early_n = (self.places_N[here] < settings.min_new_tokens).to(raw_nV.device)
+            held_nS = raw_nV[:, stops]
+            raw_nV[:, stops] = torch.where(early_n[:, None], torch.full_like(held_nS, -torch.inf), held_nS)
+        try:
+            yield
+        finally:
+            raw_nV[:, changed] = before_nC
+
+
+def _own(raw_nV: Tensor, tokens_n: Tensor) -> Own:
+    logs_nV = torch.log_softmax(raw_nV, dim=-1)
+    confidence_n = logs_nV.gather(-1, tokens_n[:, None])[:, 0].exp()
+    best_n = logs_nV.max(dim=-1).values.exp()
+    return Own(confidence_n, best_n, -logs_nV.exp().mul_(logs_nV).sum(dim=-1))
+
+
+def _any_equal(scores_n: Tensor) -> bool:
+    return bool(_equal(scores_n).any())
+
+
+def _equal(scores_n: Tensor) -> Tensor:
+    """bool [n]: those with another of the same score."""
+    sorted_n, index_n = torch.sort(scores_n)
+    same = sorted_n[1:] == sorted_n[:-1]
+    nothing = same.new_zeros(1)
+    found_n = torch.empty_like(scores_n, dtype=torch.bool)
+    found_n[index_n] = torch.cat([same, nothing]) | torch.cat([nothing, same])
+    return found_n
+
+
+def _needs_order(rule: str, settings: Settings) -> bool:
+    return rule == "random" or settings.alg_temperature > 0
