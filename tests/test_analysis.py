@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcoder_cli.analysis import plots, sources
+from dcoder_cli.analysis import entropy_sink, plots, sources
 from dcoder_cli.analysis.arness import arness
 from dcoder_cli.analysis.colours import ORDER_MAPS, luminance, order_colour, text_colour
 from dcoder_cli.analysis.entropy_sink import EntropyMap, first_step_profile, fit_decay
@@ -56,7 +56,7 @@ def test_fit_says_nothing_where_nothing_decays() -> None:
         assert fit_decay(curve)["decay_length"] is None
 
 
-def test_first_step_profile_reads_the_models_distribution() -> None:
+def test_first_step_profile_reads_the_models_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits with a known best probability: 0.1 + 0.8 exp(-(d-1)/5) at distance d, the mask's own logit huge."""
     import torch
 
@@ -72,7 +72,10 @@ def test_first_step_profile_reads_the_models_distribution() -> None:
         out[:, mask] = 50.0
         return out[None]
 
-    model = SimpleNamespace(logits=logits, ids=SimpleNamespace(mask=mask), device="cpu", name="known")
+    model = SimpleNamespace(
+        hidden=logits, head=lambda hidden: hidden.clone(), ids=SimpleNamespace(mask=mask), device="cpu", name="known"
+    )
+    monkeypatch.setattr(entropy_sink, "_CHUNK", 5)
     profile = first_step_profile(model, [[1, 2], [1, 2, 3]], length=32)
     assert profile["prompts"] == 2 and profile["distance"][-1] == 32
     assert profile["confidence"][0] == pytest.approx(0.9, abs=1e-5)

@@ -81,7 +81,9 @@ def test_equal_scores_in_different_chunks_are_ordered_by_the_models_own_distribu
     left = generate(model, RAGGED, tie_break="left", **settings)
     monkeypatch.setattr(proposal, "chunk_size", lambda *_: 1)
     own = generate(model, RAGGED, **settings)
-    assert all(sum(one.tied) >= 9 for one in own) and [one.reveal_step for one in own] != [one.reveal_step for one in left]
+    assert all(sum(one.tied) >= 9 for one in own) and [one.reveal_step for one in own] != [
+        one.reveal_step for one in left
+    ]
     monkeypatch.setattr(proposal, "chunk_size", lambda *_: 10**9)
     assert [one.reveal_step for one in own] == [one.reveal_step for one in generate(model, RAGGED, **settings)]
 
