@@ -20,6 +20,8 @@ class OptimizerConfig:
     """AdamW with warmup and cosine decay.
 
     Attributes:
+        name: adamw, with two float32 moments a weight (8 bytes), or adamw-8bit, which keeps them in 8 bits with a scale for
+            each block of 256 (arXiv 2110.02861; about 2 bytes), by bitsandbytes or torchao.
         learning_rate: peak (2e-5: DiffuCoder B.1, stage 1).
         betas, eps: Adam's own defaults (the paper names none for stages 1-3).
         weight_decay: 0: the paper says Adam; applied to matrices only where set.
@@ -31,6 +33,7 @@ class OptimizerConfig:
         fused: the fused kernel where it exists.
     """
 
+    name: Literal["adamw", "adamw-8bit"] = "adamw"
     learning_rate: float = 2e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -124,6 +127,7 @@ class StageConfig:
     steps: int | None = None
     epochs: float = 1.0
     global_batch: int = 160
+        kernels: liger = fused RMSNorm, rotary embedding and SwiGLU of liger-kernel (arXiv 2410.10989; a GPU only).
     micro_batch: int = 2
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Attention = "sdpa"
@@ -155,6 +159,7 @@ class StageConfig:
             "micro_batch": self.micro_batch,
             "log_every": self.log_every,
             "keep_checkpoints": self.keep_checkpoints,
+    kernels: Literal["none", "liger"] = "none"
         }
         for name, value in positive.items():
             if value < 1:

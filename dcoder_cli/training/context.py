@@ -18,9 +18,10 @@ from torch import nn
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model import kernels
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import record as records
 from dcoder_cli.training import optimizers, saving, setup, tracking
+from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.totals import totals
@@ -140,6 +141,8 @@ class Context:
         """
         self.model.to(self.accelerator.device)
         setup.set_attention(self.model, self.config.attention, self.accelerator.device)
+        if self.config.kernels == "liger":
+            kernels.use_liger(self.model)
         if self.config.activation_checkpointing:
             self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         optimizer = optimizers.make_optimizer(module, self.config.optimizer)

@@ -72,6 +72,8 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key in _FIXED:
         if key in old and old[key] != now["config"][key]:
             raise UserError(_fixed(f"{key} = {now['config'][key]}", old[key]))
+    if old["optimizer"]["name"] != now["config"]["optimizer"]["name"]:
+        raise UserError(_fixed(f"optimizer.name = {now['config']['optimizer']['name']}", old["optimizer"]["name"]))
     # An adapter needs the model it began with, wherever that lies now, and knows it by its content (lora.load_adapter).
     if now["config"]["lora"] is None and not _same_place(before["model"], now["model"]):
         raise UserError(_fixed(f"--model {now['model']!r}", repr(before["model"])))

@@ -13,7 +13,7 @@ from dcoder_cli.base.files import atomic_folder, require_space, share
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import lora
+from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.setup import is_sharded
 
 
@@ -106,3 +106,4 @@ def load_training_state(accelerator: Any, folder: Path, optimizer: Any) -> dict[
         ) from None
     torch.set_rng_state(state["torch_rng"])
     return state
+    optimizers.check_state(optimizer)

@@ -9,8 +9,9 @@ import torch
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model import kernels
 from dcoder_cli.model.backbone import Model, check_attention, load
-from dcoder_cli.training import lora
+from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 
@@ -59,9 +60,12 @@ def load_model(
     With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged.
 
     Raises:
-        UserError: the model or its adapter cannot be read, or the stage cannot train it with LoRA.
+        UserError: the model or its adapter cannot be read, the stage cannot train it with LoRA, or a library that the
+            settings ask for is missing or cannot run here (told before anything is read).
     """
     last = run.checkpoint(run.last()) if resume and run.last() else None
+    optimizers.check(config.optimizer)
+    kernels.check(config.kernels, accelerator.device)
     if config.lora is None:
         model = load(last or name, device="cpu", dtype="float32")
         model.name = name
