@@ -57,30 +57,32 @@ def load_model(
 ) -> Model:
     """The model to train, float32 on the CPU: `name`, or the run's last checkpoint when resuming.
 
-    With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged.
+    With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged. Its
+    frozen weights are read straight into the format that they are held in.
 
     Raises:
         UserError: the model or its adapter cannot be read, the stage cannot train it with LoRA, or a library that the
             settings ask for is missing or cannot run here (told before anything is read).
     """
-    last = run.checkpoint(run.last()) if resume and run.last() else None
     optimizers.check(config.optimizer)
     kernels.check(config.kernels, accelerator.device)
+    last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
         model = load(last or name, device="cpu", dtype="float32")
         model.name = name
         return model
-    lora.check_stage(stage)
+    lora.check(config.lora, config.precision, stage, accelerator.device)
     if is_sharded(accelerator):
         raise UserError("lora is not made for FSDP and DeepSpeed; launch it with DDP (--multi_gpu)")
+    held = lora.base_dtype(config.lora, config.precision, last)
     try:
-        model = load(name, device="cpu", dtype="float32")
+        model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
     except UserError as error:
         raise UserError(
             f"LoRA resumes on top of the model it began with, but {error}" if resume else str(error)
         ) from None
     lora.check_embeddings(model, stage)
-    lora.add_adapter(model, config.lora, config.seed)
+    lora.add_adapter(model, config.lora, config.seed, held)
     if last is not None:
         lora.load_adapter(model, last)
     return model

@@ -165,6 +165,8 @@ class GrpoConfig:
             raise UserError(
                 f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0{' --set reference_alpha=1' if self.reference_alpha != 1 else ''}"
             )
+        if self.lora is not None:
+            self.lora.base(self.precision)
         if not 0 < self.reference_alpha <= 1:
             raise UserError(
                 f"reference_alpha = {self.reference_alpha} must be above 0 and at most 1 (a copy); for a reference that stays use reference_sync 0"
