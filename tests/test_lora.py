@@ -441,6 +441,7 @@ def test_the_adapter_comes_back_on_after_an_error(place: Path) -> None:
         on = model.logits(ids_BL)
         with pytest.raises(KeyError), adapter_off(model):
             assert not torch.equal(model.logits(ids_BL), on)
+            assert all(value.requires_grad == (".lora_" in key) for key, value in model.network.named_parameters())
             raise KeyError
         assert torch.equal(model.logits(ids_BL), on)
     assert all(value.requires_grad == (".lora_" in key) for key, value in model.network.named_parameters())

@@ -173,6 +173,9 @@ def adapter_off(model: Model) -> Iterator[None]:
     layers = list(_adapted(model).values())
     for layer in layers:
         layer.enable_adapters(False)
+        # peft freezes what it switches off; FSDP asks at its first forward, which this may be, what will have gradients.
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
     try:
         yield
     finally:
