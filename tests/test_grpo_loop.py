@@ -88,7 +88,7 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half the groups have equal rewards: with and without them the weights are the same, and fewer rows are run."""
-    from dcoder_cli.training import setup
+    from dcoder_cli.training import optimizers
     from dcoder_cli.training.grpo import step
     from dcoder_cli.training.grpo import train as grpo_train
 
@@ -106,13 +106,13 @@ def test_completions_that_teach_nothing_are_left_out_and_nothing_changes(
     )  # fmt: skip
 
     gradients: list[list[torch.Tensor]] = []
-    set_rate = setup.set_learning_rate
+    set_rate = optimizers.set_learning_rate
 
     def keep(optimizer: Any, rate: float) -> None:
         gradients.append([weight.grad.clone() for group in optimizer.param_groups for weight in group["params"]])
         set_rate(optimizer, rate)
 
-    monkeypatch.setattr(setup, "set_learning_rate", keep)
+    monkeypatch.setattr(optimizers, "set_learning_rate", keep)
 
     def run(name: str) -> dict[str, float]:
         out = tmp_path / name

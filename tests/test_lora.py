@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from helpers import make_model, make_shards, make_tokenizer, refused
 from test_grpo import completions, draw
 
@@ -79,10 +80,12 @@ def _own_rewards(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place)
 
 
-def grpo(place: Path, out: Path, resume: bool = False, on_step: Any = None, **changes: Any) -> grpo_train.GrpoResult:
+def grpo(
+    place: Path, out: Path, resume: bool = False, on_step: Any = None, model: str = "model", **changes: Any
+) -> grpo_train.GrpoResult:
     config = build(GrpoConfig, presets.load("cpu-tiny")["grpo"], GRPO, changes)  # as the command line does
     return grpo_train.train(
-        str(place / "model"), str(place / "data"), str(out), config, resume, "cpu", quiet=True, on_step=on_step
+        str(place / model), str(place / "data"), str(out), config, resume, "cpu", quiet=True, on_step=on_step
     )
 
 
@@ -146,8 +149,6 @@ def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_first_step_has_ratio_one_and_no_kl(place: Path, tmp_path: Path, precision: str) -> None:
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state()  # one process, one precision, unless it forgets
     grpo(place, tmp_path / "run", steps=2, precision=precision)
     AcceleratorState._reset_state()
@@ -176,8 +177,8 @@ def test_no_copy_of_the_model_is_held_or_stored(place: Path, run: dict[str, Any]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trained == sum(value.numel() for value in adapter_state(model).values())
     sizes = {file.name: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-    assert 4 * trained <= sizes["adapter.pt"] and 8 * trained <= sizes["optimizer.pt"]
-    needed = sizes["adapter.pt"] + sizes["optimizer.pt"] + sizes["model.safetensors"]
+    assert 4 * trained <= sizes["adapter_model.safetensors"] and 8 * trained <= sizes["optimizer.pt"]
+    needed = sizes["adapter_model.safetensors"] + sizes["optimizer.pt"] + sizes["model.safetensors"]
     assert needed == pytest.approx(saving.checkpoint_bytes(model), rel=0.3)  # torch.save adds 300 bytes a tensor
     grpo(place, tmp_path / "full", steps=1, lora=None)
     full = tmp_path / "full" / "checkpoints" / "step-1" / "training"
@@ -271,6 +272,27 @@ def test_kill_9_and_resume_in_stage_4_gives_the_same_run(place: Path, run: dict[
     ours, theirs = load(killed / "checkpoints" / "last"), load(run["result"].checkpoint)
     for key, value in theirs.network.state_dict().items():
         assert torch.equal(ours.network.state_dict()[key], value), key
+
+
+def test_a_bfloat16_base_gives_the_rollouts_and_updates_of_a_float32_one(place: Path, tmp_path: Path) -> None:
+    """The weights are bfloat16 where they are stored; what is small stays float32 whatever the base is."""
+    load(place / "model").to(torch.bfloat16).save(tmp_path / "narrow")
+    AcceleratorState._reset_state()
+    for name in ("auto", "float32"):
+        lora = {**LORA, "base_dtype": name}
+        grpo(
+            place,
+            tmp_path / name,
+            model=str(tmp_path / "narrow"),
+            steps=3,
+            precision="bf16",
+            inner_iterations=2,
+            lora=lora,
+        )
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("auto", "float32")]
+    AcceleratorState._reset_state()
+    assert metrics[0] == metrics[1]
+    assert [load(tmp_path / name).config["dtype"] for name in ("auto", "float32")] == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -404,7 +426,7 @@ def test_a_run_resumes_only_as_it_began(place: Path, run: dict[str, Any], tmp_pa
     make_model(tmp_path / "other", tokenizer=make_tokenizer(), context=256, seed=3)
     load(tmp_path / "other").save(tmp_path / "moved", stage="sft")
     assert "is not what this run began with" in refused(*again, "--model", tmp_path / "moved")
-    file = tmp_path / "run" / "checkpoints" / "step-6" / "training" / "adapter.pt"
+    file = tmp_path / "run" / "checkpoints" / "step-6" / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:200])
     assert "adapter in" in refused(*again) and "resume from the one before" in refused(*again)
     metrics = (run["out"] / "metrics.jsonl").read_text()
@@ -419,6 +441,7 @@ def test_the_adapter_comes_back_on_after_an_error(place: Path) -> None:
         on = model.logits(ids_BL)
         with pytest.raises(KeyError), adapter_off(model):
             assert not torch.equal(model.logits(ids_BL), on)
+            assert all(value.requires_grad == (".lora_" in key) for key, value in model.network.named_parameters())
             raise KeyError
         assert torch.equal(model.logits(ids_BL), on)
     assert all(value.requires_grad == (".lora_" in key) for key, value in model.network.named_parameters())

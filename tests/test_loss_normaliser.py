@@ -13,7 +13,7 @@ from grpo_runs import make_place
 from torch import Tensor
 
 from dcoder_cli.base.config import build
-from dcoder_cli.training import setup
+from dcoder_cli.training import optimizers
 from dcoder_cli.training.grpo import step, variance, variance_bench
 from dcoder_cli.training.grpo import train as grpo_train
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -45,7 +45,7 @@ class Seen:
 def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A step of training whose completions have LENGTHS: the random model's own are all of one length."""
     monkeypatch.syspath_prepend(place)
-    roll_out, set_rate = step.roll_out, setup.set_learning_rate
+    roll_out, set_rate = step.roll_out, optimizers.set_learning_rate
     seen = Seen()
 
     def uneven(*arguments: Any, **named: Any) -> list[Any]:
@@ -64,7 +64,7 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(step, "roll_out", uneven)
     monkeypatch.setattr(step, "grpo_loss", loss)
-    monkeypatch.setattr(setup, "set_learning_rate", rate)
+    monkeypatch.setattr(optimizers, "set_learning_rate", rate)
 
     def once(**changes: Any) -> Seen:
         nonlocal seen

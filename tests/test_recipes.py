@@ -13,7 +13,7 @@ from helpers import refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.training import setup
+from dcoder_cli.training import optimizers
 from dcoder_cli.training.grpo import step
 from dcoder_cli.training.grpo import train as grpo_train
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -47,7 +47,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[list[int], li
     moves: list[int] = []
     policies: list[dict[str, torch.Tensor]] = []
     updates = 0
-    set_rate = setup.set_learning_rate
+    set_rate = optimizers.set_learning_rate
 
     def count(optimizer: Any, rate: float) -> None:
         nonlocal updates
@@ -59,7 +59,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Path) -> tuple[list[int], li
         policies.append({name: weight.detach().clone() for name, weight in policy.named_parameters()})
         move_reference(reference, policy, alpha)
 
-    monkeypatch.setattr(setup, "set_learning_rate", count)
+    monkeypatch.setattr(optimizers, "set_learning_rate", count)
     monkeypatch.setattr(step, "move_reference", move)
     monkeypatch.syspath_prepend(place)
     return moves, policies

@@ -21,7 +21,7 @@ from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.training.config import OptimizerConfig, StageConfig
 from dcoder_cli.training.denoise import train
-from dcoder_cli.training.setup import learning_rate
+from dcoder_cli.training.optimizers import learning_rate
 
 SMALL = {
     "precision": "fp32",

@@ -17,6 +17,12 @@ from dcoder_cli.benchmarks import data, suites
 from dcoder_cli.execution import landlock, sandbox
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
+_EXTRAS = {
+    "peft": "lora",
+    "bitsandbytes": "gpu",
+    "liger-kernel": "gpu",
+    "torchao": None,
+}  # and the extra that brings it
 _HUB_SECONDS = 3.0
 _TIERS = {
     "A": "bubblewrap, limits, Landlock, seccomp",
@@ -33,6 +39,7 @@ def describe(hub: bool = True) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": cores(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "optional": {name: _version(name) for name in _EXTRAS},
         "gpu": _gpu(),
         "flash_attn": _flash(),
         "sandbox": _sandbox(),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model import attention, checkpoint, key_values
+from dcoder_cli.model import adapters, attention, checkpoint, key_values
 from dcoder_cli.model.layouts import Layout, layout_of, network_class, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 
@@ -36,6 +36,7 @@ class Model(nn.Module):
         name: the folder or hub id it came from.
         implementation: sdpa, flash_attention_2, flex or eager.
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
+        adapter: what LoRA has put into its blocks, or None; set by training.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Model(nn.Module):
         self.name = name
         self.implementation = implementation
         self.answer_length = answer_length
+        self.adapter: adapters.Adapter | None = None
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
@@ -270,6 +272,8 @@ def load(
         dtype: default: float32 on a CPU, the checkpoint's own on an accelerator.
         attention: sdpa, flash_attention_2, flex or eager.
 
+    A checkpoint that holds a LoRA adapter alone is loaded with the model it lies on, merged.
+
     Raises:
         UserError: the checkpoint is missing, truncated, of an unknown kind or without a mask token.
     """
@@ -282,7 +286,7 @@ def load(
     place = choose_device(device)
     number = choose_dtype(dtype, config, place)
     network = empty_network(config, layout, attention, place)
-    weights = checkpoint.read_weights(folder, layout, place, number)
+    weights = adapters.read_weights(folder, layout, place, number)
     fill(network, weights, name)
     answer_length = checkpoint.read_answer_length(folder)
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)

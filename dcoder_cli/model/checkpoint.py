@@ -162,7 +162,7 @@ def write_into(
     tokenizer: Any | None,
     answer_length: int | None = None,
 ) -> None:
-    """The parts of a checkpoint into an existing folder, without atomicity: the caller has it."""
+    """The parts of a checkpoint into an existing folder, without atomicity: the caller has it. No weights: the rest alone."""
     from huggingface_hub import save_torch_state_dict
 
     stored: dict[str, Tensor] = {}
@@ -171,7 +171,8 @@ def write_into(
         if key == "lm_head.weight" and tied:
             continue
         stored[layout.to_stored(key)] = value.detach().contiguous()
-    save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
+    if stored:
+        save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
     write_json(folder / "config.json", dict(config))
     generation = {
         key: config[key]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model import checkpoint
+from dcoder_cli.model import adapters, checkpoint
 from dcoder_cli.model.layouts import layout_of, shift_of, transformers_config
 from dcoder_cli.model.special_ids import resolve
 
@@ -35,7 +35,7 @@ def inspect(name: str) -> dict[str, Any]:
         findings = [vars(finding) for finding in found]
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]
-    parameters, dtypes = count_parameters(folder)
+    parameters, dtypes = count_parameters(adapters.below(folder))
     if tokenizer is None:
         findings.append({"subject": "tokenizer", "message": "there is none here; the model works with ids only"})
     tokens = (

@@ -20,6 +20,8 @@ class OptimizerConfig:
     """AdamW with warmup and cosine decay.
 
     Attributes:
+        name: adamw, with two float32 moments a weight (8 bytes), or adamw-8bit, which keeps them in 8 bits with a scale for
+            each block of 256 (arXiv 2110.02861; about 2 bytes), by bitsandbytes or torchao.
         learning_rate: peak (2e-5: DiffuCoder B.1, stage 1).
         betas, eps: Adam's own defaults (the paper names none for stages 1-3).
         weight_decay: 0: the paper says Adam; applied to matrices only where set.
@@ -31,6 +33,7 @@ class OptimizerConfig:
         fused: the fused kernel where it exists.
     """
 
+    name: Literal["adamw", "adamw-8bit"] = "adamw"
     learning_rate: float = 2e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -69,11 +72,19 @@ class LoraConfig:
         alpha: 16 (the same).
         target_modules: linear layers of the blocks by their name in transformers; all of them (ours: the paper adapts
             attention only, LoRA 4.2).
+        base_dtype: number format of the frozen weights. auto: bfloat16 where `precision` is bf16, half of float32's memory
+            and, for weights that a checkpoint stores in bfloat16, the same numbers bit for bit; else float32. nf4: 4 bits
+            (QLoRA, arXiv 2305.14314), by bitsandbytes on a GPU. Adapters, norms and the residual stream are float32.
+        save_merged: whether a checkpoint holds the merged model (all of its weights, in the base's number format) beside the
+            adapter. false: the adapter alone, small; it loads with the model that it lies on (ours: true, so that a
+            checkpoint loads anywhere).
     """
 
     rank: int = 8
     alpha: float = 16.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    base_dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
+    save_merged: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -82,6 +93,24 @@ class LoraConfig:
             raise UserError(f"lora.alpha = {self.alpha} must be above 0")
         if not self.target_modules:
             raise UserError("lora.target_modules is empty; name a linear layer, for example q_proj")
+        if self.base_dtype == "nf4" and not self.save_merged:
+            raise UserError(
+                "lora.save_merged = false cannot be with base_dtype nf4: without bitsandbytes there are no 4-bit weights to merge an adapter into; use --set lora.save_merged=true"
+            )
+
+    def base(self, precision: str) -> str:
+        """The number format of the frozen weights in a run of this precision: float32, bfloat16 or nf4.
+
+        Raises:
+            UserError: weights that only autocast can multiply, and a run without it.
+        """
+        if self.base_dtype == "auto":
+            return "bfloat16" if precision == "bf16" else "float32"
+        if self.base_dtype != "float32" and precision != "bf16":
+            raise UserError(
+                f"lora.base_dtype = {self.base_dtype} computes in bfloat16, and precision is {precision}; use --set precision=bf16, or lora.base_dtype=auto"
+            )
+        return self.base_dtype
 
 
 @dataclass(frozen=True)
@@ -94,10 +123,11 @@ class StageConfig:
         epochs: passes over the data where `steps` is null (stage 3: 1 + 4, DiffuCoder B.1).
         global_batch: rows a step over all processes and accumulation (10 nodes x 8 GPUs x 2: DiffuCoder B.1).
         micro_batch: rows in one forward pass of one process (2: DiffuCoder B.1); accumulation follows from it.
-        precision: number format of the forward pass; weights and optimiser are float32 either way.
+        precision: number format of the forward pass; weights that train, and the optimiser, are float32 either way.
         attention: sdpa, flash_attention_2, flex or eager.
         activation_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the blocks.
+        kernels: liger = fused RMSNorm, rotary embedding and SwiGLU of liger-kernel (arXiv 2410.10989; a GPU only).
         weighting: elbo (1/t), uniform, or cart (Dream).
         cart_p: CART's p.
         normalizer: what the loss is divided by: eligible (the ELBO per token), masked, positions or answer.
@@ -129,6 +159,7 @@ class StageConfig:
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     compile: bool = False
+    kernels: Literal["none", "liger"] = "none"
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"
     cart_p: float = 0.1
     normalizer: Literal["eligible", "masked", "positions", "answer"] = "eligible"
@@ -163,6 +194,8 @@ class StageConfig:
             raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
         if self.steps is None and self.epochs <= 0:
             raise UserError(f"epochs = {self.epochs} must be above 0")
+        if self.lora is not None:
+            self.lora.base(self.precision)
         if self.stop_at_loss is not None and not 0 < self.stop_at_loss < float("inf"):
             raise UserError(f"stop_at_loss = {self.stop_at_loss} must be a loss above 0, or null to train all steps")
         if not 0 < self.t_min < 1:

@@ -18,9 +18,10 @@ from torch import nn
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model import kernels
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.training import optimizers, saving, setup, tracking
 from dcoder_cli.training import record as records
-from dcoder_cli.training import saving, setup, tracking
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.totals import totals
@@ -140,9 +141,11 @@ class Context:
         """
         self.model.to(self.accelerator.device)
         setup.set_attention(self.model, self.config.attention, self.accelerator.device)
+        if self.config.kernels == "liger":
+            kernels.use_liger(self.model)
         if self.config.activation_checkpointing:
             self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = setup.make_optimizer(module, self.config.optimizer)
+        optimizer = optimizers.make_optimizer(module, self.config.optimizer)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.state = dict(state)
         if self.start:
@@ -212,8 +215,8 @@ class Context:
             WorkFailed: one of them is NaN or infinite on any process. Raised on all, before any weight has moved.
         """
         settings = self.config.optimizer
-        rate = setup.learning_rate(settings, step, total_steps)
-        setup.set_learning_rate(self.optimizer, rate)
+        rate = optimizers.learning_rate(settings, step, total_steps)
+        optimizers.set_learning_rate(self.optimizer, rate)
         norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), settings.max_grad_norm or float("inf")))
         broken = not (math.isfinite(loss) and math.isfinite(norm))
         seen = totals(self.accelerator, {"loss": loss, "grad_norm": norm, "broken": float(broken)})

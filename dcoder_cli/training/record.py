@@ -70,8 +70,10 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         resolved(now["stage"], before["config"])
     )  # with this release's defaults for what an older one did not know
     for key in _FIXED:
-        if key in old and old[key] != now["config"][key]:
+        if key in old and _decides(old[key]) != _decides(now["config"][key]):
             raise UserError(_fixed(f"{key} = {now['config'][key]}", old[key]))
+    if old["optimizer"]["name"] != now["config"]["optimizer"]["name"]:
+        raise UserError(_fixed(f"optimizer.name = {now['config']['optimizer']['name']}", old["optimizer"]["name"]))
     # An adapter needs the model it began with, wherever that lies now, and knows it by its content (lora.load_adapter).
     if now["config"]["lora"] is None and not _same_place(before["model"], now["model"]):
         raise UserError(_fixed(f"--model {now['model']!r}", repr(before["model"])))
@@ -85,6 +87,11 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 f"--data {now['data']!r} holds other rows than when the run began; start another run with another --out"
             )
         raise UserError(_fixed(f"--data {now['data']!r}", repr(before["data"])))
+
+
+def _decides(value: Any) -> Any:
+    """A setting without what only says how checkpoints are written."""
+    return {key: one for key, one in value.items() if key != "save_merged"} if isinstance(value, dict) else value
 
 
 def _fixed(now: str, before: Any) -> str:

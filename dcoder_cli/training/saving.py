@@ -13,16 +13,19 @@ from dcoder_cli.base.files import atomic_folder, require_space, share
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import lora
+from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.setup import is_sharded
 
 
 def checkpoint_bytes(model: Model, copies: int = 0) -> int:
-    """What one checkpoint takes on disk: float32 weights, two Adam moments of those that train, and `copies` (a reference)."""
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return copies * weights + sum(
-        (12 if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters()
-    )
+    """What one checkpoint takes on disk: weights, two Adam moments of those that train, and `copies` (a reference).
+
+    An adapter lies beside the merged weights, or alone.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if model.adapter is None:
+        return (copies + 1) * 4 * sum(parameter.numel() for parameter in model.parameters()) + 8 * trained
+    return (lora.merged_bytes(model) if model.adapter.save_merged else 0) + 12 * trained
 
 
 def check_space(run: RunFolder, model: Model, kept: int, copies: int = 0) -> None:
@@ -61,7 +64,7 @@ def save_checkpoint(
             (temporary / "training").mkdir()
             files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
             if lora.is_adapted(model):
-                files["adapter.pt"] = lora.adapter_state(model)
+                lora.write_adapter(model, temporary)
             for name, value in files.items():
                 torch.save(value, temporary / "training" / name)
             _write_parts(temporary, model, weights, state, stage)
@@ -72,9 +75,13 @@ def save_checkpoint(
 
 
 def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
-    """By transformers key, adapters merged; under FSDP every process takes part and the first has them."""
-    if lora.is_adapted(model):
-        return dict(lora.merged_weights(model)) if accelerator.is_main_process else {}
+    """By transformers key, adapters merged; under FSDP every process takes part and the first has them.
+
+    Empty where a checkpoint holds the adapter alone.
+    """
+    if model.adapter is not None:
+        wanted = model.adapter.save_merged and accelerator.is_main_process
+        return dict(lora.merged_weights(model)) if wanted else {}
     full = accelerator.get_state_dict(module)
     return {key.removeprefix("model.network."): value for key, value in full.items()} if full else {}
 
@@ -104,5 +111,6 @@ def load_training_state(accelerator: Any, folder: Path, optimizer: Any) -> dict[
         raise UserError(
             f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); remove that folder to resume from the one before"
         ) from None
+    optimizers.check_state(optimizer)
     torch.set_rng_state(state["torch_rng"])
     return state

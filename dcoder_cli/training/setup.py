@@ -1,19 +1,18 @@
-"""What a training run is set up from: Accelerate, the model with its adapter and attention, the optimiser and its schedule."""
+"""What a training run is set up from: Accelerate, and the model with its adapter and attention."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.model import kernels
 from dcoder_cli.model.backbone import Model, check_attention, load
-from dcoder_cli.training import lora
-from dcoder_cli.training.config import OptimizerConfig, StageConfig
+from dcoder_cli.training import lora, optimizers
+from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 
 
@@ -58,27 +57,32 @@ def load_model(
 ) -> Model:
     """The model to train, float32 on the CPU: `name`, or the run's last checkpoint when resuming.
 
-    With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged.
+    With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged. Its
+    frozen weights are read straight into the format that they are held in.
 
     Raises:
-        UserError: the model or its adapter cannot be read, or the stage cannot train it with LoRA.
+        UserError: the model or its adapter cannot be read, the stage cannot train it with LoRA, or a library that the
+            settings ask for is missing or cannot run here (told before anything is read).
     """
+    optimizers.check(config.optimizer)
+    kernels.check(config.kernels, accelerator.device)
     last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
         model = load(last or name, device="cpu", dtype="float32")
         model.name = name
         return model
-    lora.check_stage(stage)
+    lora.check(config.lora, config.precision, stage, accelerator.device)
     if is_sharded(accelerator):
         raise UserError("lora is not made for FSDP and DeepSpeed; launch it with DDP (--multi_gpu)")
+    held = lora.base_dtype(config.lora, config.precision, last)
     try:
-        model = load(name, device="cpu", dtype="float32")
+        model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
     except UserError as error:
         raise UserError(
             f"LoRA resumes on top of the model it began with, but {error}" if resume else str(error)
         ) from None
     lora.check_embeddings(model, stage)
-    lora.add_adapter(model, config.lora, config.seed)
+    lora.add_adapter(model, config.lora, config.seed, held)
     if last is not None:
         lora.load_adapter(model, last)
     return model
@@ -95,36 +99,6 @@ def freeze_embeddings(model: Model) -> None:
     """Leave token embeddings and head out of training."""
     for part in (model.network.get_input_embeddings(), model.network.lm_head):
         part.requires_grad_(False)
-
-
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, the fused kernel where it exists."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = config.fused and parameters[0].device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
-
-
-def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Linear warmup, then a cosine to `floor` times the peak at the last step, or constant. `step` counts from 0."""
-    warmup = min(config.warmup(total_steps), total_steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - warmup) / max(1, total_steps - 1 - warmup)
-    return config.learning_rate * (
-        config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give all parameter groups a learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
 
 
 def is_sharded(accelerator: Any) -> bool:

@@ -107,7 +107,7 @@ class GrpoConfig:
             a whole step of Adam from each of its few noisy gradients (ours; DiffuCoder trains all). With lora they never train.
         lora: see LoraConfig; null = all weights train. The reference is then the model with the adapter off: no copy of
             it is held, and it never moves (reference_sync 0).
-        precision, attention, activation_checkpointing: as in the other stages.
+        precision, attention, activation_checkpointing, kernels: as in the other stages.
         evaluate_every: steps between evaluations on the held-out prompts; 0 = only before and after.
         evaluate_prompts: held-out prompts used.
         checkpoint_every, keep_checkpoints: as in the other stages.
@@ -141,6 +141,7 @@ class GrpoConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False
+    kernels: Literal["none", "liger"] = "none"
     evaluate_every: int = 0
     evaluate_prompts: int = 64
     checkpoint_every: int = 50
@@ -166,6 +167,8 @@ class GrpoConfig:
             raise UserError(
                 f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0{' --set reference_alpha=1' if self.reference_alpha != 1 else ''}"
             )
+        if self.lora is not None:
+            self.lora.base(self.precision)
         if not 0 < self.reference_alpha <= 1:
             raise UserError(
                 f"reference_alpha = {self.reference_alpha} must be above 0 and at most 1 (a copy); for a reference that stays use reference_sync 0"
