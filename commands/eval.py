@@ -79,6 +79,7 @@ def evaluate(
     infill_lengths: options.InfillLengths = None,
     assignments: options.Set = None,
     batch_size: options.BatchSize = 8,
+    nproc: options.NProc = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
@@ -100,6 +101,7 @@ def evaluate(
     from dcoder_cli.benchmarks import protocols, sweep
     from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Settings
+    from dcoder_cli.training import launcher
 
     known = config.build(Settings, {key: settings.pop(key) for key in ("temperature", "seed") if key in settings})
     if "temperature" in written:
@@ -111,6 +113,7 @@ def evaluate(
         known.seed, batch_size, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
+    launcher.spread(nproc, device)
 
     def progress(label: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:
         with console.bar(label, total, quiet=json) as bar:

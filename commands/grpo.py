@@ -26,6 +26,7 @@ NEEDS = (
         ("resume", "track", "run_name"), lambda call: not call["variance"],
         "--measure-variance trains nothing; leave it out",
     ),
+    Needs(("nproc",), lambda call: not call["variance"], "--measure-variance runs in one process; leave it out"),
     Needs(  # one's own is measured beside ours
         ("estimator",), lambda call: not call["variance"] or call["estimator"] not in ESTIMATORS,
         "--measure-variance measures all of ours; leave it out",
@@ -69,6 +70,7 @@ def grpo(
         typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks [32]."),
     ] = None,
     unsafe_exec: options.UnsafeExec = False,
+    nproc: options.NProc = None,
     device: options.Device = None,
     track: options.Track = None,
     run_name: options.RunName = None,
@@ -84,7 +86,7 @@ def grpo(
 
       dcoder grpo --measure-variance --model runs/sft/checkpoints/last --data data/rl --out variance
     """
-    from dcoder_cli.training import launch
+    from dcoder_cli.training import launch, launcher
     from dcoder_cli.training.grpo.config import GrpoConfig
 
     written = options.given(context)
@@ -96,6 +98,9 @@ def grpo(
     merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
     options.refuse_unused(written, {**context.params, "rewards": resolved.rewards}, NEEDS)
+    launcher.spread(nproc, device, launch.launch_section(chosen))
+    if variance and console.world_size() > 1:
+        raise UserError("--measure-variance runs in one process; start it without a launcher")
     if variance:
         return _measure(asked, out, resolved, 32 if draws is None else draws, device, unsafe_exec, json)
     from dcoder_cli.analysis.arness import arness

@@ -24,6 +24,7 @@ def train_stage(
     config: options.Config = None,
     settings: options.Set = None,
     resume: options.Resume = False,
+    nproc: options.NProc = None,
     device: options.Device = None,
     track: options.Track = None,
     run_name: options.RunName = None,
@@ -35,17 +36,20 @@ def train_stage(
 
       dcoder train-stage 1 --preset gpu-80gb --model start-1.5b --data shards --out runs/adapt
 
+      dcoder train-stage 1 --preset 8x80gb --nproc 8 --model start-7b --data shards --out runs/adapt
+
       dcoder train-stage 1 --out runs/adapt --resume
 
       dcoder train-stage 1 --config runs/adapt/config.yaml --set seed=1 --out runs/again
     """
-    from dcoder_cli.training import launch
+    from dcoder_cli.training import launch, launcher
     from dcoder_cli.training.config import StageConfig, stage_number
 
     number = stage_number(stage)
     chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name)
     asked = launch.resolve(number, f"train-stage {stage}", chosen)
     resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
+    launcher.spread(nproc, device, launch.launch_section(chosen))
     from dcoder_cli.training.denoise import train
     from dcoder_cli.training.evaluation import told
 

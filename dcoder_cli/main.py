@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import time
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from dcoder_cli import __version__
-from dcoder_cli.base.errors import StoppedByUser, UserError, WorkFailed, one_line
+from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
 
 
@@ -63,6 +65,7 @@ class LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # a command that can be gone on with says how
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher passes on what the terminal has sent already
             raise StoppedByUser("stopped before the end") from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -95,9 +98,6 @@ def _root(
     """Train, sample, measure and score masked-diffusion language models for code."""
 
 
-_STOPPED = 130  # as a shell tells of Ctrl-C, and typer where nothing says how to go on
-
-
 def main() -> None:
     """Run the command line: exit 0, 1 (the work failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
@@ -107,7 +107,7 @@ def main() -> None:
     except UserError as error:
         _fail(one_line(error), 2)
     except StoppedByUser as error:
-        _fail(one_line(error), _STOPPED)
+        _fail(one_line(error), STOPPED)
     except WorkFailed as error:
         _fail(one_line(error), 1)
     except BrokenPipeError:
@@ -128,7 +128,15 @@ def _show_usage_error(error: Any, file: Any = None) -> None:
     print(f"error: {message}; see `{where} --help`", file=file or sys.stderr)
 
 
+_GRACE = 3.0  # seconds in which the first process would have failed too, if what is wrong is wrong for all
+
+
 def _fail(message: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+    """Say what is wrong, once: the first process, or the one that it is wrong for, when the launcher has not ended it by then."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and code != STOPPED:
+        time.sleep(_GRACE)
+        print(f"error: process {rank}: {message}", file=sys.stderr)
+    elif not rank:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

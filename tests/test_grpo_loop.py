@@ -210,11 +210,11 @@ def test_nothing_passes_where_no_reward_knows_right_from_wrong(place: Path, tmp_
     assert rewards([line for line in lines if "reward" in line])
 
 
-def test_one_completion_stays_where_all_teach_nothing() -> None:
+def test_completions_that_teach_nothing_are_left_out() -> None:
     from dcoder_cli.training.grpo.step import _taught
 
     free, bound = GrpoConfig(kl_coef=0.0), GrpoConfig()
-    assert _taught(torch.zeros(4), free) == [0] and _taught(torch.zeros(4), bound) == [0, 1, 2, 3]
+    assert _taught(torch.zeros(4), free) == [] and _taught(torch.zeros(4), bound) == [0, 1, 2, 3]
     assert _taught(torch.tensor([0.0, 1.0, 0.0, -1.0]), free) == [1, 3]
 
 

@@ -9,6 +9,9 @@ class WorkFailed(RuntimeError):
     """The input was right but the work could not be done. One line. Exit code 1."""
 
 
+STOPPED = 130  # as a shell tells of Ctrl-C, and typer where nothing says how to go on
+
+
 class StoppedByUser(WorkFailed):
     """Ctrl-C, or a polite kill, ended the work. One line: how to go on. Exit code 130, as of every stopped command."""
 

@@ -86,6 +86,12 @@ Config = Annotated[
     ),
 ]
 Shards = Annotated[str | None, typer.Option("--data", help="Folder that `dcoder tokenize` wrote, of the stage's kind.")]
+NProc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", help="Processes on this machine, one a GPU; sharded where the preset's launch section says so [1]."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")]
 Track = Annotated[
     str | None,

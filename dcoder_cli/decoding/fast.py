@@ -14,6 +14,7 @@ Shapes: B rows, N candidates of all rows, n of one row, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def denoise(
             draws = [source.draw() if row in candidates else _NOTHING for row, source in enumerate(sources)]
             hidden_ND = evaluator.hidden(candidates)
             proposal = propose(
-                model, settings, rule, lambda some, at=hidden_ND: model.head(at[some]), candidates, draws,
+                model, settings, rule, partial(_head, model, hidden_ND), candidates, draws,
                 topk_columns(rows, candidates, settings),
                 measured=observer is not None or settings.commit != "schedule",
             )  # fmt: skip
@@ -97,6 +98,10 @@ def denoise(
         if all(finished):
             break
     return rows
+
+
+def _head(model: Model, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
+    return model.head(hidden_ND[some])
 
 
 _NOTHING = Draws(torch.empty(0), torch.empty(0), torch.empty(0))

@@ -104,7 +104,7 @@ def first_step(model: Model, requests: Sequence[Request], settings: Settings) ->
     scores = []
     for row, places in enumerate(rows.places):
         best = []
-        for some in places.to(model.device).split(chunk_size(model, settings)):
+        for some in torch.split(places.to(model.device), chunk_size(model, settings)):
             logits_nV = model.head(hidden_BLD[row, some])
             logits_nV[:, model.ids.mask] = -torch.inf  # as the sampler, which never commits a mask
             best.append(torch.log_softmax(logits_nV, dim=-1).max(dim=-1).values)

@@ -186,18 +186,20 @@ def _in_chunks(
         parts.append(judge(raw_nV, here, keys=likely))
         owns.append(_own(raw_nV, parts[-1][0]))
         del raw_nV
-    tokens_N, scores_N = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    tokens_N, scores_N = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     own = Own(*(torch.cat([getattr(one, name) for one in owns]) for name in ("confidence_N", "best_N", "entropy_N")))
     if likely:
         return tokens_N, scores_N, torch.cat([part[2] for part in parts if part[2] is not None]), own
     if not judge.may_tie:
         return tokens_N, scores_N, None, own
-    tied_N = torch.cat([_equal(part) for part in scores_N.split([len(places) for places in candidates.values()])])
+    tied_N = torch.cat(
+        [_equal(part) for part in torch.split(scores_N, [len(places) for places in candidates.values()])]
+    )
     tied = tied_N.nonzero()[:, 0]
     if not len(tied):
         return tokens_N, scores_N, None, own
     keys_N = torch.zeros_like(scores_N)
-    for some in tied.split(size):
+    for some in torch.split(tied, size):
         keys_N[some] = judge.keys(logits_at(some), some.cpu(), tokens_N[some])
     return tokens_N, scores_N, keys_N, own
 

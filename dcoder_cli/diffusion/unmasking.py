@@ -64,7 +64,7 @@ def _beyond_nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
     if count < vocabulary:
         flat = (top_NK.sum(dim=-1) <= top_p).nonzero()[:, 0]
         # A sort takes four more copies of what it sorts, values, indices and sums: an eighth of the rows at a time.
-        for some in flat.split(max(1, len(logits_NV) // 8)):
+        for some in torch.split(flat, max(1, len(logits_NV) // 8)):
             sorted_nV, index_nV = torch.sort(probabilities_NV[some], dim=-1, descending=True, stable=True)
             beyond_NV[some] = torch.empty_like(index_nV, dtype=torch.bool).scatter_(
                 -1, index_nV, _past(sorted_nV, top_p)

@@ -6,7 +6,7 @@ Everywhere outside this file row i of hidden states and logits predicts token i.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -277,17 +277,29 @@ def load(
     Raises:
         UserError: the checkpoint is missing, truncated, of an unknown kind or without a mask token.
     """
+    place = choose_device(device)
+    model = skeleton(path, place, attention)
+    folder = checkpoint.find(model.name)
+    number = choose_dtype(dtype, model.config, place)
+    fill(model.network, adapters.read_weights(folder, model.layout, place, number), model.name)
+    return model
+
+
+def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") -> Model:
+    """A checkpoint as `load` gives it, with weights on the meta device, float32 and without values.
+
+    Raises:
+        UserError: as `load`, for all but the weights.
+    """
     name = str(path)
     folder = checkpoint.find(name)
     config = checkpoint.read_config(folder)
     layout = layout_of(config, name)
     tokenizer = checkpoint.read_tokenizer(folder)
     ids, findings = resolve(config, tokenizer, layout.diffusion, name)
-    place = choose_device(device)
-    number = choose_dtype(dtype, config, place)
-    network = empty_network(config, layout, attention, place)
-    weights = adapters.read_weights(folder, layout, place, number)
-    fill(network, weights, name)
+    network = empty_network(config, layout, attention, device)
+    if network.config.tie_word_embeddings:
+        network.lm_head.weight = network.model.embed_tokens.weight
     answer_length = checkpoint.read_answer_length(folder)
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)
 
@@ -306,24 +318,36 @@ def empty_network(config: dict[str, Any], layout: Layout, implementation: str, d
     return network
 
 
-def fill(network: Any, weights: dict[str, Tensor], name: str) -> None:
-    """Put weights into an empty network, tying the head where the config says so. Raises UserError on a mismatch."""
-    if network.config.tie_word_embeddings:
-        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
-    expected = network.state_dict()
-    missing = sorted(set(expected) - set(weights))
-    extra = sorted(key for key in set(weights) - set(expected) if "rotary_emb" not in key)
+def check_weights(network: Any, shapes: Mapping[str, Sequence[int]], name: str) -> None:
+    """Whether weights of these shapes, by transformers key, are a network's. A tied head may be missing.
+
+    Raises:
+        UserError: one is missing, unknown or of another shape.
+    """
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    if network.config.tie_word_embeddings and "lm_head.weight" not in shapes:
+        del expected["lm_head.weight"]
+    missing = sorted(set(expected) - set(shapes))
+    extra = sorted(key for key in set(shapes) - set(expected) if "rotary_emb" not in key)
     if missing or extra:
         what = f"lacks {missing[0]!r}" if missing else f"has the unknown weight {extra[0]!r}"
         raise UserError(
             f"checkpoint {name!r} {what} ({len(missing)} missing, {len(extra)} unknown); its config and weights do not belong together"
         )
-    for key, value in expected.items():
-        if weights[key].shape != value.shape:
+    for key, shape in expected.items():
+        if tuple(shapes[key]) != shape:
             raise UserError(
-                f"weight {key!r} of {name!r} has shape {tuple(weights[key].shape)} but the config says {tuple(value.shape)}; "
+                f"weight {key!r} of {name!r} has shape {tuple(shapes[key])} but the config says {shape}; "
                 "its config and weights do not belong together"
             )
+
+
+def fill(network: Any, weights: dict[str, Tensor], name: str) -> None:
+    """Put weights into an empty network, tying the head where the config says so. Raises UserError on a mismatch."""
+    check_weights(network, {key: value.shape for key, value in weights.items()}, name)
+    if network.config.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    expected = network.state_dict()
     network.load_state_dict({key: weights[key] for key in expected}, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +80,47 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
     Raises:
         UserError: a file is truncated or no safetensors file.
     """
+    return dict(each_weight(folder, layout, device, dtype))
+
+
+def weight_shapes(folder: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights by transformers key, from the files' headers, in the order of `each_weight`.
+
+    Raises:
+        UserError: a file is truncated or no safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
-    weights: dict[str, Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    shapes[layout.to_ours(key)] = tuple(handle.get_slice(key).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise _broken(file, error) from None
+    return shapes
+
+
+def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its transformers key, read straight to `device` and cast to `dtype`, one at a time.
+
+    Raises:
+        UserError: a file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt", device=str(device)) as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    weights[layout.to_ours(key)] = handle.get_tensor(key).to(dtype)
+                    yield layout.to_ours(key), handle.get_tensor(key).to(dtype)
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again"
-            ) from None
-    return weights
+            raise _broken(file, error) from None
+
+
+def _broken(file: Path, error: Exception) -> UserError:
+    return UserError(f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again")
 
 
 def read_tokenizer(folder: Path) -> Any | None:
@@ -165,14 +193,47 @@ def write_into(
     """The parts of a checkpoint into an existing folder, without atomicity: the caller has it. No weights: the rest alone."""
     from huggingface_hub import save_torch_state_dict
 
-    stored: dict[str, Tensor] = {}
+    names = stored_names(weights, config, layout)
+    stored = {name: weights[key].detach().contiguous() for name, key in names.items()}
+    save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
+    write_beside(folder, config, tokenizer, answer_length)
+
+
+def stored_names(weights: Iterable[str], config: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+    """Stored name -> transformers key of the weights to store: a tied head is stored once."""
     tied = layout.to_config(config).get("tie_word_embeddings")
-    for key, value in weights.items():
-        if key == "lm_head.weight" and tied:
-            continue
-        stored[layout.to_stored(key)] = value.detach().contiguous()
-    if stored:
-        save_torch_state_dict(stored, str(folder), max_shard_size=_SHARD_SIZE, metadata={"format": "pt"})
+    return {layout.to_stored(key): key for key in weights if not (tied and key == "lm_head.weight")}
+
+
+def write_weights(folder: Path, shapes: Mapping[str, Tensor], whole: Callable[[str], Tensor], writes: bool) -> None:
+    """Weights that no process has whole, into files of at most 5 GB, one file's in memory at a time.
+
+    Args:
+        folder: exists, for the process that writes.
+        shapes: stored name -> a tensor of its shape and format, without values.
+        whole: gathers one; every process calls it for every name, in the same order.
+        writes: whether this process is the one that does.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=_SHARD_SIZE)
+    for file, names in plan.filename_to_tensors.items():
+        kept = {}
+        for name in names:
+            value = whole(name)
+            if writes:
+                kept[name] = value.detach().cpu().contiguous()
+            del value
+        if writes:
+            save_file(kept, folder / file, metadata={"format": "pt"})
+    if writes and plan.is_sharded:
+        index = {"metadata": {"format": "pt", **plan.metadata}, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_beside(folder: Path, config: Mapping[str, Any], tokenizer: Any | None, answer_length: int | None) -> None:
+    """What a checkpoint holds beside its weights: config.json, generation_config.json, the tokenizer."""
     write_json(folder / "config.json", dict(config))
     generation = {
         key: config[key]

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dcoder_cli.base import console
-from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.base.runs import RunFolder
-from dcoder_cli.model import kernels
+from dcoder_cli.model import checkpoint, kernels
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import optimizers, saving, setup, tracking
+from dcoder_cli.training import optimizers, saving, setup, sharded, tracking
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -35,15 +37,23 @@ class Stop:
         self.asked = False
 
 
+_SAME = 1.0  # seconds (ours)
+
+
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second one stops at once."""
-    stop = Stop()
+    """SIGINT and SIGTERM ask to stop; a second one stops at once.
+
+    Within a moment of the first it is the same one: a launcher passes on what the terminal has sent to all.
+    """
+    stop, asked_at = Stop(), 0.0
 
     def ask(number: int, frame: Any) -> None:
-        if stop.asked:
+        nonlocal asked_at
+        if not stop.asked:
+            stop.asked, asked_at = True, time.monotonic()
+        elif time.monotonic() - asked_at > _SAME:
             raise KeyboardInterrupt
-        stop.asked = True
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -75,7 +85,9 @@ class Context:
         record: for config.yaml, of `record.make`; `begin` writes it.
         track: where the run is tracked, or None.
         preset: the preset that `config` began with, or None.
+        sharded: whether weights are spread over the processes; see sharded.py.
         model: set by `load_model`, float32 on the CPU until `prepare` moves it.
+        weights_from: set by `load_model`: the checkpoint that it is.
         module, optimizer: set by `prepare`: what the loop calls, as Accelerate wraps it.
         state: what a checkpoint carries for the loop; plain numbers, lists and dicts.
     """
@@ -90,10 +102,12 @@ class Context:
     record: dict[str, Any]
     track: Tracking | None
     preset: records.Preset | None
+    sharded: bool
     model: Model = field(init=False)
     module: Any = field(init=False)
     optimizer: Any = field(init=False)
     state: dict[str, Any] = field(init=False)
+    weights_from: Path = field(init=False)
     _stop: Stop = field(init=False, default_factory=Stop)
 
     @classmethod
@@ -121,12 +135,19 @@ class Context:
         if resume:
             records.check_resumed(folder.config(), record)
         start = folder.last() if resume else 0
+        spread = sharded.asked()
         accelerator = setup.make_accelerator(config.precision, device, track.tracker if track else None, folder.path)
-        return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset)
+        spread = spread and accelerator.num_processes > 1
+        if spread and isinstance(config, StageConfig) and config.compile:
+            raise UserError("compile does not run under FSDP; use --set compile=false")
+        return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset, spread)
 
     def load_model(self, name: str) -> Model:
         """The model to train: `name`, or the run's last checkpoint. Raises UserError, see `setup.load_model`."""
-        self.model = setup.load_model(self.accelerator, self.folder, self.resume, name, self.config, self.stage)
+        self.model = setup.load_model(
+            self.accelerator, self.folder, self.resume, name, self.config, self.stage, self.sharded
+        )
+        self.weights_from = self.last_checkpoint() if self.start else checkpoint.find(name)
         return self.model
 
     def prepare(self, module: nn.Module, state: Mapping[str, Any]) -> None:
@@ -139,17 +160,34 @@ class Context:
         Raises:
             UserError: the attention cannot run here, or the checkpoint is damaged.
         """
-        self.model.to(self.accelerator.device)
-        setup.set_attention(self.model, self.config.attention, self.accelerator.device)
+        device = self.accelerator.device
+        setup.set_attention(self.model, self.config.attention, device)
+        if not self.sharded:
+            self.model.to(device)
         if self.config.kernels == "liger":
             kernels.use_liger(self.model)
         if self.config.activation_checkpointing:
             self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = optimizers.make_optimizer(module, self.config.optimizer)
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.sharded:
+            sharded.shard(module, self.model, self.config.precision, device)
+            sharded.receive(module, self.model, self.weights_from)
+            self.module, self.optimizer = module, optimizers.make_optimizer(module, self.config.optimizer)
+        else:
+            optimizer = optimizers.make_optimizer(module, self.config.optimizer)
+            self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.state = dict(state)
         if self.start:
-            self.state = saving.load_training_state(self.accelerator, self.last_checkpoint(), self.optimizer)
+            self.state = saving.load_training_state(self.last_checkpoint(), self.module, self.optimizer)
+
+    def collecting(self, last: bool) -> AbstractContextManager[Any]:
+        """Around the backward pass of a micro-batch: gradients meet at the step's last one.
+
+        Sharded ones meet at each: a process has no room for the whole gradients.
+        """
+        if last or self.sharded:
+            return nullcontext()
+        found: AbstractContextManager[Any] = self.accelerator.no_sync(self.module)
+        return found
 
     def last_checkpoint(self) -> Path:
         """The checkpoint that a resumed run goes on from."""
@@ -189,6 +227,10 @@ class Context:
         """A number summed over all processes."""
         return totals(self.accelerator, {"value": value})["value"]
 
+    def largest(self, value: int) -> int:
+        """A count's largest over all processes."""
+        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
+
     @contextmanager
     def running(self, total_steps: int, quiet: bool) -> Iterator[console.Bar]:
         """While the loop runs: a progress bar, stop signals heard, and the tracker closed at the end."""
@@ -217,7 +259,11 @@ class Context:
         settings = self.config.optimizer
         rate = optimizers.learning_rate(settings, step, total_steps)
         optimizers.set_learning_rate(self.optimizer, rate)
-        norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), settings.max_grad_norm or float("inf")))
+        most = settings.max_grad_norm or float("inf")
+        if self.sharded:
+            norm = sharded.clip_grad_norm(self.module, most)
+        else:
+            norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), most))
         broken = not (math.isfinite(loss) and math.isfinite(norm))
         seen = totals(self.accelerator, {"loss": loss, "grad_norm": norm, "broken": float(broken)})
         if seen["broken"]:

@@ -6,7 +6,6 @@ number of processes and accumulation steps: sums are divided by the global denom
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,8 +139,7 @@ def train(
             # 2. Forward and backward, gradients synchronised once.
             loss_sum = torch.zeros((), device=accelerator.device)
             for index, example in enumerate(examples):
-                sync = index == len(examples) - 1
-                with contextlib.nullcontext() if sync else accelerator.no_sync(module):
+                with context.collecting(last=index == len(examples) - 1):
                     with accelerator.autocast():
                         losses_N = token_losses(
                             module, example, pattern_LL, stage == 0, config.isolate_documents, accelerator.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,3 +167,18 @@ def _tracking(options: LaunchOptions, before: dict[str, str] | None) -> Tracking
             f"--run-name {options.run_name!r} cannot change on resuming: the run began as {before['name']!r}; leave it out"
         )
     return Tracking(options.track or before["tracker"], before["name"], before["id"])
+
+
+def launch_section(options: LaunchOptions) -> dict[str, Any]:
+    """The launch section, an Accelerate configuration, of the preset, or of the one that a run to be resumed began with.
+
+    Empty where there is none.
+    """
+    name = options.preset
+    if options.resume and (options.out / "environment.json").is_file():
+        starts = json.loads((options.out / "environment.json").read_text(encoding="utf-8")).get("starts", [])
+        name = next((start["preset"] for start in starts if start.get("preset")), None)
+    if name is None:
+        return {}
+    found: dict[str, Any] = presets.load(name).get("launch") or {}
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from dcoder_cli.base.files import atomic_folder, require_space, share
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import lora, optimizers
-from dcoder_cli.training.setup import is_sharded
+from dcoder_cli.training import lora, optimizers, sharded
+
+OPTIMIZER_PARTS = "optimizer"  # the folder of torch.distributed.checkpoint, of a sharded run
 
 
 def checkpoint_bytes(model: Model, copies: int = 0) -> int:
@@ -46,20 +48,14 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-N` and point `last` to it; all processes take part and wait for it.
 
-    `extra`: more files of `training/`, each a value for torch.save.
+    `extra`: more of `training/`: values for torch.save under file names, and sharded modules under folder names.
     """
     target = run.checkpoint(step)
-    weights = _full_weights(accelerator, module, model)
-    if is_sharded(accelerator):
-        # Every process writes its part of the optimiser; the folder is put in place by the first.
-        temporary = target.with_name(f".{target.name}.sharded.tmp")
-        accelerator.save_state(str(temporary / "training" / "accelerate"))
-        if accelerator.is_main_process:
-            _write_parts(temporary, model, weights, state, stage)
-            share(temporary)
-            temporary.rename(target)
+    if sharded.is_sharded(module):
+        _save_sharded(accelerator, run, target, module, model, optimizer, state, stage, extra or {})
     elif accelerator.is_main_process:
         require_space(run.path, checkpoint_bytes(model, len(extra or {})), "a checkpoint")
+        weights = _full_weights(accelerator, module, model)
         with atomic_folder(target) as temporary:
             (temporary / "training").mkdir()
             files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
@@ -67,46 +63,85 @@ def save_checkpoint(
                 lora.write_adapter(model, temporary)
             for name, value in files.items():
                 torch.save(value, temporary / "training" / name)
-            _write_parts(temporary, model, weights, state, stage)
+            config = model.stored_config(stage=stage)
+            checkpoints.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
+            _write_state(temporary, state)
     if accelerator.is_main_process:
         run.link("last", step)
     accelerator.wait_for_everyone()
     return target
 
 
-def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
-    """By transformers key, adapters merged; under FSDP every process takes part and the first has them.
-
-    Empty where a checkpoint holds the adapter alone.
-    """
-    if model.adapter is not None:
-        wanted = model.adapter.save_merged and accelerator.is_main_process
-        return dict(lora.merged_weights(model)) if wanted else {}
-    full = accelerator.get_state_dict(module)
-    return {key.removeprefix("model.network."): value for key, value in full.items()} if full else {}
-
-
-def _write_parts(folder: Path, model: Model, weights: dict[str, Any], state: Mapping[str, Any], stage: str) -> None:
+def _save_sharded(
+    accelerator: Any,
+    run: RunFolder,
+    target: Path,
+    module: Any,
+    model: Model,
+    optimizer: Any,
+    state: Mapping[str, Any],
+    stage: str,
+    extra: Mapping[str, Any],
+) -> None:
+    """Weights gathered one by one for the first process; the optimiser in parts, one of each process."""
+    first = bool(accelerator.is_main_process)
+    temporary = target.with_name(f".{target.name}.sharded.tmp")
+    if first:
+        require_space(run.path, checkpoint_bytes(model, len(extra)), "a checkpoint")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed in here
+        (temporary / "training").mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    for one in (module, *extra.values()):
+        sharded.at_rest(one)
     config = model.stored_config(stage=stage)
-    checkpoints.write_into(folder, config, weights, model.layout, model.tokenizer, model.answer_length)
+    weights = model.network.state_dict()
+    names = checkpoints.stored_names(weights, config, model.layout)
+    shapes = {
+        name: torch.empty(weights[key].shape, dtype=weights[key].dtype, device="meta") for name, key in names.items()
+    }
+    checkpoints.write_weights(temporary, shapes, lambda name: sharded.whole_of(weights[names[name]]), first)
+    sharded.save_optimizer(temporary / "training" / OPTIMIZER_PARTS, module, optimizer)
+    for name, one in extra.items():
+        sharded.save_weights(temporary / "training" / name, one)
+    accelerator.wait_for_everyone()
+    if first:
+        checkpoints.write_beside(temporary, config, model.tokenizer, model.answer_length)
+        _write_state(temporary, state)
+        share(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+
+
+def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
+    """By transformers key, adapters merged. Empty where a checkpoint holds the adapter alone."""
+    if model.adapter is not None:
+        return dict(lora.merged_weights(model)) if model.adapter.save_merged else {}
+    full = accelerator.get_state_dict(module)
+    return {key.removeprefix("model.network."): value for key, value in full.items()}
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
     (folder / "training").mkdir(exist_ok=True)
     torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / "training" / "state.pt")
 
 
-def load_training_state(accelerator: Any, folder: Path, optimizer: Any) -> dict[str, Any]:
-    """Optimiser, RNG and counters of a checkpoint. The weights were loaded with the model, or come with the shards.
+def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, Any]:
+    """Optimiser, RNG and counters of a checkpoint, saved on any number of processes, sharded or not.
+
+    The weights were loaded with the model.
 
     Raises:
         UserError: the checkpoint's training state is damaged.
     """
+    training = folder / "training"
     try:
-        if is_sharded(accelerator):
-            accelerator.load_state(str(folder / "training" / "accelerate"))
+        if (training / OPTIMIZER_PARTS).is_dir():
+            sharded.load_optimizer(training / OPTIMIZER_PARTS, module, optimizer)
         else:
-            optimizer.load_state_dict(
-                torch.load(folder / "training" / "optimizer.pt", map_location="cpu", weights_only=True)
-            )
-        state: dict[str, Any] = torch.load(folder / "training" / "state.pt", map_location="cpu", weights_only=True)
+            value = torch.load(training / "optimizer.pt", map_location="cpu", weights_only=True)
+            optimizer.load_state_dict(sharded.spread_state(value, optimizer) if sharded.is_sharded(module) else value)
+        state: dict[str, Any] = torch.load(training / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); remove that folder to resume from the one before"

@@ -10,7 +10,7 @@ import torch
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import kernels
-from dcoder_cli.model.backbone import Model, check_attention, load
+from dcoder_cli.model.backbone import Model, check_attention, load, skeleton
 from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -53,9 +53,17 @@ def _check_tracker(track: str) -> None:
 
 
 def load_model(
-    accelerator: Any, run: RunFolder, resume: bool, name: str, config: StageConfig | GrpoConfig, stage: int
+    accelerator: Any,
+    run: RunFolder,
+    resume: bool,
+    name: str,
+    config: StageConfig | GrpoConfig,
+    stage: int,
+    spread: bool,
 ) -> Model:
     """The model to train, float32 on the CPU: `name`, or the run's last checkpoint when resuming.
+
+    Where weights are `spread` over processes they are left on the meta device; `Context.prepare` fills them.
 
     With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged. Its
     frozen weights are read straight into the format that they are held in.
@@ -68,12 +76,14 @@ def load_model(
     kernels.check(config.kernels, accelerator.device)
     last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
-        model = load(last or name, device="cpu", dtype="float32")
+        model = (
+            skeleton(last or name, torch.device("cpu")) if spread else load(last or name, device="cpu", dtype="float32")
+        )
         model.name = name
         return model
     lora.check(config.lora, config.precision, stage, accelerator.device)
-    if is_sharded(accelerator):
-        raise UserError("lora is not made for FSDP and DeepSpeed; launch it with DDP (--multi_gpu)")
+    if spread:
+        raise UserError("lora does not run under FSDP; launch it with DDP (distributed_type: MULTI_GPU)")
     held = lora.base_dtype(config.lora, config.precision, last)
     try:
         model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
@@ -99,8 +109,3 @@ def freeze_embeddings(model: Model) -> None:
     """Leave token embeddings and head out of training."""
     for part in (model.network.get_input_embeddings(), model.network.lm_head):
         part.requires_grad_(False)
-
-
-def is_sharded(accelerator: Any) -> bool:
-    """Whether weights or optimiser states are spread over processes (FSDP, DeepSpeed)."""
-    return str(accelerator.distributed_type).rsplit(".", 1)[-1] in ("FSDP", "DEEPSPEED")

@@ -134,6 +134,12 @@ class EntryLogProbs(nn.Module):
         return logits_uV[entry_e, target_e] - torch.logsumexp(logits_uV, dim=-1)[entry_e]
 
 
+def smallest(device: torch.device) -> dict[str, Tensor | None]:
+    """Arguments of a forward of one token, which makes a sharded module ready to be gathered."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    return {"ids_RL": zero[None], "attention_RL": None, "row_E": zero, "place_E": zero, "target_E": zero}
+
+
 def log_probabilities(module: Any, plan: Plan, device: torch.device) -> Tensor:
     """The estimate for every completion token, [B, N]; 0 where a token does not count or no pass masked it."""
     attention_RL = None if plan.attention_RL is None else plan.attention_RL.to(device)

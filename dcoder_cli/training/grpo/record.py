@@ -124,7 +124,7 @@ def step_metrics(accelerator: Any, done: StepResult, config: GrpoConfig, monitor
     for name in ("loss", "kl", "clipped_low", "clipped_high"):
         metrics[name] = seen[f"update: {name}"] / (done.divisor * config.inner_iterations)
     # A completion that the updates leave out has neither loss, KL nor clipping; its ratio was never computed.
-    metrics["ratio"] = seen["update: ratio"] / seen["update: units"]
+    metrics["ratio"] = seen["update: ratio"] / seen["update: units"] if seen["update: units"] else 1.0
     updates = config.prompts_per_step * config.group_size * config.inner_iterations
     metrics["skipped"] = 1 - seen["update: completions"] / updates
     metrics["grad_norm"] = grad_norm / config.inner_iterations

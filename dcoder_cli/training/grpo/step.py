@@ -11,7 +11,6 @@ one on more processes, is the same run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -25,9 +24,10 @@ from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import make_passes
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.training import sharded
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.grpo.config import GrpoConfig
-from dcoder_cli.training.grpo.estimate import EntryLogProbs, Plan, log_probabilities, plan_rows, scored_mask
+from dcoder_cli.training.grpo.estimate import EntryLogProbs, Plan, log_probabilities, plan_rows, scored_mask, smallest
 from dcoder_cli.training.grpo.loss import advantages, grpo_loss, units
 from dcoder_cli.training.grpo.record import Clock, StepResult, UpdateSums
 from dcoder_cli.training.grpo.reference import move_reference
@@ -56,7 +56,10 @@ class Learner:
 
 @dataclass
 class Part:
-    """A micro-batch of one update. `old_bL` None: the update's own log-probabilities; `reference_bL` None: no KL term."""
+    """A micro-batch of one update. `old_bL` None: the update's own log-probabilities; `reference_bL` None: no KL term.
+
+    `counts` False: it weighs nothing, and only keeps step with the other processes.
+    """
 
     completions: int
     plan: Plan
@@ -64,6 +67,7 @@ class Part:
     scored_bL: Tensor
     old_bL: Tensor | None = None
     reference_bL: Tensor | None = None
+    counts: bool = True
 
 
 def take_step(learner: Learner, step: int, total_steps: int) -> StepResult:
@@ -94,8 +98,14 @@ def take_step(learner: Learner, step: int, total_steps: int) -> StepResult:
 
     # 3. Fresh masks for every update, the same ones for the new, the old and the reference log-probabilities.
     micro_batches = [taught[place : place + config.micro_batch] for place in range(0, len(taught), config.micro_batch)]
+    # Every backward pass, and of a sharded module every forward, is a collective: who has less to teach runs some of no weight.
+    most = context.largest(len(micro_batches)) if context.sharded else 1
+    idle = max(0, most - len(micro_batches))
     updates = [
-        [_part(learner, rollouts, advantages_B, places, step, inner) for places in micro_batches]
+        [
+            *(_part(learner, rollouts, advantages_B, places, step, inner) for places in micro_batches),
+            *(_part(learner, rollouts, advantages_B, [0], step, inner, counts=False) for _ in range(idle)),
+        ]
         for inner in range(config.inner_iterations)
     ]
     model.train()  # adds nothing (there is no dropout), but activation checkpointing needs it
@@ -106,6 +116,8 @@ def take_step(learner: Learner, step: int, total_steps: int) -> StepResult:
         with adapter_off(model):
             for part in chain(*updates):
                 part.reference_bL = _frozen(accelerator, reference, part.plan)
+        if context.sharded:
+            sharded.at_rest(reference)
     clock.lap("reference")
 
     # 4. The updates: gradients of all micro-batches, judged over all processes before any weight moves.
@@ -113,22 +125,24 @@ def take_step(learner: Learner, step: int, total_steps: int) -> StepResult:
     for parts in updates:
         loss_sum = 0.0
         for index, part in enumerate(parts):
-            with nullcontext() if index == len(parts) - 1 else accelerator.no_sync(module):
+            with context.collecting(last=index == len(parts) - 1):
                 with accelerator.autocast():
                     logp_bL = log_probabilities(module, part.plan, accelerator.device)
                 loss = grpo_loss(
                     logp_bL, logp_bL.detach() if part.old_bL is None else part.old_bL, part.reference_bL,
                     part.advantages_b, part.scored_bL, config.clip, config.kl_coef, config.loss_normaliser,
                 )  # fmt: skip
-                accelerator.backward(loss.loss / divisor * context.processes)  # averaged over processes by DDP
-            sums.add(loss, part.completions)
-            loss_sum += float(loss.loss.detach()) / divisor
+                # Gradients are averaged over processes.
+                accelerator.backward(loss.loss / divisor * context.processes if part.counts else loss.loss * 0.0)
+            if part.counts:
+                sums.add(loss, part.completions)
+                loss_sum += float(loss.loss.detach()) / divisor
         update = context.update(step, total_steps, loss_sum)
         sums.grad_norm += update.grad_norm
         # The reference may move between two updates on one rollout: the next rollout is the first to see it.
         context.state["updates"] += 1
         if reference is not None and config.reference_sync and context.state["updates"] % config.reference_sync == 0:
-            move_reference(reference.model, model, config.reference_alpha)
+            move_reference(reference, model, config.reference_alpha)
     clock.lap("update")
     return StepResult(rollouts, chosen, sums, divisor, update.learning_rate, clock)
 
@@ -138,11 +152,12 @@ def _sampled(learner: Learner, step: int, first: int, chosen: Sequence[int], clo
     context, config = learner.context, learner.config
     share = f"{context.accelerator.process_index + 1}-of-{context.processes}"
     kept = context.folder.path / "rollouts" / f"step-{step}-{share}.jsonl"
-    if kept.is_file():
-        return load_rollouts(kept)
     context.model.eval()
     prompts, ids = [learner.prompts[index] for index in chosen], [learner.prompt_ids[index] for index in chosen]
-    with context.accelerator.autocast():
+    # Entered and left by all together, whoever of them has kept rollouts; in between each decodes at its own pace.
+    with sharded.gathered(context.module, smallest(context.accelerator.device)), context.accelerator.autocast():
+        if kept.is_file():
+            return load_rollouts(kept)
         rollouts = roll_out(
             context.model, prompts, ids, first * config.group_size, step, config, learner.rewarder,
             on_decoded=partial(clock.lap, "rollout"),
@@ -160,17 +175,21 @@ def _advantages(rollouts: Sequence[Rollout], config: GrpoConfig) -> list[float]:
 
 
 def _taught(advantages_B: Tensor, config: GrpoConfig) -> list[int]:
-    """Places of the completions that the updates need: without a KL term, an advantage of 0 has no gradient at all.
-
-    One stays in any case: every process has to take part in the backward pass.
-    """
+    """Places of the completions that the updates need: without a KL term, an advantage of 0 has no gradient at all."""
     if config.kl_coef > 0:
         return list(range(len(advantages_B)))
-    return advantages_B.nonzero()[:, 0].tolist() or [0]
+    taught: list[int] = advantages_B.nonzero()[:, 0].tolist()
+    return taught
 
 
 def _part(
-    learner: Learner, rollouts: Sequence[Rollout], advantages_B: Tensor, places: list[int], step: int, inner: int
+    learner: Learner,
+    rollouts: Sequence[Rollout],
+    advantages_B: Tensor,
+    places: list[int],
+    step: int,
+    inner: int,
+    counts: bool = True,
 ) -> Part:
     """A micro-batch with masks drawn for (step, inner iteration, completion)."""
     items = [rollouts[place] for place in places]
@@ -180,6 +199,7 @@ def _part(
         _plan(learner.context.model, items, learner.config, step, inner),
         advantages_B[places].to(device),
         scored_mask([item.completion for item in items]).to(device),
+        counts=counts,
     )
 
 

@@ -19,13 +19,13 @@ from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import try_estimator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import setup
+from dcoder_cli.training import setup, sharded
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.grpo.config import GrpoConfig
-from dcoder_cli.training.grpo.estimate import EntryLogProbs
+from dcoder_cli.training.grpo.estimate import EntryLogProbs, smallest
 from dcoder_cli.training.grpo.evaluation import evaluate
 from dcoder_cli.training.grpo.record import Monitor, StepResult, sample_record, step_metrics
-from dcoder_cli.training.grpo.reference import load_reference, make_reference
+from dcoder_cli.training.grpo.reference import REFERENCE_FILE, REFERENCE_PARTS, load_reference, make_reference
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.grpo.rollouts import check_sampling, encode_prompts, forget_rollouts
 from dcoder_cli.training.grpo.step import Learner, take_step
@@ -104,17 +104,16 @@ def train(
         state.setdefault("updates", context.start * config.inner_iterations)  # checkpoints of before it was counted
         learner = Learner(
             context, config, prompts, prompt_ids, RowOrder(len(prompts), config.seed), rewarder,
-            make_reference(model, config),
+            make_reference(context, config),
         )  # fmt: skip
         if context.start and learner.reference is not None and learner.reference_is_a_copy:
-            file = context.last_checkpoint() / "training" / "reference.pt"
-            load_reference(learner.reference, file, config.kl_coef)
+            load_reference(learner.reference, context.last_checkpoint() / "training", config.kl_coef)
         _begin(learner)
         total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
         began, stopped, after = time.perf_counter(), None, None
 
         if heldout and state["before"] is None:
-            before = evaluate(context.accelerator, model, heldout, heldout_ids, config, rewarder)
+            before = _evaluate(learner, heldout, heldout_ids)
             state["before"] = before
             context.log_heldout(0, before)
         step = context.start
@@ -133,7 +132,7 @@ def train(
                 # Evaluate, stop, checkpoint.
                 ends = step == total_steps
                 if heldout and (ends or (config.evaluate_every and step % config.evaluate_every == 0)):
-                    after = evaluate(context.accelerator, model, heldout, heldout_ids, config, rewarder)
+                    after = _evaluate(learner, heldout, heldout_ids)
                     context.log_heldout(step, after)
                 if context.stop_asked():
                     stopped = "asked"
@@ -150,10 +149,6 @@ def train(
 
 def _load(context: Context, model_name: str, config: GrpoConfig) -> Model:
     """The policy, float32 on the CPU. Raises UserError for a launch or a model that stage 4 cannot train."""
-    if setup.is_sharded(context.accelerator):
-        raise UserError(
-            "stage 4 decodes with the whole model on each process, which FSDP and DeepSpeed do not give; launch it with DDP (--multi_gpu)"
-        )
     if config.prompts_per_step % context.processes:
         raise UserError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the {context.processes} processes"
@@ -164,6 +159,13 @@ def _load(context: Context, model_name: str, config: GrpoConfig) -> Model:
             f"stage 4 trains a diffusion model but {model_name!r} is an AR checkpoint; convert and tune it first"
         )
     return model
+
+
+def _evaluate(learner: Learner, prompts: list[dict[str, Any]], ids: list[list[int]]) -> dict[str, float]:
+    """The held-out scores of the weights as they are."""
+    context = learner.context
+    with sharded.gathered(context.module, smallest(context.accelerator.device)):
+        return evaluate(context.accelerator, context.model, prompts, ids, learner.config, learner.rewarder)
 
 
 def _begin(learner: Learner) -> None:
@@ -202,7 +204,9 @@ def _log(learner: Learner, step: int, done: StepResult, metrics: dict[str, float
 def _save(learner: Learner, step: int) -> None:
     """A checkpoint, with the reference where it is a copy; the weights at hand have sampled no later rollout yet."""
     context, reference = learner.context, learner.reference
-    extra = {"reference.pt": reference.state_dict()} if reference is not None and learner.reference_is_a_copy else {}
+    extra: dict[str, Any] = {}
+    if reference is not None and learner.reference_is_a_copy:
+        extra = {REFERENCE_PARTS: reference} if context.sharded else {REFERENCE_FILE: reference.state_dict()}
     context.save(step, extra=extra)
     if context.is_first:
         forget_rollouts(context.folder.path / "rollouts", step)

@@ -1,0 +1,82 @@
+"""--nproc: the same command on several processes, its output, its exit codes, and who may ask for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import dcoder, make_model, make_shards, make_tokenizer, refused
+
+from dcoder_cli.base import presets
+from dcoder_cli.training.launcher import environment, without_nproc
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nproc")
+    tokenizer = make_tokenizer()
+    make_model(folder / "model", tokenizer=tokenizer)
+    make_shards(folder / "data", tokenizer)
+    return folder
+
+
+def asked(place: Path, out: Path, *more: str) -> list[str | Path]:
+    sets = ["--set=steps=4", "--set=global_batch=8", "--set=precision=fp32", "--device=cpu", "--json"]
+    return ["train-stage", "2", "--model", place / "model", "--data", place / "data", "--out", out, *sets, *more]
+
+
+def test_two_processes_by_one_option(place: Path, tmp_path: Path) -> None:
+    """One JSON document, the losses of one process, and its environment says two; a wrong input is one line and exit 2."""
+    alone = json.loads(dcoder(*asked(place, tmp_path / "one")).stdout)
+    done = dcoder(*asked(place, tmp_path / "two", "--nproc", "2"))
+    assert json.loads(done.stdout)["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["starts"][0]["processes"] == 2
+    wrong = dcoder(*asked(place, tmp_path / "three", "--nproc=2", "--set=global_batch=9"), check=False)
+    assert wrong.returncode == 2 and wrong.stderr.count("error: ") == 1 and "global_batch = 9" in wrong.stderr
+    assert (
+        "Traceback" not in wrong.stderr
+        and "torch.distributed" not in wrong.stderr
+        and not (tmp_path / "three").exists()
+    )
+
+
+def test_only_one_process_fails_and_says_so(tmp_path: Path) -> None:
+    """An error that the first process does not have is told by the one that has it."""
+    code = (
+        "import os, time\nfrom dcoder_cli import main\nfrom dcoder_cli.base.errors import UserError\n"
+        "main._GRACE = 0.1\nmain.app = lambda **_: (_ for _ in ()).throw(UserError('mine alone'))\nmain.main()\n"
+    )
+    for rank, told in (("0", "error: mine alone"), ("1", "error: process 1: mine alone")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"RANK": rank, "PATH": ""}, timeout=60
+        )
+        assert done.returncode == 2 and done.stderr.strip() == told
+
+
+def test_what_cannot_be_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--nproc 0 must be at least 1" in refused(*asked(place, tmp_path / "out", "--nproc", "0"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    told = refused(*[one for one in asked(place, tmp_path / "out", "--nproc", "4") if one != "--device=cpu"])
+    assert "--nproc 4 is more than the 3 GPUs here" in told
+    monkeypatch.setenv("RANK", "0")
+    assert "under a launcher" in refused(*asked(place, tmp_path / "out", "--nproc", "2"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_processes_are_told() -> None:
+    """The environment of Accelerate's launcher for the preset that shards; nothing for one that does not."""
+    told = environment(presets.load("8x80gb")["launch"])
+    assert told["ACCELERATE_USE_FSDP"] == "true" and told["FSDP_VERSION"] == "2"
+    assert told["FSDP_RESHARD_AFTER_FORWARD"] == "true"
+    assert environment(presets.load("gpu-24gb")["launch"]) == {} == environment({})
+    assert without_nproc(["a", "--nproc", "2", "-x", "--nproc=3", "--", "--nproc", "4"]) == [
+        "a",
+        "-x",
+        "--",
+        "--nproc",
+        "4",
+    ]
