@@ -66,7 +66,10 @@ def main(asked: dict[str, Any]) -> int:
         place = Path(name)
         tokenizer = make_tokenizer()
         shape = dict(SHAPES[asked["shape"]])
-        make_model(place / "model", tokenizer=tokenizer, context=4096, **shape)
+        make_model(place / "model", ar=asked.get("stage") == 0, tokenizer=tokenizer, context=4096, **shape)
+        said = json.loads((place / "model" / "config.json").read_text())
+        said.setdefault("dcoder", {})["stage"] = "sft"  # or LoRA would not train it
+        (place / "model" / "config.json").write_text(json.dumps(said))
         if asked["kind"] == "train":
             from dcoder_cli import load
             from dcoder_cli.training.denoise import train
@@ -86,17 +89,60 @@ def main(asked: dict[str, Any]) -> int:
             peak.start()
             with contextlib.suppress(Enough):
                 train(
-                    stage,
-                    str(place / "model"),
-                    str(place / "data"),
-                    str(place / "run"),
-                    config,
-                    device="cpu",
-                    quiet=True,
+                    stage, str(place / "model"), str(place / "data"), str(place / "run"), config, device="cpu", quiet=True,
                     on_step=on_step,
-                )
+                )  # fmt: skip
             return peak.stop()
+        if asked["kind"] == "generate":
+            from dcoder_cli import load
+            from dcoder_cli.decoding.requests import Settings
+            from dcoder_cli.decoding.sampler import decode
+
+            settings = build(Settings, asked["config"])
+            prompts = [[5 + (7 * row + at) % 200 for at in range(asked["prompt"])] for row in range(asked["rows"])]
+            peak.start()
+            decode(load(place / "model", device="cpu"), prompts, settings, batch_size=asked["rows"])
+            return peak.stop()
+        if asked["kind"] == "grpo":
+            return grpo(place, tokenizer, asked, peak)
         raise ValueError(asked["kind"])
+
+
+def grpo(place: Path, tokenizer: Any, asked: dict[str, Any], peak: Peak) -> int:
+    """Two steps of stage 4 with a reward of our own, from the model's reading to the second update's end."""
+    import hashlib
+
+    from dcoder_cli.base.config import build
+    from dcoder_cli.training.grpo.config import GrpoConfig
+    from dcoder_cli.training.grpo.train import train
+
+    (place / "memory_reward.py").write_text(
+        "def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n"
+    )
+    sys.path.insert(0, str(place))
+    data = place / "data"
+    data.mkdir()
+    text = "".join(
+        json.dumps({"task_id": f"t{i}", "prompt": "x = 1\n" * (asked["prompt"] // 6) + "y" * i}) + "\n"
+        for i in range(4)
+    )
+    (data / "prompts.jsonl").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    files = [{"file": "prompts.jsonl", "split": "train", "rows": 4, "sha256": digest}]
+    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+    plain = {"steps": 4, "rewards": {"memory_reward:vowels": 1.0}, "samples_every": 0, "checkpoint_every": 0}
+    config = build(GrpoConfig, plain, asked["config"])
+
+    def on_step(step: int, total: int, metrics: dict[str, float]) -> None:
+        if step == 2:
+            raise Enough
+
+    peak.start()
+    with contextlib.suppress(Enough):
+        train(
+            str(place / "model"), str(data), str(place / "run"), config, device="cpu", quiet=True, on_step=on_step
+        )  # fmt: skip
+    return peak.stop()
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def answer(asked: FitQuestion) -> FitAnswer:
         if spread == "one" and gpus > 1:
             spread = "fsdp"
         longest = max(1, shape.context - rows["question"])
-        case = Case(section, shape, _config(section, layer, asked.settings or {}, longest), spread, gpus, rows)
+        case = Case(section, shape, _config(section, layer, asked.settings or {}, longest), spread, gpus, rows, cpu)
         _check(case)
         fits[section] = fit(case, changed.gpu_memory_gb, cpu)
     return FitAnswer(name, changed, fits)
@@ -120,7 +120,7 @@ def _config(
     if section.startswith("stage"):
         return build(StageConfig, layer, settings, where=section)
     known = {"max_new_tokens": min(EVALUATED, longest)} if section == "eval" else {}
-    known |= {key: layer[key] for key in ("max_new_tokens", "mode") if key in layer}
+    known |= {key: layer[key] for key in ("max_new_tokens", "mode", "logits_mib") if key in layer}
     return build(Decoding, known, settings, where=section)
 
 

@@ -18,8 +18,9 @@ GIB = 1024**3
 # Tokens. pretrain: DiffuCoder B.1. sft: ours, the README's. prompt: of stage 4, the default of `tokenize rl`. question: of generate
 # and eval, ours: more than any of HumanEval's with its chat.
 ROWS = {"pretrain": 4096, "sft": 2048, "prompt": 200, "question": 512}
-LOGITS_BUDGET = 2 * GIB  # of decoding, on a GPU; see decoding/
-DECODED = {"exact": False, "fast": True}  # whether the mode keeps keys and values
+# Copies of a chunk's logits that are alive at once while tokens are chosen: as they came, probabilities, two to score with.
+# decoding/proposal.py plans for one more, which some settings take.
+ALIVE = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Decoding:
 
     max_new_tokens: int = 256
     batch_size: int = 8  # of both commands
+    logits_mib: int | None = None
     mode: Literal["exact", "fast"] = "exact"
     dtype: Literal["float32", "bfloat16"] = "float32"  # as training here stores it
 
@@ -41,6 +43,7 @@ class Case:
         config: the section's settings.
         spread, gpus: how the processes share the model.
         rows: tokens of a row by kind of data, as ROWS.
+        cpu: whether it runs on a CPU, where sampling has other defaults.
     """
 
     section: str
@@ -49,6 +52,7 @@ class Case:
     spread: Spread = "one"
     gpus: int = 1
     rows: dict[str, int] = field(default_factory=lambda: dict(ROWS))
+    cpu: bool = False
 
     def changed(self, **changes: Any) -> Case:
         """With other settings of the section; `gpus`, `spread` are the case's. Raises UserError for wrong ones."""
@@ -110,7 +114,7 @@ class Case:
 
         config, shape, way = self.config, self.shape, self.way
         if isinstance(config, Decoding):
-            sampling = self._sampling(config.batch_size, config.max_new_tokens, DECODED[config.mode])
+            sampling = self._sampling(config.batch_size, config.max_new_tokens, config.mode, config.logits_mib)
             return parts.decoding(shape, way, sampling, 2 if config.dtype == "bfloat16" else 4)
         several = self.micro_batches > 1
         chunk = chunk_rows(shape.vocab)
@@ -118,14 +122,22 @@ class Case:
             return parts.training(shape, way, self.batch, chunk, several)
         rollout = config.rollout
         sampled = math.ceil(config.prompts_per_step / self.gpus) * config.group_size
-        sampling = self._sampling(min(rollout.batch_size, sampled), rollout.max_new_tokens, DECODED[rollout.mode])
+        sampling = self._sampling(
+            min(rollout.batch_size, sampled), rollout.max_new_tokens, rollout.mode, rollout.logits_mib
+        )
         reference = REFERENCE[self.spread] if config.kl_coef > 0 and config.lora is None else None
         return parts.grpo(shape, way, self.batch, chunk, several, sampling, reference)
 
-    def _sampling(self, rows: int, new: int, cache: bool) -> DecodingPass:
+    def _sampling(self, rows: int, new: int, mode: str, logits_mib: int | None) -> DecodingPass:
+        from dcoder_cli.decoding.proposal import ACCELERATOR_MIB, COPIES, CPU_MIB
+        from dcoder_cli.decoding.requests import BLOCK
+
         before = self.rows["question" if isinstance(self.config, Decoding) else "prompt"]
-        batch = ForwardPass(rows, before + new, rows * new, rows)
-        return DecodingPass(batch, min(LOGITS_BUDGET, COPIES * 4.0 * batch.asked * self.shape.vocab), cache)
+        judged = BLOCK if mode == "fast" and new % BLOCK == 0 else new  # of each row, at a step
+        batch = ForwardPass(rows, before + new, rows * judged, rows)
+        bound = (logits_mib or (CPU_MIB if self.cpu else ACCELERATOR_MIB)) * 2**20
+        copies = min(bound / COPIES, 4.0 * batch.asked * self.shape.vocab)
+        return DecodingPass(batch, ALIVE * copies, mode == "fast")
 
 
 def _base(lora: LoraConfig, precision: str) -> str:
@@ -134,7 +146,6 @@ def _base(lora: LoraConfig, precision: str) -> str:
     return ("bfloat16" if precision == "bf16" else "float32") if asked == "auto" else asked
 
 
-COPIES = 7.5  # float32 copies of a step's logits while tokens are drawn from them
 REFERENCE: dict[str, float] = {"one": 4.0, "ddp": 4.0, "fsdp": 2.0}  # bytes a weight of stage 4's frozen copy
 
 

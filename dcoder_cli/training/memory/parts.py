@@ -113,7 +113,7 @@ def grpo(
     passing = pieces.passing_block(shape, way, batch) + _end(shape, way, batch)
     whole = way.computed * shape.parameters if way.spread == "fsdp" else every  # gathered once for all decoding
     phases = {
-        "rollout": _decoding(shape, way, sampling) | {"gathered": float(whole)},
+        **{f"rollout, {name}": held | {"gathered": float(whole)} for name, held in _decoding(shape, way, sampling).items()},
         "old and reference": {"gathered": float(every + ahead), "activations": float(passing), "logits": float(forward)},
     }  # fmt: skip
     phases |= _update(shape, way, batch, rows, accumulates, (forward, backward))
@@ -122,14 +122,19 @@ def grpo(
 
 def decoding(shape: Shape, way: Way, sampling: DecodingPass, number: int) -> MemoryEstimate:
     """generate and eval: the model loaded with `number` bytes a weight, no training."""
-    return MemoryEstimate({"decoding": {"weights": float(number * shape.parameters)} | _decoding(shape, way, sampling)})
+    weights = {"weights": float(number * shape.parameters)}
+    return MemoryEstimate({name: weights | held for name, held in _decoding(shape, way, sampling).items()})
 
 
-def _decoding(shape: Shape, way: Way, sampling: DecodingPass) -> dict[str, float]:
+def _decoding(shape: Shape, way: Way, sampling: DecodingPass) -> dict[str, dict[str, float]]:
+    """The two phases of a denoising step: the blocks, then the logits of what may be committed."""
     batch = sampling.batch
-    passing = pieces.passing_block(shape, way, batch) + _end(shape, way, batch)
-    kept = 2 * shape.layers * way.computed * shape.keys * batch.tokens if sampling.cache else 0
-    return {"activations": float(passing), "logits": sampling.logits, "cache": float(kept)}
+    cache = float(2 * shape.layers * way.computed * shape.keys * batch.tokens if sampling.cache else 0)
+    passing, end = pieces.passing_block(shape, way, batch), _end(shape, way, batch)
+    return {
+        "blocks": {"activations": float(passing), "cache": cache},
+        "logits": {"activations": float(end), "logits": sampling.logits, "cache": cache},
+    }
 
 
 def _end(shape: Shape, way: Way, batch: ForwardPass) -> int:
