@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "8M, stage 0 (causal)": {"kind": "train", "stage": 0, "shape": "8M", "length": 512, "config": _BF16},
     "8M, stage 3, LoRA": {
-        "kind": "train", "stage": 3, "shape": "8M", "length": 512, "config": {**_BF16, "lora": {"rank": 8}},
+        "kind": "train", "stage": 3, "shape": "8M", "length": 512, "config": {**_BF16, "lora": {"rank": 8}, "conditional_phase_in": 1000},
     },
     "30M, stage 2, bf16": {"kind": "train", "stage": 2, "shape": "30M", "length": 256, "config": _BF16},
     "135M, stage 1, bf16, checkpointing": {

@@ -158,9 +158,8 @@ def _update(
     reducing, at_end = pieces.reducing(shape, way)
     stream = way.stream * shape.hidden * (batch.tokens + batch.asked)
     last = way.stream * shape.hidden * batch.tokens
-    trains_tables = way.lora is None and not way.frozen_tables
-    number = way.computed if way.spread == "fsdp" else 4
-    embedding = number * shape.table if trains_tables else 0
+    if way.spread != "fsdp":  # the embedding's gradient, and a tied head's, which waited for it
+        at_end = waiting + (4 * shape.table if way.lora is None and not way.frozen_tables else 0)
     return {
         "forward": {
             "gradients": before, "gathered": copies[0], "logits": head[0],
@@ -173,9 +172,5 @@ def _update(
             "gradients": before + (0 if way.spread == "fsdp" else waiting) + reducing, "gathered": copies[2],
             "activations": kept + again + pieces.backward_block(shape, way, batch),
         },
-        "end of the backward pass": {
-            "gradients": gradients + embedding + (waiting if way.spread != "fsdp" else 0) + at_end,
-            "gathered": copies[2] - (2 * way.computed * shape.block if way.spread == "fsdp" else copies[2]),
-            "activations": 2.0 * last,
-        },
+        "end of the backward pass": {"gradients": gradients + at_end, "activations": 2.0 * last},
     }  # fmt: skip

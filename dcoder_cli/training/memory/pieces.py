@@ -175,7 +175,8 @@ def reducing(shape: Shape, way: Way) -> tuple[int, int]:
     """Gradients on their way under FSDP2: in a block's backward, and at the end, the root's.
 
     In a block's: the float32 copy of the block before, which is kept until its collective has ended, and the head's gradient,
-    which waits for the root's turn. At the end: the root's gradients and their float32 copy.
+    which waits for the root's turn. At the end, when the root's weights are
+    shared again: its gradients and their float32 copy.
     """
     if way.spread != "fsdp" or way.lora is not None:
         return 0, 0
