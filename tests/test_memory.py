@@ -13,12 +13,13 @@ from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.presets import Hardware
-from dcoder_cli.training.config import StageConfig
+from dcoder_cli.training.config import LoraConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.memory import ask, pieces
 from dcoder_cli.training.memory.ask import FitQuestion
 from dcoder_cli.training.memory.case import GIB, Case, Decoding
 from dcoder_cli.training.memory.fit import budget, fit
+from dcoder_cli.training.memory.parts import stored
 from dcoder_cli.training.memory.pieces import ForwardPass, Way
 from dcoder_cli.training.memory.shape import Shape, read_config, shape_of
 
@@ -73,12 +74,13 @@ def test_weights_gradients_and_moments_are_shared_by_fsdp_and_copied_by_ddp() ->
 
 
 def test_lora_trains_a_hundredth_and_holds_its_base_in_bf16() -> None:
-    one = Case("stage3", shape(), build(StageConfig, {"lora": {"rank": 8}}))
     adapters = 28 * 8 * ((3584 + 3584) * 2 + (3584 + 512) * 2 + (3584 + 18944) * 3)
-    parts = one.estimate().parts
-    assert parts["weights"] == 2 * 7_615_616_512 + 4 * adapters
-    assert parts["moments"] == 8 * adapters
-    assert parts["reference"] == 0
+    found = stored(shape(), Way(lora=LoraConfig(rank=8), base="bfloat16"))
+    assert found == {"weights": 2 * 7_615_616_512 + 4 * adapters, "moments": 8 * adapters}
+    shared = stored(shape(), Way(spread="fsdp", gpus=8, lora=LoraConfig(rank=8), base="bfloat16"))
+    assert shared == {name: value / 8 for name, value in found.items()}
+    four_bit = stored(shape(), Way(lora=LoraConfig(rank=8), base="nf4", eight_bit=True))
+    assert 4.5e9 < four_bit["weights"] < 6.1e9 and four_bit["moments"] == 2 * (1 + 4 / 256) * adapters
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -196,3 +198,12 @@ def test_hardware_is_checked() -> None:
         Hardware("tiny", 60, 80, machines=8)
     with pytest.raises(UserError, match="grpo = 12 GPUs do not make whole machines of 8"):
         Hardware("tiny", 80, 80, machines=10, sections={"grpo": 12})
+
+
+def test_the_document_shows_what_the_command_prints() -> None:
+    from sizes import FILE, fill
+
+    text = FILE.read_text(encoding="utf-8")
+    assert fill(text) == text, "run `python tests/sizes.py`"
+    block = text[text.index("8x80gb: ") : text.index("\n\nreleased: ")]
+    assert dcoder("presets", "fit", "--preset", "8x80gb").stdout.strip() == block

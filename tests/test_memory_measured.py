@@ -40,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "30M, stage 2, bf16": {"kind": "train", "stage": 2, "shape": "30M", "length": 256, "config": _BF16},
     "135M, stage 1, bf16, checkpointing": {
         "kind": "train", "stage": 1, "shape": "135M", "length": 512,
-        "config": {"precision": "bf16", "global_batch": 8, "micro_batch": 4, "activation_checkpointing": True},
+        "config": {**_BF16, "global_batch": 4, "activation_checkpointing": True},
     },
     "8M, grpo": {"kind": "grpo", "shape": "8M", "prompt": 60, "config": _GRPO},
     "30M, grpo, bf16, LoRA": {
@@ -90,23 +90,27 @@ def test_the_formula_against_a_real_run(name: str) -> None:
     assert said == pytest.approx(found, rel=0.15), (name, found / MIB, said / MIB)
 
 
-SIMULATED = [("qwen2.5-coder-7b", 8, 4, 4096), ("qwen2.5-coder-7b", 80, 2, 4096), ("qwen2.5-coder-0.5b", 8, 2, 1024)]
+# model, GPUs, rows of a micro-batch, their length, checkpointing
+SIMULATED = [
+    ("qwen2.5-coder-7b", 8, 4, 4096, True), ("qwen2.5-coder-7b", 8, 1, 4096, False),
+    ("qwen2.5-coder-7b", 80, 2, 4096, True), ("qwen2.5-coder-0.5b", 8, 2, 1024, True),
+]  # fmt: skip
 
 
-def sharded(model: str, gpus: int, rows: int, length: int) -> MemoryEstimate:
-    """The formula's answer for what memory_simulation.py simulates: stage 2, two micro-batches, checkpointing."""
+def sharded(model: str, gpus: int, rows: int, length: int, checkpointing: bool) -> MemoryEstimate:
+    """The formula's answer for what memory_simulation.py simulates: stage 2, two micro-batches."""
     shape: Shape = shape_of(read_config(model), model)
     config = build(
-        StageConfig, {"global_batch": 2 * rows * gpus, "micro_batch": rows, "activation_checkpointing": True}
+        StageConfig, {"global_batch": 2 * rows * gpus, "micro_batch": rows, "activation_checkpointing": checkpointing}
     )
     return Case("stage2", shape, config, "fsdp", gpus, {**ROWS, "pretrain": length}).estimate()
 
 
-def simulated(model: str, gpus: int, rows: int, length: int) -> dict[str, Any]:
+def simulated(model: str, gpus: int, rows: int, length: int, checkpointing: bool) -> dict[str, Any]:
     """The simulation, in a process of its own: it makes a process group."""
-    asked = json.dumps({"model": model, "gpus": gpus, "rows": rows, "length": length})
+    asked = {"model": model, "gpus": gpus, "rows": rows, "length": length, "checkpointing": checkpointing}
     done = subprocess.run(
-        [sys.executable, HERE / "memory_simulation.py", asked], capture_output=True, text=True, timeout=300
+        [sys.executable, HERE / "memory_simulation.py", json.dumps(asked)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -114,8 +118,8 @@ def simulated(model: str, gpus: int, rows: int, length: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", SIMULATED)
-def test_the_formula_against_the_simulated_step(asked: tuple[str, int, int, int]) -> None:
+@pytest.mark.parametrize("asked", SIMULATED, ids=str)
+def test_the_formula_against_the_simulated_step(asked: tuple[str, int, int, int, bool]) -> None:
     """Within 10% of one FSDP2 step of the product's code on so many processes."""
     found, said = simulated(*asked), sharded(*asked)
     assert said.total == pytest.approx(found["total"], rel=0.10), (asked, found, said.phases)
@@ -137,6 +141,12 @@ if __name__ == "__main__":
     for one in SIMULATED:
         if len(sys.argv) > 1 and sys.argv[1] not in one[0]:
             continue
+        began = time.perf_counter()
         result, estimate = simulated(*one), sharded(*one)
         error = estimate.total / result["total"] - 1
-        print(f"| {one} | {result['total'] / 1e9:.2f} | {estimate.total / 1e9:.2f} | {error:+.1%} |", flush=True)
+        model, gpus, rows, length, checkpointing = one
+        print(
+            f"| {model}, {gpus} GPUs, {rows} x {length}{', checkpointing' if checkpointing else ''} | {result['total'] / 1e9:.2f}"
+            + f" | {estimate.total / 1e9:.2f} | {error:+.1%} | {estimate.peak_phase} | {time.perf_counter() - began:.0f} s |",
+            flush=True,
+        )

@@ -141,8 +141,8 @@ class Case:
 
 
 def _base(lora: LoraConfig, precision: str) -> str:
-    """The number format of the frozen weights: the run's own, bfloat16 where the forward pass is."""
-    asked: str = getattr(lora, "base_dtype", "auto")
+    """The number format of the frozen weights. Float32 in a release whose LoRA has no choice of it."""
+    asked: str = getattr(lora, "base_dtype", "float32")
     return ("bfloat16" if precision == "bf16" else "float32") if asked == "auto" else asked
 
 

@@ -150,6 +150,9 @@ def casts(shape: Shape, way: Way) -> tuple[int, int, int]:
 
     Autocast keeps each copy until it ends, and it spans the forward pass; without checkpointing the graph then holds them.
     """
+    if way.lora is not None and way.base == "nf4":  # a matrix of 4-bit numbers is made bf16 when its turn comes
+        one = 2 * max((out * into for _, out, into in shape.linear), default=0)
+        return one, one, one
     if not way.casts:
         return 0, 0, 0
     every = 2 * (shape.layers * shape.matrices + shape.table)
