@@ -25,7 +25,7 @@ def list_presets(json: options.Json = False) -> None:
         console.emit_json(rows)
         return
     for name, line in rows.items():
-        console.stdout().print(f"{name:10}  {line}", markup=False)
+        console.stdout().print(f"{name:14}  {line}", markup=False)
 
 
 @app.command()

@@ -192,6 +192,15 @@ def test_a_wrong_question_is_one_line(line: str, message: str) -> None:
     assert message in refused("presets", "fit", *line.split())
 
 
+def test_a_preset_of_ones_own_needs_no_hardware_where_all_of_it_is_said(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("stage1: {micro_batch: 1, global_batch: 8}\n")
+    assert "has no section 'hardware'" in refused("presets", "fit", "--preset", own, "--gpus", "2")
+    asked = FitQuestion(preset=str(own), model="qwen2.5-coder-0.5b", gpus=2, gpu_memory=80)
+    found = ask.answer(asked).fits
+    assert set(found) == {"stage1"} and found["stage1"].case.spread == "fsdp" and found["stage1"].fits
+
+
 def test_hardware_is_checked() -> None:
     from dcoder_cli.training.launch import MODELS
 

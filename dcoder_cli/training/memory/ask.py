@@ -74,7 +74,10 @@ def answer(asked: FitQuestion) -> FitAnswer:
         assert shape is not None
         name = nearest_preset(shape.parameters)
     values = presets.load(name)
-    hardware = presets.hardware(name)
+    if "hardware" not in values and asked.model and asked.gpus and asked.gpu_memory:  # of a preset of the user's own
+        hardware = Hardware(asked.model, asked.gpus, asked.gpu_memory)
+    else:
+        hardware = presets.hardware(name)
     if shape is None:
         shape = shape_of(read_config(hardware.model), hardware.model)
     cpu = hardware.gpus == 0 and asked.gpus is None

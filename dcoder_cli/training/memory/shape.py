@@ -105,7 +105,7 @@ def read_config(model: str) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(
             f"model {model!r} is no size, no folder with a config.json and no config.json{nearest(model, list(SIZES))}; "
-            f"sizes are {', '.join(SIZES)}; nothing is downloaded"
+            "nothing is downloaded"
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
