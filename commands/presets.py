@@ -25,7 +25,7 @@ def list_presets(json: options.Json = False) -> None:
         console.emit_json(rows)
         return
     for name, line in rows.items():
-        console.stdout().print(f"{name:10}  {line}", markup=False)
+        console.stdout().print(f"{name:14}  {line}", markup=False)
 
 
 @app.command()
@@ -50,6 +50,51 @@ def show(
         console.stdout().print(yaml.safe_dump(values, sort_keys=False), end="", markup=False)
     else:
         console.stdout().print(presets.text(name), end="", markup=False)
+
+
+@app.command()
+def fit(
+    preset: options.Preset = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="A size such as qwen2.5-coder-7b, a checkpoint's folder or a config.json [the preset's]."
+        ),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs over all machines [the preset's].")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", help="Of one card, in GB as it is sold [the preset's].")
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="0 to 3, ar to sft, grpo, generate or eval; repeatable [all of the preset's]."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Tokens of a row; of a prompt from grpo on [the preset's].")
+    ] = None,
+    assignments: options.Set = None,
+    json: options.Json = False,
+) -> None:
+    """Count what a stage takes of each GPU's memory, by part, and name the settings that fit.
+
+    Without a preset: the settings of the one whose model is nearest in size. Nothing is loaded or downloaded.
+
+    Examples:
+
+      dcoder presets fit --preset 8x80gb
+
+      dcoder presets fit --model qwen2.5-coder-7b --gpus 1 --gpu-memory 80 --stage 3
+    """
+    from dcoder_cli.base.config import parse_assignments
+    from dcoder_cli.training.memory import ask
+
+    asked = ask.FitQuestion(preset, model, gpus, gpu_memory, stage or (), parse_assignments(assignments or ()), tokens)
+    found = ask.answer(asked)
+    if json:
+        console.emit_json(ask.as_json(found))
+        return
+    for line in ask.table(found):
+        console.stdout().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _headline(name: str) -> str:

@@ -170,6 +170,11 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "presets list": ("", {"--json": ""}),
     "presets show": ("cpu-tiny", {"--section": "grpo", "--json": ""}),
+    "presets fit": (
+        "--preset cpu-tiny",
+        {"--preset": "gpu-24gb", "--model": "{model}", "--gpus": "2", "--gpu-memory": "1", "--stage": "2", "--tokens": "70",
+         "--set": "micro_batch=8 --stage 2", "--json": ""},
+    ),
 }  # fmt: skip
 
 # Other options, each with the test that knows its effect.

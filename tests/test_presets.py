@@ -26,8 +26,9 @@ def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path:
     from dcoder_cli.decoding.requests import Settings
 
     values = presets.load(name)
-    stages = () if name == "released" else STAGES  # only stage 4 was released
-    assert set(values) == {*stages, "grpo", "generate", "launch"}
+    # only stage 4 was released, and LoRA begins with stage 2
+    stages = {"released": (), "gpu-80gb-lora": STAGES[2:]}.get(name, STAGES)
+    assert set(values) == {"hardware", *stages, "grpo", "generate", "launch"}
     for stage in stages:
         config = build(StageConfig, values[stage])
         assert config.global_batch % config.micro_batch == 0
@@ -36,10 +37,11 @@ def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path:
     file = tmp_path / "launch.yaml"
     file.write_text(yaml.safe_dump(values["launch"]))
     assert load_config_from_file(str(file)).num_processes == values["launch"]["num_processes"]
-    header = [line for line in presets.text(name).splitlines() if line.startswith("#")]
-    assert header[0].startswith(f"# {name}: ") and any(
-        f"{'grpo' if name == 'released' else 'train-stage adapt'} --preset {name}" in line for line in header
-    )
+    hardware = presets.hardware(name)
+    assert (max(1, hardware.gpus), hardware.machines) == (
+        values["launch"]["num_processes"], values["launch"]["num_machines"],
+    )  # fmt: skip
+    assert presets.text(name).startswith(f"# {name}: ")
 
 
 def test_the_paper_preset_has_the_papers_numbers() -> None:
@@ -106,12 +108,12 @@ def test_a_preset_without_the_section_is_refused(tmp_path: Path) -> None:
     message = refused(
         "train-stage", "1", "--preset", "released", "--model", "m", "--data", "d", "--out", tmp_path / "o"
     )
-    assert "preset 'released' has no section 'stage1'; it has grpo, generate, launch" in message
+    assert "preset 'released' has no section 'stage1'; it has hardware, grpo, generate, launch" in message
 
 
 def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:
     paper = presets.load("paper")
-    for name in ("gpu-24gb", "gpu-80gb", "8x80gb"):
+    for name in ("gpu-16gb", "gpu-24gb", "gpu-80gb", "8x80gb"):
         for stage in STAGES[1:]:
             ours, theirs = presets.load(name)[stage], paper[stage]
             assert {**ours, "micro_batch": 0} == {**theirs, "micro_batch": 0}, (name, stage)
@@ -119,7 +121,9 @@ def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:
 
 def test_the_command_shows_them() -> None:
     listed = json.loads(dcoder("presets", "list", "--json").stdout)
-    assert set(listed) == {"cpu-tiny", "gpu-24gb", "gpu-80gb", "8x80gb", "paper", "released"}
+    assert set(listed) == {
+        "cpu-tiny", "gpu-16gb", "gpu-24gb", "gpu-80gb", "gpu-80gb-lora", "8x80gb", "paper", "released",
+    }  # fmt: skip
     assert dcoder("presets", "show", "paper").stdout == presets.text("paper")
     assert (
         yaml.safe_load(dcoder("presets", "show", "8x80gb", "--section", "launch").stdout)["distributed_type"] == "FSDP"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.base.config import nearest, read_yaml
+from dcoder_cli.base.config import build, nearest, read_yaml
 from dcoder_cli.base.errors import UserError
 
 
@@ -42,3 +43,48 @@ def section(name: str, part: str) -> dict[str, Any]:
         raise UserError(f"preset {name!r} has no section {part!r}; it has {', '.join(values)}")
     found: dict[str, Any] = values[part] or {}
     return found
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a preset is made for: its section `hardware`.
+
+    Attributes:
+        model: a size of model/sizes.py.
+        machines, gpus: nodes, and GPUs over all of them; 0 GPUs is a CPU machine with one process.
+        gpu_memory_gb: of one card as it is sold, read as GiB (an 80 GB card has 79 to 80 GiB); of a CPU machine its RAM.
+        sections: GPUs of the sections that run on another number.
+        rows: tokens of a row where it is not the usual, by kind of data: pretrain, sft, prompt (of stage 4), question (of
+            generate and eval).
+    """
+
+    model: str
+    gpus: int
+    gpu_memory_gb: float
+    machines: int = 1
+    sections: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.gpus < 0 or self.machines < 1 or self.gpu_memory_gb <= 0:
+            raise UserError(
+                f"hardware: gpus = {self.gpus} must be 0 or more, machines = {self.machines} at least 1, gpu_memory_gb = {self.gpu_memory_gb} above 0"
+            )
+        each = max(1, self.gpus // self.machines)
+        for name, count in {"gpus": self.gpus, **self.sections}.items():
+            if (count > each and count % each) or count > max(1, self.gpus):
+                raise UserError(f"hardware: {name} = {count} GPUs do not make whole machines of {each}")
+
+    def gpus_for(self, section: str) -> int:
+        """Processes of a section, over all machines."""
+        return max(1, self.sections.get(section, self.gpus))
+
+    def machines_for(self, section: str) -> int:
+        """Machines that a section's processes take, with as many GPUs on each as the preset's."""
+        each = max(1, self.gpus // self.machines)
+        return -(-self.gpus_for(section) // each)
+
+
+def hardware(name: str) -> Hardware:
+    """What a preset is made for. Raises UserError where it does not say, or says it wrong."""
+    return build(Hardware, section(name, "hardware"))
