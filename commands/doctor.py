@@ -35,7 +35,8 @@ def doctor(
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("dcoder", found["dcoder"]), ("python", f"{found['python']} on {found['system']}")]
     rows += [(name, version or "not installed") for name, version in found["packages"].items()]
-    rows += [(name, version or "not installed (optional)") for name, version in found["optional"].items()]
+    for name, one in found["optional"].items():
+        rows.append((name, one["version"] or f"no: not installed (pip install '{one['install']}')"))
     rows.append(("processors", str(found["processors"])))
     for gpu in found["gpu"] or [None]:
         text = "none" if gpu is None else f"{gpu['name']}, {gpu['memory_gib']} GiB, {gpu['compute_capability']}"

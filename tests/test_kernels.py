@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_model, make_shards, make_tokenizer, refused
 from torch import nn
 
 from dcoder_cli import load
+from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import kernels
-from dcoder_cli.training.config import LoraConfig
+from dcoder_cli.training.config import LoraConfig, StageConfig
+from dcoder_cli.training.denoise import train
 from dcoder_cli.training.lora import add_adapter
 
 IDS_BL = torch.randint(5, 290, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -81,6 +83,26 @@ def test_every_norm_and_mlp_is_liger_s_around_the_same_weights(tmp_path: Path, s
     assert (Norm.calls, Mlp.calls) == (2 * 2 + 1, 2)
 
 
+def test_a_run_that_asks_for_them_trains_with_them(
+    tmp_path: Path, stand_ins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer()
+    make_model(tmp_path / "model", tokenizer=tokenizer)
+    make_shards(tmp_path / "data", tokenizer)
+    settings = {"steps": 1, "global_batch": 2, "precision": "fp32", "evaluate_every": 0}
+    data, losses = [str(tmp_path / name) for name in ("model", "data")], []
+    for name in ("none", "liger"):
+        Norm.calls = 0
+        config = build(StageConfig, settings, {"kernels": name})
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "check", lambda name, device: None)
+            losses.append(train(2, *data, str(tmp_path / name), config, device="cpu", quiet=True).loss)
+        assert (Norm.calls > 0) == (name == "liger")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    asked = ["train-stage", "2", "--model", data[0], "--data", data[1], "--out", tmp_path / "run", "--device=cpu"]
+    assert "kernels = liger needs a CUDA device" in refused(*asked, "--set=kernels=liger", "--set=precision=fp32")
+
+
 def test_without_a_gpu_or_the_package_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels.check("none", torch.device("cpu"))
     with pytest.raises(UserError, match="kernels = liger needs a CUDA device, not cpu"):
@@ -90,6 +112,18 @@ def test_without_a_gpu_or_the_package_it_is_one_line(tmp_path: Path, monkeypatch
         UserError, match=r"needs the package liger-kernel; install it with `pip install 'dcoder\[gpu\]'`"
     ):
         kernels.check("liger", torch.device("cuda"))
+
+
+def test_doctor_tells_what_is_there_and_how_to_get_it() -> None:
+    from dcoder_cli.commands.doctor import _rows
+
+    from dcoder_cli.benchmarks.environment import describe
+
+    found = describe(hub=False)
+    found["optional"]["liger-kernel"]["version"], found["optional"]["bitsandbytes"]["version"] = None, "0.50.2"
+    rows = dict(_rows(found))
+    assert rows["liger-kernel"] == "no: not installed (pip install 'dcoder[gpu]')" and rows["bitsandbytes"] == "0.50.2"
+    assert rows["peft"] == found["optional"]["peft"]["version"]
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from helpers import make_model, make_shards, make_tokenizer, refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.training import denoise, optimizers
+from dcoder_cli.training import denoise, optimizers, saving
 from dcoder_cli.training.config import OptimizerConfig, StageConfig
 
 EIGHT = OptimizerConfig(name="adamw-8bit", learning_rate=1e-2, weight_decay=0.1)
@@ -86,15 +87,27 @@ def test_a_run_with_8_bit_adam_resumes_exactly(device: str, tmp_path: Path) -> N
 
 
 def test_without_a_package_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"bitsandbytes or torchao; install it with `pip install 'dcoder\[gpu\]'`"):
-        optimizers.check(EIGHT)
-    optimizers.check(OptimizerConfig())
+    tokenizer = make_tokenizer()
+    make_model(tmp_path / "model", tokenizer=tokenizer)
+    make_shards(tmp_path / "data", tokenizer)
+    find = importlib.util.find_spec
+    missing = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in missing else find(name, *more))
+    asked = ["train-stage", "2", "--model", tmp_path / "model", "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    line = refused(*asked, "--device=cpu", "--set=precision=fp32", "--set=optimizer.name=adamw-8bit")
+    assert "needs the package bitsandbytes or torchao; install it with `pip install 'dcoder[gpu]'`" in line
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_state_of_another_library_is_refused() -> None:
+def test_a_state_of_another_library_is_refused(tmp_path: Path) -> None:
+    """A checkpoint of a machine with torchao, resumed where AdamW is torch's."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
-    optimizers.check_state(optimizer)
+    (tmp_path / "training").mkdir()
+    torch.save({"torch_rng": torch.get_rng_state()}, tmp_path / "training" / "state.pt")
+    torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
+    one_process = SimpleNamespace(distributed_type="NO")
+    saving.load_training_state(one_process, tmp_path, optimizer)
     optimizer.param_groups[0]["library"] = "torchao"
+    torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
     with pytest.raises(UserError, match="is of torchao, and here it would be of torch; install torchao"):
-        optimizers.check_state(optimizer)
+        saving.load_training_state(one_process, tmp_path, optimizer)

@@ -17,12 +17,8 @@ from dcoder_cli.benchmarks import data, suites
 from dcoder_cli.execution import landlock, sandbox
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
-_EXTRAS = {
-    "peft": "lora",
-    "bitsandbytes": "gpu",
-    "liger-kernel": "gpu",
-    "torchao": None,
-}  # and the extra that brings it
+# What some settings need, and what to install for it.
+_OPTIONAL = {"peft": "dcoder[lora]", "bitsandbytes": "dcoder[gpu]", "liger-kernel": "dcoder[gpu]", "torchao": "torchao"}
 _HUB_SECONDS = 3.0
 _TIERS = {
     "A": "bubblewrap, limits, Landlock, seccomp",
@@ -39,7 +35,7 @@ def describe(hub: bool = True) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": cores(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "optional": {name: _version(name) for name in _EXTRAS},
+        "optional": {name: {"version": _version(name), "install": what} for name, what in _OPTIONAL.items()},
         "gpu": _gpu(),
         "flash_attn": _flash(),
         "sandbox": _sandbox(),
