@@ -98,6 +98,8 @@ class StageConfig:
         attention: sdpa, flash_attention_2, flex or eager.
         activation_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the blocks.
+        prefetch: steps whose rows are read and noised ahead, by a thread, while the device computes; 0 = none; null = 2 on
+            a GPU (PyTorch's DataLoader), 0 on a CPU, where the thread takes the time that it saves.
         weighting: elbo (1/t), uniform, or cart (Dream).
         cart_p: CART's p.
         normalizer: what the loss is divided by: eligible (the ELBO per token), masked, positions or answer.
@@ -129,6 +131,7 @@ class StageConfig:
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     compile: bool = False
+    prefetch: int | None = None
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"
     cart_p: float = 0.1
     normalizer: Literal["eligible", "masked", "positions", "answer"] = "eligible"
@@ -159,6 +162,8 @@ class StageConfig:
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"{name} = {value} must be at least 1")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise UserError(f"prefetch = {self.prefetch} must be 0 or more, or null for the device's default")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
         if self.steps is None and self.epochs <= 0:
