@@ -130,7 +130,7 @@ def train(
             step_began = time.perf_counter()
             # 1. This process's rows, noised on the CPU: each row's noise depends on (seed, step, row) alone.
             rows = next(upcoming)
-            denominator = context.sum(rows.denominator)
+            denominator = context.divisor(rows.denominator)
             pattern_LL = None if rows.pattern_LL is None else sent(rows.pattern_LL, accelerator.device)
             # 2. Forward and backward, gradients synchronised once.
             loss_sum = torch.zeros((), device=accelerator.device)
@@ -142,11 +142,11 @@ def train(
                             module, example, pattern_LL, stage == 0, config.isolate_documents, accelerator.device
                         )
                     weights_N = sent(example.weights_N, accelerator.device)
-                    loss = (losses_N * weights_N).sum() / max(denominator, 1.0)
+                    loss = (losses_N * weights_N).sum() / denominator
                     accelerator.backward(loss * context.processes)  # gradients are averaged over processes
                 loss_sum += loss.detach()
             # 3. Update.
-            update = context.update(step, total_steps, float(loss_sum))
+            update = context.update(step, total_steps, loss_sum)
             step += 1
             # 4. Record.
             state["tail"] = [*state["tail"], update.loss][-max(1, total_steps // 10) :]
@@ -202,9 +202,9 @@ def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, proc
         )
     if config.global_batch % processes:
         raise UserError(f"global_batch = {config.global_batch} must be a multiple of the {processes} processes")
-    if ((config.anneal_steps and stage == 1) or config.isolate_documents) and config.attention == "flash_attention_2":
+    if config.anneal_steps and stage == 1 and config.attention == "flash_attention_2":
         raise UserError(
-            "attention = flash_attention_2 has no kernel for annealed or packed-document masks; use --set attention=sdpa or flex"
+            "attention = flash_attention_2 has no kernel for annealed masks; use --set attention=sdpa or flex, or anneal_steps=0"
         )
 
 

@@ -15,6 +15,7 @@ from dcoder_cli.diffusion import loss as losses
 from dcoder_cli.diffusion import noise
 from dcoder_cli.model.attention import annealed
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.varlen import Varlen, varlen
 from dcoder_cli.training.config import StageConfig
 
 
@@ -34,6 +35,7 @@ class TokenLoss(nn.Module):
         document_ids_BL: Tensor | None,
         pattern_LL: Tensor | None,
         causal: bool,
+        segments: Varlen | None = None,
     ) -> Tensor:
         """Cross-entropy in nats of `targets_N` at `places_N` of the flattened rows, float32 [N]."""
         hidden_BLD = self.model.hidden(
@@ -42,6 +44,7 @@ class TokenLoss(nn.Module):
             causal=causal,
             pattern_LL=pattern_LL,
             document_ids_BL=document_ids_BL,
+            segments=segments,
         )
         rows = losses.chunk_rows(self.model.vocab_size)
         return losses.chunked_cross_entropy(
@@ -63,6 +66,7 @@ class Example:
         places_N: the masked places of the flattened rows, in order. They are found here: on a GPU the host would wait for
             all that is under way, to learn their number.
         targets_N, weights_N: the true tokens there, and their weights.
+        segments: pads, and documents that are kept apart, for flash attention; None where every row is one, and for others.
     """
 
     batch: Batch
@@ -74,6 +78,7 @@ class Example:
     places_N: Tensor
     targets_N: Tensor
     weights_N: Tensor
+    segments: Varlen | None = None
 
 
 def make_example(batch: Batch, config: StageConfig, step: int, mask_id: int | None) -> Example:
@@ -81,7 +86,7 @@ def make_example(batch: Batch, config: StageConfig, step: int, mask_id: int | No
     if mask_id is None:
         ones_B = torch.ones(batch.ids_BL.shape[0])
         weights_BL, share = batch.eligible_BL.float(), batch.eligible_BL.sum().float()
-        return _example(batch, batch.ids_BL, batch.eligible_BL, weights_BL, share, ones_B)
+        return _example(batch, config, batch.ids_BL, batch.eligible_BL, weights_BL, share, ones_B)
     t_B = noise.sample_t(batch.rows, config.global_batch, config.seed, step, config.t_min, config.stratified_t)
     uniform_BL = noise.uniforms(batch.rows, batch.ids_BL.shape[1], config.seed, step)
     return noised(batch, config, t_B, uniform_BL, mask_id)
@@ -94,17 +99,25 @@ def noised(batch: Batch, config: StageConfig, t_B: Tensor, uniform_BL: Tensor, m
         masked_BL, batch.eligible_BL, t_B, config.weighting, config.normalizer, batch.attention_mask_BL, config.cart_p
     )
     share = losses.denominator(masked_BL, batch.eligible_BL, config.normalizer)
-    return _example(batch, noised_BL, masked_BL, weights_BL, share, t_B)
+    return _example(batch, config, noised_BL, masked_BL, weights_BL, share, t_B)
 
 
 def _example(
-    batch: Batch, noised_BL: Tensor, masked_BL: Tensor, weights_BL: Tensor, share: Tensor, t_B: Tensor
+    batch: Batch,
+    config: StageConfig,
+    noised_BL: Tensor,
+    masked_BL: Tensor,
+    weights_BL: Tensor,
+    share: Tensor,
+    t_B: Tensor,
 ) -> Example:
     places_N = masked_BL.flatten().nonzero()[:, 0]
-    return Example(
-        batch, noised_BL, masked_BL, weights_BL, share, t_B,
-        places_N, batch.ids_BL.flatten()[places_N], weights_BL.flatten()[places_N],
-    )  # fmt: skip
+    targets_N, weights_N = batch.ids_BL.flatten()[places_N], weights_BL.flatten()[places_N]
+    documents_BL = batch.document_ids_BL if config.isolate_documents else None
+    segments = None
+    if config.attention == "flash_attention_2" and (batch.attention_mask_BL is not None or documents_BL is not None):
+        segments = varlen(batch.attention_mask_BL, documents_BL)
+    return Example(batch, noised_BL, masked_BL, weights_BL, share, t_B, places_N, targets_N, weights_N, segments)
 
 
 def pinned(example: Example) -> Example:
@@ -120,6 +133,7 @@ def pinned(example: Example) -> Example:
         places_N=example.places_N.pin_memory(),
         targets_N=example.targets_N.pin_memory(),
         weights_N=example.weights_N.pin_memory(),
+        segments=None if example.segments is None else example.segments.pinned(),
     )
 
 
@@ -142,6 +156,7 @@ def token_losses(
         None if documents_BL is None else sent(documents_BL, device),
         None if pattern_LL is None else sent(pattern_LL, device),
         causal,
+        None if example.segments is None else example.segments.to(device),
     )
     return result
 
