@@ -18,10 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcoder_cli import load
 from dcoder_cli.base.config import build
+from dcoder_cli.base.errors import WorkFailed
+from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder, RowRules
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import StageConfig
+from dcoder_cli.training.context import Context
 from dcoder_cli.training.denoise import train
 from dcoder_cli.training.feed import Feed
 from dcoder_cli.training.objective import TokenLoss, sent, token_losses
@@ -165,3 +168,62 @@ def test_a_gpus_host_waits_for_nothing_in_a_step(place: Path, attention: str) ->
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert torch.isfinite(numbers).all()
+
+
+class Two:
+    """An accelerator of two processes, of which the other one always brings the same numbers."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, other: list[float]) -> None:
+        self.other, self.reductions = torch.tensor(other, dtype=torch.float64), 0
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        assert reduction == "sum" and tensor.dtype == torch.float64
+        self.reductions += 1
+        return tensor + (self.other if tensor.numel() == 3 else 7.0)
+
+    def clip_grad_norm_(self, parameters: Any, most: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+
+def context(accelerator: Any, tmp_path: Path) -> Context:
+    config = build(StageConfig, {"optimizer": {"max_grad_norm": 5.0}})
+    made = Context(2, "mid", config, RunFolder(tmp_path), accelerator, False, 0, {}, None, None)
+    made.module = torch.nn.Linear(2, 1, bias=False)
+    made.optimizer = torch.optim.SGD(made.module.parameters(), lr=0.1)
+    made.module.weight.grad = torch.tensor([[3.0, 4.0]])
+    return made
+
+
+def test_loss_norm_and_stops_of_all_processes_come_in_one_collective(tmp_path: Path) -> None:
+    """The other process brings loss 2 and norm 5 and was asked to stop. This one's own norm is told, and nothing is summed twice."""
+    two = Two([2.0, 5.0, 1.0])
+    made = context(two, tmp_path)
+    update = made.update(0, 10, torch.tensor(0.5))
+    assert (update.loss, update.grad_norm, two.reductions) == (2.5, 5.0, 1)
+    assert made.stop_asked() and two.reductions == 1
+    made.stop_asked()
+    assert two.reductions == 2, "without an update since, it asks"
+    divisor = made.divisor(4.0)
+    assert isinstance(divisor, Tensor) and divisor.dtype == torch.float32 and float(divisor) == 11.0
+    quiet = context(Two([2.0, 5.0, 0.0]), tmp_path)
+    quiet.update(0, 10, 0.1)
+    assert not quiet.stop_asked()
+
+
+@pytest.mark.parametrize(("other", "what"), [([float("nan"), 5.0, 0.0], "loss became nan"), ([2.0, float("inf"), 0.0], "gradient norm became inf")])  # fmt: skip
+def test_what_is_not_finite_on_the_other_process_stops_this_one(other: list[float], what: str, tmp_path: Path) -> None:
+    made = context(Two(other), tmp_path)
+    before = made.module.weight.clone()
+    with pytest.raises(WorkFailed, match=what):
+        made.update(0, 10, torch.tensor(0.5))
+    assert torch.equal(made.module.weight, before)
+
+
+def test_one_process_gives_its_loss_as_it_is(tmp_path: Path) -> None:
+    """A float keeps its 53 bits: stage 4 gives one."""
+    alone = Two([])
+    alone.num_processes = 1
+    assert context(alone, tmp_path).update(0, 10, 0.1).loss == 0.1
+    assert context(alone, tmp_path).divisor(0.5) == 1.0 and alone.reductions == 0

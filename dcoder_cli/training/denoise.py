@@ -102,8 +102,11 @@ def train(
     model.answer_length = answer_length(shards)
     check_space(context.folder, model, config.keep_checkpoints)
     total_steps = config.total_steps(len(shards))
-    if config.compile:
-        model.network.model.compile()
+    if (
+        config.compile
+    ):  # block by block: one graph serves all of them, and gradients are reduced while others are computed
+        for block in model.network.model.layers:
+            block.compile()
     context.prepare(TokenLoss(model), {"best": None, "waited": 0, "tail": []})
     context.begin()
     module, state = context.module, context.state
