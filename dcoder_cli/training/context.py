@@ -261,7 +261,7 @@ class Context:
             ]
         )
         everyone = self.accelerator.reduce(own.clone(), reduction="sum") if self.processes > 1 else own
-        return torch.cat([own[1:2], everyone]).tolist()  # type: ignore[no-any-return]
+        return torch.cat([own[1:2], everyone]).tolist()
 
     def log(self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         """A step's line in metrics.jsonl, the same for the same run, and in timings.jsonl; and for the tracker."""
