@@ -233,18 +233,27 @@ def test_block_masks_are_the_dense_mask(length: int, causal: bool, patterned: bo
 
 
 def test_flex_on_a_cpu_computes_packed_padded_and_annealed_rows(place: Path) -> None:
-    """In float32 to 1e-5; PyTorch has no backward pass of it on a CPU. All masks in one batch, so that one kernel is compiled."""
-    ids_BL = torch.randint(3, 290, (2, 16), generator=torch.Generator().manual_seed(2))
-    mask_BL = closed([(0, 11), (0, 16)], 16)
-    given = {
-        "attention_mask_BL": mask_BL,
-        "document_ids_BL": torch.stack([documents([4, 12]), documents([9, 3, 4])]),
-        "pattern_LL": annealed(16, 0.3, torch.Generator().manual_seed(0)),
-    }
-    with torch.no_grad():
-        expected_BLD = load(place / "model", device="cpu").hidden(ids_BL, **given)  # type: ignore[arg-type]
-        ours_BLD = load(place / "model", device="cpu", attention="flex").hidden(ids_BL, **given)  # type: ignore[arg-type]
-    torch.testing.assert_close(ours_BLD[mask_BL], expected_BLD[mask_BL], rtol=1e-5, atol=1e-5)
+    """In float32 to 1e-5; PyTorch has no backward pass of it on a CPU. All masks at once, so that one kernel is compiled.
+
+    Other documents, pads and patterns take the same kernel: nothing is compiled again.
+    """
+    from torch._dynamo.utils import counters
+
+    plain, flex = (load(place / "model", device="cpu", attention=kind) for kind in ("sdpa", "flex"))
+    source, graphs = torch.Generator().manual_seed(2), []
+    for step in range(3):
+        ids_BL = torch.randint(3, 290, (2, 16), generator=source)
+        mask_BL = closed([(0, 11 + step), (0, 16)], 16)
+        given = {
+            "attention_mask_BL": mask_BL,
+            "document_ids_BL": torch.stack([documents([4 + step, 12 - step]), documents([9, 3 - step, 4 + step])]),
+            "pattern_LL": annealed(16, 0.3, source),
+        }
+        with torch.no_grad():
+            expected_BLD, ours_BLD = (model.hidden(ids_BL, **given) for model in (plain, flex))  # type: ignore[arg-type]
+        torch.testing.assert_close(ours_BLD[mask_BL], expected_BLD[mask_BL], rtol=1e-5, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[2]
 
 
 def test_training_with_flex_on_a_cpu_is_refused(place: Path, tmp_path: Path) -> None:
