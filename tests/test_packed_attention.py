@@ -199,6 +199,7 @@ def dense(mask: Any, length: int) -> Tensor:
             for number in range(int(mask.full_kv_num_blocks[row, 0, q])):
                 first = int(mask.full_kv_indices[row, 0, q, number]) * BLOCK
                 assert not result[row, rows, first : first + BLOCK].any(), "a block is of one kind"
+                assert max(rows.stop, first + BLOCK) <= length, "a whole block does not reach beyond the row"
                 result[row, rows, first : first + BLOCK] = True
     return result[:, :length, :length]
 
