@@ -20,10 +20,13 @@ from helpers import make_model, make_shards, make_tokenizer, refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.batches import RowOrder, RowRules
 from dcoder_cli.data.prefetch import ahead
+from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.training import feed
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.denoise import train
+from dcoder_cli.training.objective import token_losses
 
 SMALL = {
     "precision": "fp32", "global_batch": 8, "micro_batch": 3, "steps": 12, "evaluate_every": 5, "checkpoint_every": 4,
@@ -204,11 +207,48 @@ def test_a_depth_below_0_is_refused(place: Path, tmp_path: Path) -> None:
     assert "prefetch = -1 must be 0 or more" in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_all_that_is_sent_to_a_gpu_is_page_locked(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Without a GPU: page-locked copies are told by their address. Accelerate gives one process a device without a number."""
+    locked: dict[int, torch.Tensor] = {}
+    chosen: list[torch.device] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        locked[copy.data_ptr()] = copy
+        return copy
+
+    def set_device(device: torch.device) -> None:
+        assert device.index is not None, "torch.cuda.set_device refuses it"
+        chosen.append(device)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    shards = ShardSet.open(place / "pretrain")
+    config = build(StageConfig, SMALL, {"attention": "flash_attention_2", "isolate_documents": True})
+    rules = RowRules(0, 0, True, truncate_share=1.0)
+    device = torch.device(name)
+    rows = feed.Feed(shards, rules, config, 1, 3, RowOrder(len(shards), 0), range(8), device).step(0)
+    assert chosen == ([] if device.index is None else [device])
+    travellers: list[torch.Tensor] = []
+
+    class Module:
+        def __call__(self, *arguments: Any) -> torch.Tensor:
+            travellers.extend(one for one in arguments if isinstance(one, torch.Tensor))
+            travellers.append(arguments[-1].starts_S)
+            return arguments[0]
+
+    for example in rows.examples:
+        token_losses(Module(), example, rows.pattern_LL, False, True, torch.device("cpu"))  # type: ignore[arg-type]
+        travellers.append(example.weights_N)
+    assert len(travellers) == 8 * len(rows.examples)
+    assert all(one.data_ptr() in locked for one in travellers)
+    inline = feed.Feed(shards, rules, config, 1, 3, RowOrder(len(shards), 0), range(8), torch.device("cpu")).step(0)
+    assert all(torch.equal(a.noised_BL, b.noised_BL) for a, b in zip(rows.examples, inline.examples, strict=True))
+
+
 @pytest.mark.gpu
 def test_rows_for_a_gpu_lie_in_page_locked_memory(place: Path) -> None:
-    from dcoder_cli.data.batches import RowOrder, RowRules
-    from dcoder_cli.data.shards import ShardSet
-
     shards = ShardSet.open(place / "pretrain")
     config = build(StageConfig, SMALL)
     rules = RowRules(0, 0, True, 0.3, 0.3)
