@@ -171,13 +171,8 @@ PATTERNS = ("full", "causal", "annealed", "padded", "documents")
 @pytest.mark.parametrize(
     ("implementation", "pattern"),
     [("eager", pattern) for pattern in PATTERNS]
-    # flex compiles a kernel for each mask, many seconds apiece on a CPU: one stands for all here
-    + [
-        ("flex", pattern)
-        if pattern in ("annealed", "padded")
-        else pytest.param("flex", pattern, marks=pytest.mark.slow)
-        for pattern in PATTERNS
-    ],
+    # flex compiles a kernel for each mask, many seconds apiece on a CPU: test_packed_attention.py has one for all of them
+    + [pytest.param("flex", pattern, marks=pytest.mark.slow) for pattern in PATTERNS],
 )
 def test_attention_implementations_agree(converted: Path, implementation: str, pattern: str) -> None:
     ids_BL = torch.randint(3, 290, (2, 16), generator=torch.Generator().manual_seed(2))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import ATTENTIONS
+from dcoder_cli.model.block_masks import block_mask
+from dcoder_cli.model.varlen import Varlen, varlen
 
 IMPLEMENTATIONS = ATTENTIONS
 
@@ -57,13 +59,18 @@ def allowed(
         ids_BL = document_ids_BL.to(device)
         same = (ids_BL[:, None, :, None] == ids_BL[:, None, None, :]).expand(-1, 1, length, length)
         mask = same if mask is None else mask & same
-    if attention_mask_BL is not None and not bool(attention_mask_BL.all()):
+    if attention_mask_BL is not None and has_pads(attention_mask_BL):
         real_BL = attention_mask_BL.to(device, torch.bool)
         keys = real_BL[:, None, None, :].expand(-1, 1, length, length)
         mask = keys if mask is None else mask & keys
         itself = torch.eye(length, dtype=torch.bool, device=device)[None, None] & ~real_BL[:, None, :, None]
         mask = mask | itself
     return mask
+
+
+def has_pads(attention_mask_BL: Tensor) -> bool:
+    """Whether a mask closes anything. One on an accelerator is taken to: to look, the host would wait for all that is under way."""
+    return attention_mask_BL.device.type != "cpu" or not bool(attention_mask_BL.all())
 
 
 def backbone_arguments(
@@ -75,21 +82,27 @@ def backbone_arguments(
     pattern_LL: Tensor | None = None,
     attention_mask_BL: Tensor | None = None,
     document_ids_BL: Tensor | None = None,
+    segments: Varlen | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for the transformers backbone that realise the mask.
+
+    `segments`: the same pads and documents for flash attention, found on the CPU before; None = found here.
 
     Raises:
         UserError: flash attention was asked for a mask it has no kernel for.
     """
     if implementation == "flash_attention_2":
-        return _flash_arguments(causal, pattern_LL, attention_mask_BL, document_ids_BL)
+        return _flash_arguments(causal, pattern_LL, attention_mask_BL, document_ids_BL, segments)
+    if implementation == "flex":
+        if attention_mask_BL is not None and not has_pads(attention_mask_BL):
+            attention_mask_BL = None
+        mask = block_mask(length, device, causal, pattern_LL, attention_mask_BL, document_ids_BL)
+        return {"attention_mask": mask, "is_causal": False}
     mask = allowed(length, device, causal, pattern_LL, attention_mask_BL, document_ids_BL)
     if mask is None and implementation == "sdpa":
         return {"attention_mask": None, "is_causal": False}
     if mask is None:  # transformers 5.0 would make a causal mask of none for the other implementations
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
-    if implementation == "flex":
-        return {"attention_mask": _block_mask(mask, length, device), "is_causal": False}
     if implementation == "eager":
         lowest = torch.finfo(dtype).min
         return {"attention_mask": torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest), "is_causal": False}
@@ -97,25 +110,21 @@ def backbone_arguments(
 
 
 def _flash_arguments(
-    causal: bool, pattern_LL: Tensor | None, attention_mask_BL: Tensor | None, document_ids_BL: Tensor | None
+    causal: bool,
+    pattern_LL: Tensor | None,
+    attention_mask_BL: Tensor | None,
+    document_ids_BL: Tensor | None,
+    segments: Varlen | None,
 ) -> dict[str, Any]:
-    if pattern_LL is not None or document_ids_BL is not None:
-        what = "annealed attention" if pattern_LL is not None else "packed-document masks"
-        raise UserError(f"flash_attention_2 has no kernel for {what}; use --set attention=flex or sdpa")
-    if attention_mask_BL is not None and bool(attention_mask_BL.all()):
+    if pattern_LL is not None:
+        raise UserError("flash_attention_2 has no kernel for annealed attention; use --set attention=flex or sdpa")
+    if segments is None and document_ids_BL is not None:
+        segments = varlen(attention_mask_BL, document_ids_BL)
+    if segments is not None:
+        return {"attention_mask": None, "is_causal": causal, **segments.arguments()}
+    if attention_mask_BL is not None and not has_pads(attention_mask_BL):
         attention_mask_BL = None
     return {"attention_mask": attention_mask_BL, "is_causal": causal}
-
-
-def _block_mask(mask: Tensor, length: int, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    batch = mask.shape[0]
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return mask[b if batch > 1 else b * 0, 0, q, kv]  # one mask shared by the batch has one row only
-
-    return create_block_mask(mask_mod, B=batch, H=None, Q_LEN=length, KV_LEN=length, device=str(device))
 
 
 def positions(attention_mask_BL: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, attention, checkpoint, key_values
 from dcoder_cli.model.layouts import Layout, layout_of, network_class, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
+from dcoder_cli.model.varlen import Varlen
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -105,15 +106,18 @@ class Model(nn.Module):
         causal: bool | None = None,
         pattern_LL: Tensor | None = None,
         document_ids_BL: Tensor | None = None,
+        segments: Varlen | None = None,
     ) -> Tensor:
         """Final hidden states [B, L, D]; row i predicts token i (the shift is applied here and nowhere else).
 
         Args:
             input_ids_BL: int64 tokens.
-            attention_mask_BL: 1 on tokens, 0 on pads (left or right); None = no pads.
+            attention_mask_BL: 1 on tokens, 0 on pads (left or right); None = no pads. On a GPU give None where there are
+                none: to look, the host would wait.
             causal: attend to the left only; None = as the checkpoint does (AR: yes, diffusion: no).
             pattern_LL: an annealed mask, bool [L, L].
-            document_ids_BL: packed rows: tokens attend within their own document only.
+            document_ids_BL: packed rows: tokens attend within their own document only. Positions count on over documents.
+            segments: for flash attention, the same pads and documents found before; see `varlen`.
 
         Row 0, and the first token after left padding, have no predecessor: a shifted model gives them
         their own hidden state, as Dream's public code does.
@@ -128,6 +132,7 @@ class Model(nn.Module):
             pattern_LL,
             attention_mask_BL,
             document_ids_BL,
+            segments,
         )
         if attention_mask_BL is not None:
             arguments["position_ids"] = attention.positions(attention_mask_BL)

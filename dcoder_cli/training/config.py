@@ -128,6 +128,8 @@ class StageConfig:
         activation_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the blocks.
         kernels: liger = fused RMSNorm, rotary embedding and SwiGLU of liger-kernel (arXiv 2410.10989; a GPU only).
+        prefetch: steps whose rows are read and noised ahead, by a thread, while the device computes; 0 = none; null = 2 on
+            a GPU (PyTorch's DataLoader), 0 on a CPU, where the thread takes the time that it saves.
         weighting: elbo (1/t), uniform, or cart (Dream).
         cart_p: CART's p.
         normalizer: what the loss is divided by: eligible (the ELBO per token), masked, positions or answer.
@@ -160,6 +162,7 @@ class StageConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     kernels: Literal["none", "liger"] = "none"
+    prefetch: int | None = None
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"
     cart_p: float = 0.1
     normalizer: Literal["eligible", "masked", "positions", "answer"] = "eligible"
@@ -190,6 +193,8 @@ class StageConfig:
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"{name} = {value} must be at least 1")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise UserError(f"prefetch = {self.prefetch} must be 0 or more, or null for the device's default")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
         if self.steps is None and self.epochs <= 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
@@ -109,6 +109,7 @@ class Context:
     state: dict[str, Any] = field(init=False)
     weights_from: Path = field(init=False)
     _stop: Stop = field(init=False, default_factory=Stop)
+    _stops: float | None = field(init=False, default=None)  # processes asked to stop, as the last update saw it
 
     @classmethod
     def open(
@@ -231,6 +232,16 @@ class Context:
         """A count's largest over all processes."""
         return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
 
+    def divisor(self, share: float) -> float | Tensor:
+        """This process's share of a loss's denominator, summed over all processes and at least 1.
+
+        Of several processes it is a float32 number on the device, and the host does not wait for it.
+        """
+        if self.processes == 1:
+            return max(share, 1.0)
+        number = torch.full((), share, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(number, reduction="sum").clamp(min=1.0).float()  # type: ignore[no-any-return]
+
     @contextmanager
     def running(self, total_steps: int, quiet: bool) -> Iterator[console.Bar]:
         """While the loop runs: a progress bar, stop signals heard, and the tracker closed at the end."""
@@ -243,15 +254,18 @@ class Context:
                 self.accelerator.end_training()
 
     def stop_asked(self) -> bool:
-        """Whether any process was asked to stop; all processes must call it."""
-        return self.sum(float(self._stop.asked)) > 0
+        """Whether any process was asked to stop (before the last update, of several processes); all processes must call it."""
+        if self.processes == 1:
+            return self._stop.asked
+        heard, self._stops = self._stops, None
+        return (self.sum(float(self._stop.asked)) if heard is None else heard) > 0
 
-    def update(self, step: int, total_steps: int, loss: float) -> Update:
+    def update(self, step: int, total_steps: int, loss: float | Tensor) -> Update:
         """Judge the loss and the gradients at hand over all processes, then move the weights by them.
 
         Args:
             step: from 0; it decides the learning rate.
-            loss: this process's part; the parts are summed.
+            loss: this process's part, a number on the device or here; the parts are summed.
 
         Raises:
             WorkFailed: one of them is NaN or infinite on any process. Raised on all, before any weight has moved.
@@ -261,15 +275,12 @@ class Context:
         optimizers.set_learning_rate(self.optimizer, rate)
         most = settings.max_grad_norm or float("inf")
         if self.sharded:
-            norm = sharded.clip_grad_norm(self.module, most)
+            clipped = sharded.clip_grad_norm(self.module, most)
         else:
-            norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), most))
-        broken = not (math.isfinite(loss) and math.isfinite(norm))
-        seen = totals(self.accelerator, {"loss": loss, "grad_norm": norm, "broken": float(broken)})
-        if seen["broken"]:
-            what, value = (
-                ("gradient norm", seen["grad_norm"]) if math.isfinite(seen["loss"]) else ("loss", seen["loss"])
-            )
+            clipped = self.accelerator.clip_grad_norm_(self.module.parameters(), most)
+        norm, loss_sum, norm_sum, self._stops = self._look(loss, clipped)
+        if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
+            what, value = ("gradient norm", norm_sum) if math.isfinite(loss_sum) else ("loss", loss_sum)
             last = self.folder.last()
             kept = f"checkpoint step-{last} is good" if last else "there is no checkpoint yet, so it starts over"
             raise WorkFailed(
@@ -278,7 +289,27 @@ class Context:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(seen["loss"], norm, rate)
+        return Update(loss_sum, norm, rate)
+
+    def _look(self, loss: float | Tensor, norm: Any) -> list[float]:
+        """This process's gradient norm; then loss, norm and requests to stop, each summed over all processes.
+
+        One transfer, and one collective: it is the only place of a step where the host waits for the device. NaN and
+        infinity of one process reach all.
+        """
+        if hasattr(norm, "full_tensor"):  # of sharded gradients
+            norm = norm.full_tensor()
+        number = torch.float32 if norm.device.type == "mps" else torch.float64  # mps has no float64
+        value = torch.tensor(loss, dtype=torch.float64) if isinstance(loss, float) else loss
+        own = torch.stack(
+            [
+                value.to(norm.device, number),
+                norm.to(number),
+                torch.full_like(norm, float(self._stop.asked), dtype=number),
+            ]
+        )
+        everyone = self.accelerator.reduce(own.clone(), reduction="sum") if self.processes > 1 else own
+        return torch.cat([own[1:2], everyone]).tolist()
 
     def log(self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         """A step's line in metrics.jsonl, the same for the same run, and in timings.jsonl; and for the tracker."""

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit, read_batch
+from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.evaluation import evaluate
-from dcoder_cli.training.objective import TokenLoss, attention_pattern, make_example, token_losses
+from dcoder_cli.training.feed import Feed
+from dcoder_cli.training.objective import TokenLoss, sent, token_losses
 from dcoder_cli.training.record import Preset
 from dcoder_cli.training.saving import check_space
 from dcoder_cli.training.tracking import Tracking
@@ -100,8 +101,11 @@ def train(
     model.answer_length = answer_length(shards)
     check_space(context.folder, model, config.keep_checkpoints)
     total_steps = config.total_steps(len(shards))
-    if config.compile:
-        model.network.model.compile()
+    if (
+        config.compile
+    ):  # block by block: one graph serves all of them, and gradients are reduced while others are computed
+        for block in model.network.model.layers:
+            block.compile()
     context.prepare(TokenLoss(model), {"best": None, "waited": 0, "tail": []})
     context.begin()
     module, state = context.module, context.state
@@ -114,42 +118,36 @@ def train(
         clean_prefix_share=config.clean_prefix_share,
         conditional_phase_in=config.conditional_phase_in if stage == 3 else 0.0,
     )
-    order = RowOrder(len(shards), config.seed)
     mine = config.global_batch // context.processes
-    first_row = accelerator.process_index * mine
+    places = range(accelerator.process_index * mine, (accelerator.process_index + 1) * mine)
+    order = RowOrder(len(shards), config.seed)
+    feed = Feed(shards, rules, config, stage, mask_id, order, places, accelerator.device)
     tokens_a_step = config.global_batch * shards.sequence_length
     began, stopped, heldout_now = time.perf_counter(), None, state.get("heldout")
 
     module.train()
     step = context.start
-    with context.running(total_steps, quiet) as bar:
+    with context.running(total_steps, quiet) as bar, feed.steps(step, total_steps) as upcoming:
         while step < total_steps:
             step_began = time.perf_counter()
             # 1. This process's rows, noised on the CPU: each row's noise depends on (seed, step, row) alone.
-            examples = []
-            for offset in range(0, mine, config.micro_batch):
-                rows = range(first_row + offset, first_row + min(offset + config.micro_batch, mine))
-                indices = [order.at(step * config.global_batch + row) for row in rows]
-                epoch = step * config.global_batch / len(shards)
-                examples.append(
-                    make_example(read_batch(shards, indices, rows, step, epoch, rules), config, step, mask_id)
-                )
-            denominator = context.sum(sum(float(example.denominator) for example in examples))
-            pattern_LL = attention_pattern(config, step, shards.sequence_length) if stage == 1 else None
+            rows = next(upcoming)
+            denominator = context.divisor(rows.denominator)
+            pattern_LL = None if rows.pattern_LL is None else sent(rows.pattern_LL, accelerator.device)
             # 2. Forward and backward, gradients synchronised once.
             loss_sum = torch.zeros((), device=accelerator.device)
-            for index, example in enumerate(examples):
-                with context.collecting(last=index == len(examples) - 1):
+            for index, example in enumerate(rows.examples):
+                with context.collecting(last=index == len(rows.examples) - 1):
                     with accelerator.autocast():
                         losses_N = token_losses(
                             module, example, pattern_LL, stage == 0, config.isolate_documents, accelerator.device
                         )
-                    weights_N = example.weights_BL[example.masked_BL].to(accelerator.device)
-                    loss = (losses_N * weights_N).sum() / max(denominator, 1.0)
+                    weights_N = sent(example.weights_N, accelerator.device)
+                    loss = (losses_N * weights_N).sum() / denominator
                     accelerator.backward(loss * context.processes)  # gradients are averaged over processes
                 loss_sum += loss.detach()
             # 3. Update.
-            update = context.update(step, total_steps, float(loss_sum))
+            update = context.update(step, total_steps, loss_sum)
             step += 1
             # 4. Record.
             state["tail"] = [*state["tail"], update.loss][-max(1, total_steps // 10) :]
@@ -205,9 +203,9 @@ def _check(stage: int, model: Model, shards: ShardSet, config: StageConfig, proc
         )
     if config.global_batch % processes:
         raise UserError(f"global_batch = {config.global_batch} must be a multiple of the {processes} processes")
-    if ((config.anneal_steps and stage == 1) or config.isolate_documents) and config.attention == "flash_attention_2":
+    if config.anneal_steps and stage == 1 and config.attention == "flash_attention_2":
         raise UserError(
-            "attention = flash_attention_2 has no kernel for annealed or packed-document masks; use --set attention=sdpa or flex"
+            "attention = flash_attention_2 has no kernel for annealed masks; use --set attention=sdpa or flex, or anneal_steps=0"
         )
 
 

@@ -5,7 +5,7 @@ Shapes: B rows, L length, N masked positions, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from dcoder_cli.diffusion import loss as losses
 from dcoder_cli.diffusion import noise
 from dcoder_cli.model.attention import annealed
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.varlen import Varlen, varlen
 from dcoder_cli.training.config import StageConfig
 
 
@@ -28,28 +29,32 @@ class TokenLoss(nn.Module):
     def forward(
         self,
         noised_BL: Tensor,
-        targets_BL: Tensor,
-        masked_BL: Tensor,
+        places_N: Tensor,
+        targets_N: Tensor,
         attention_mask_BL: Tensor | None,
         document_ids_BL: Tensor | None,
         pattern_LL: Tensor | None,
         causal: bool,
+        segments: Varlen | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats at the masked positions, float32 [N], in row-major order."""
+        """Cross-entropy in nats of `targets_N` at `places_N` of the flattened rows, float32 [N]."""
         hidden_BLD = self.model.hidden(
             noised_BL,
             attention_mask_BL,
             causal=causal,
             pattern_LL=pattern_LL,
             document_ids_BL=document_ids_BL,
+            segments=segments,
         )
         rows = losses.chunk_rows(self.model.vocab_size)
-        return losses.chunked_cross_entropy(self.model.head, hidden_BLD[masked_BL], targets_BL[masked_BL], rows)
+        return losses.chunked_cross_entropy(
+            self.model.head, hidden_BLD.flatten(0, 1).index_select(0, places_N), targets_N, rows
+        )
 
 
 @dataclass(frozen=True)
 class Example:
-    """A noised batch with the weights of its masked tokens, ready for `TokenLoss`.
+    """A noised batch with the weights of its masked tokens, ready for `TokenLoss`. All of it is on the CPU.
 
     Attributes:
         batch: the clean rows.
@@ -58,6 +63,10 @@ class Example:
         weights_BL: float32, 0 outside `masked_BL`.
         denominator: this batch's share of the loss's denominator.
         t_B: mask ratio of each row.
+        places_N: the masked places of the flattened rows, in order. They are found here: on a GPU the host would wait for
+            all that is under way, to learn their number.
+        targets_N, weights_N: the true tokens there, and their weights.
+        segments: pads, and documents that are kept apart, for flash attention; None where every row is one, and for others.
     """
 
     batch: Batch
@@ -66,15 +75,18 @@ class Example:
     weights_BL: Tensor
     denominator: Tensor
     t_B: Tensor
+    places_N: Tensor
+    targets_N: Tensor
+    weights_N: Tensor
+    segments: Varlen | None = None
 
 
 def make_example(batch: Batch, config: StageConfig, step: int, mask_id: int | None) -> Example:
     """Noise a batch for a stage. `mask_id` None means the AR objective: every token is predicted from those before it."""
     if mask_id is None:
         ones_B = torch.ones(batch.ids_BL.shape[0])
-        return Example(
-            batch, batch.ids_BL, batch.eligible_BL, batch.eligible_BL.float(), batch.eligible_BL.sum().float(), ones_B
-        )
+        weights_BL, share = batch.eligible_BL.float(), batch.eligible_BL.sum().float()
+        return _example(batch, config, batch.ids_BL, batch.eligible_BL, weights_BL, share, ones_B)
     t_B = noise.sample_t(batch.rows, config.global_batch, config.seed, step, config.t_min, config.stratified_t)
     uniform_BL = noise.uniforms(batch.rows, batch.ids_BL.shape[1], config.seed, step)
     return noised(batch, config, t_B, uniform_BL, mask_id)
@@ -87,7 +99,47 @@ def noised(batch: Batch, config: StageConfig, t_B: Tensor, uniform_BL: Tensor, m
         masked_BL, batch.eligible_BL, t_B, config.weighting, config.normalizer, batch.attention_mask_BL, config.cart_p
     )
     share = losses.denominator(masked_BL, batch.eligible_BL, config.normalizer)
-    return Example(batch, noised_BL, masked_BL, weights_BL, share, t_B)
+    return _example(batch, config, noised_BL, masked_BL, weights_BL, share, t_B)
+
+
+def _example(
+    batch: Batch,
+    config: StageConfig,
+    noised_BL: Tensor,
+    masked_BL: Tensor,
+    weights_BL: Tensor,
+    share: Tensor,
+    t_B: Tensor,
+) -> Example:
+    places_N = masked_BL.flatten().nonzero()[:, 0]
+    targets_N, weights_N = batch.ids_BL.flatten()[places_N], weights_BL.flatten()[places_N]
+    documents_BL = batch.document_ids_BL if config.isolate_documents else None
+    segments = None
+    if config.attention == "flash_attention_2" and (batch.attention_mask_BL is not None or documents_BL is not None):
+        segments = varlen(batch.attention_mask_BL, documents_BL)
+    return Example(batch, noised_BL, masked_BL, weights_BL, share, t_B, places_N, targets_N, weights_N, segments)
+
+
+def pinned(example: Example) -> Example:
+    """An example whose tensors that are sent to the device lie in page-locked memory."""
+    batch = example.batch
+    attention_BL, documents_BL = (
+        None if one is None else one.pin_memory() for one in (batch.attention_mask_BL, batch.document_ids_BL)
+    )
+    return replace(
+        example,
+        batch=replace(batch, attention_mask_BL=attention_BL, document_ids_BL=documents_BL),
+        noised_BL=example.noised_BL.pin_memory(),
+        places_N=example.places_N.pin_memory(),
+        targets_N=example.targets_N.pin_memory(),
+        weights_N=example.weights_N.pin_memory(),
+        segments=None if example.segments is None else example.segments.pinned(),
+    )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. From page-locked memory to CUDA the host does not wait for it."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def token_losses(
@@ -95,16 +147,16 @@ def token_losses(
 ) -> Tensor:
     """Cross-entropy of an example's masked tokens, float32 [N], on `device`."""
     batch = example.batch
-    attention_BL = None if batch.attention_mask_BL is None else batch.attention_mask_BL.to(device)
-    documents_BL = batch.document_ids_BL.to(device) if isolate and batch.document_ids_BL is not None else None
+    documents_BL = batch.document_ids_BL if isolate else None
     result: Tensor = module(
-        example.noised_BL.to(device),
-        batch.ids_BL.to(device),
-        example.masked_BL.to(device),
-        attention_BL,
-        documents_BL,
-        None if pattern_LL is None else pattern_LL.to(device),
+        sent(example.noised_BL, device),
+        sent(example.places_N, device),
+        sent(example.targets_N, device),
+        None if batch.attention_mask_BL is None else sent(batch.attention_mask_BL, device),
+        None if documents_BL is None else sent(documents_BL, device),
+        None if pattern_LL is None else sent(pattern_LL, device),
         causal,
+        None if example.segments is None else example.segments.to(device),
     )
     return result
 

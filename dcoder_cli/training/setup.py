@@ -99,8 +99,10 @@ def load_model(
 
 
 def set_attention(model: Model, implementation: str, device: torch.device) -> None:
-    """Switch a loaded model to an attention implementation. Raises UserError where it cannot run on `device`."""
+    """Switch a loaded model to an attention implementation. Raises UserError where it cannot train on `device`."""
     check_attention(implementation, device)
+    if implementation == "flex" and device.type == "cpu":
+        raise UserError("attention = flex has no backward pass on a CPU (PyTorch's flex_attention); use sdpa")
     model.implementation = implementation
     model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
 

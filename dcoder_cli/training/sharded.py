@@ -151,10 +151,10 @@ def whole_of(value: Tensor) -> Tensor:
     return value if full is None else full()
 
 
-def clip_grad_norm(module: nn.Module, max_norm: float) -> float:
+def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
     """Clip by the norm of all gradients on all processes; returns it as it was before."""
     norm = torch.nn.utils.clip_grad_norm_([one for one in module.parameters() if one.grad is not None], max_norm)
-    return float(whole_of(norm))
+    return whole_of(norm)
 
 
 def _units(module: nn.Module) -> list[Any]:
