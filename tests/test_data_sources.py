@@ -97,7 +97,7 @@ def test_a_streamed_datasets_name_gives_its_rows(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl' line 1 is not UTF-8"),
         ("a.jsonl", b'{}\n{"text": "\\ud800"}\n', r"a\.jsonl' line 2 holds .ud800, half of a surrogate pair"),
         ("a.jsonl", b"{}\n" + b"[" * 100_000 + b"\n", r"a\.jsonl' line 2 is nested too deeply"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n[\n"), r"a\.jsonl\.gz' line 2 is not JSON"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n[\n", mtime=0), r"a\.jsonl\.gz' line 2 is not JSON"),
         ("a.json", b"{}\n\n[}\n", r"a\.json' line 3 is not JSON"),
         ("a.json", b"{", r"a\.json' is not JSON.*line 1"),
         ("a.json", b"", r"a\.json' is empty"),
