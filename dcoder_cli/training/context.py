@@ -171,7 +171,8 @@ class Context:
             self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.sharded:
             sharded.shard(module, self.model, self.config.precision, device)
-            sharded.receive(module, self.model, self.weights_from)
+            if self.model.adapter is None:
+                sharded.receive(module, self.model, self.weights_from)
             self.module, self.optimizer = module, optimizers.make_optimizer(module, self.config.optimizer)
         else:
             optimizer = optimizers.make_optimizer(module, self.config.optimizer)

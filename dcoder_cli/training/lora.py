@@ -28,6 +28,7 @@ from dcoder_cli.model.adapters import Adapter, Base
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.convert import NEW_TOKENS
 from dcoder_cli.training.config import LoraConfig
+from dcoder_cli.training.gathered import whole
 
 _NAME = "default"  # peft's name of the one adapter
 _OLDER = Path(
@@ -188,16 +189,17 @@ def merged_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """The weights of the model without LoRA that computes the same, by its keys, on the CPU; the live ones are not touched.
 
     Sums are float32, results in the format of the frozen weights (nf4: bfloat16).
+    Under FSDP2 all processes go through them together: each is gathered in its turn.
     """
     layers = _adapted(model)
     for key, value in model.network.named_parameters(remove_duplicate=False):
         if _is_adapters(key):
             continue
         module, _, kind = key.rpartition(".base_layer.")
-        value = _readable(value, model.dtype).detach()
+        value = whole(_readable(value, model.dtype)).detach()
         if module and kind == "weight":
             layer = layers[module]
-            a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+            a, b = whole(layer.lora_A[_NAME].weight), whole(layer.lora_B[_NAME].weight)
             value = adapters.merge(value, a, b, layer.scaling[_NAME])
         yield key.replace(".base_layer.", "."), value.to("cpu", model.dtype)
 
@@ -224,14 +226,14 @@ def _readable(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def adapter_state(model: Model) -> dict[str, Tensor]:
-    """The adapter's own weights, by the network's keys; the live ones."""
-    return {key: value for key, value in model.network.state_dict().items() if _is_adapters(key)}
+    """The adapter's own weights, by the network's keys: the live ones, or under FSDP2 gathered by all processes together."""
+    return {key: whole(value) for key, value in model.network.state_dict().items() if _is_adapters(key)}
 
 
-def write_adapter(model: Model, folder: Path) -> None:
-    """Write `adapter/` of a checkpoint, as peft reads it."""
+def write_adapter(model: Model, state: dict[str, Tensor], folder: Path) -> None:
+    """Write `adapter/` of a checkpoint, as peft reads it, on one process; `state`: of `adapter_state`."""
     assert model.adapter is not None
-    state = {key.replace(f".{_NAME}.", "."): value for key, value in adapter_state(model).items()}
+    state = {key.replace(f".{_NAME}.", "."): value for key, value in state.items()}
     modules = [adapters.stored_module(name, model.layout) for name in _adapted(model)]
     # A short name stands for every layer that ends in it: in another family's checkpoint that may be too many.
     short = modules == list(_adapted(model))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import lora, optimizers, sharded
+from dcoder_cli.training.gathered import load_whole_state, whole, whole_state
 
 OPTIMIZER_PARTS = "optimizer"  # the folder of torch.distributed.checkpoint, of a sharded run
 
@@ -51,22 +53,23 @@ def save_checkpoint(
     `extra`: more of `training/`: values for torch.save under file names, and sharded modules under folder names.
     """
     target = run.checkpoint(step)
+    first = bool(accelerator.is_main_process)
     if sharded.is_sharded(module):
+        for one in (module, *(extra or {}).values()):
+            sharded.at_rest(one)
+    if (
+        model.adapter is not None
+    ):  # small: whole in one file, whatever the number of processes, which gather it together
+        _save_adapted(run, target, model, optimizer, state, stage, first, sharded.is_sharded(module))
+    elif sharded.is_sharded(module):
         _save_sharded(accelerator, run, target, module, model, optimizer, state, stage, extra or {})
-    elif accelerator.is_main_process:
-        require_space(run.path, checkpoint_bytes(model, len(extra or {})), "a checkpoint")
-        weights = _full_weights(accelerator, module, model)
-        with atomic_folder(target) as temporary:
-            (temporary / "training").mkdir()
-            files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
-            if lora.is_adapted(model):
-                lora.write_adapter(model, temporary)
-            for name, value in files.items():
-                torch.save(value, temporary / "training" / name)
-            config = model.stored_config(stage=stage)
-            checkpoints.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
-            _write_state(temporary, state)
-    if accelerator.is_main_process:
+    elif first:
+        files = {"optimizer.pt": optimizer.state_dict(), **(extra or {})}
+        full = accelerator.get_state_dict(module)
+        weights = {key.removeprefix("model.network."): value for key, value in full.items()}
+        with _whole(run, target, model, weights, files, state, stage):
+            pass
+    if first:
         run.link("last", step)
     accelerator.wait_for_everyone()
     return target
@@ -91,15 +94,13 @@ def _save_sharded(
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed in here
         (temporary / "training").mkdir(parents=True)
     accelerator.wait_for_everyone()
-    for one in (module, *extra.values()):
-        sharded.at_rest(one)
     config = model.stored_config(stage=stage)
     weights = model.network.state_dict()
     names = checkpoints.stored_names(weights, config, model.layout)
     shapes = {
         name: torch.empty(weights[key].shape, dtype=weights[key].dtype, device="meta") for name, key in names.items()
     }
-    checkpoints.write_weights(temporary, shapes, lambda name: sharded.whole_of(weights[names[name]]), first)
+    checkpoints.write_weights(temporary, shapes, lambda name: whole(weights[names[name]]), first)
     sharded.save_optimizer(temporary / "training" / OPTIMIZER_PARTS, module, optimizer)
     for name, one in extra.items():
         sharded.save_weights(temporary / "training" / name, one)
@@ -113,12 +114,49 @@ def _save_sharded(
         temporary.rename(target)
 
 
-def _full_weights(accelerator: Any, module: Any, model: Model) -> dict[str, Any]:
-    """By transformers key, adapters merged. Empty where a checkpoint holds the adapter alone."""
-    if model.adapter is not None:
-        return dict(lora.merged_weights(model)) if model.adapter.save_merged else {}
-    full = accelerator.get_state_dict(module)
-    return {key.removeprefix("model.network."): value for key, value in full.items()}
+def _save_adapted(
+    run: RunFolder,
+    target: Path,
+    model: Model,
+    optimizer: Any,
+    state: Mapping[str, Any],
+    stage: str,
+    first: bool,
+    spread: bool,
+) -> None:
+    """The adapter as peft reads it, its optimiser, and where it is wanted the merged model."""
+    assert model.adapter is not None
+    adapter, moments = lora.adapter_state(model), whole_state(optimizer)
+    merged = lora.merged_weights(model) if model.adapter.save_merged and (first or spread) else iter(())
+    weights: dict[str, Any] = {}
+    for key, value in merged:  # each gathered in its turn
+        if first:
+            weights[key] = value
+    if first:
+        with _whole(run, target, model, weights, {"optimizer.pt": moments}, state, stage) as temporary:
+            lora.write_adapter(model, adapter, temporary)
+
+
+@contextmanager
+def _whole(
+    run: RunFolder,
+    target: Path,
+    model: Model,
+    weights: Mapping[str, Any],
+    files: Mapping[str, Any],
+    state: Mapping[str, Any],
+    stage: str,
+) -> Iterator[Path]:
+    """A checkpoint that one process writes, all of it or none of it; what the caller adds goes in with it."""
+    require_space(run.path, checkpoint_bytes(model, len(files) - 1), "a checkpoint")
+    with atomic_folder(target) as temporary:
+        (temporary / "training").mkdir()
+        for name, value in files.items():
+            torch.save(value, temporary / "training" / name)
+        yield temporary
+        config = model.stored_config(stage=stage)
+        checkpoints.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
+        _write_state(temporary, state)
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -140,7 +178,7 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
             sharded.load_optimizer(training / OPTIMIZER_PARTS, module, optimizer)
         else:
             value = torch.load(training / "optimizer.pt", map_location="cpu", weights_only=True)
-            optimizer.load_state_dict(sharded.spread_state(value, optimizer) if sharded.is_sharded(module) else value)
+            load_whole_state(optimizer, value)
         state: dict[str, Any] = torch.load(training / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(

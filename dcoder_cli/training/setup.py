@@ -82,9 +82,10 @@ def load_model(
         model.name = name
         return model
     lora.check(config.lora, config.precision, stage, accelerator.device)
-    if spread:
-        raise UserError("lora does not run under FSDP; launch it with DDP (distributed_type: MULTI_GPU)")
     held = lora.base_dtype(config.lora, config.precision, last)
+    if spread and (held == "nf4" or config.optimizer.name != "adamw"):
+        what = "lora.base_dtype = nf4" if held == "nf4" else f"optimizer.name = {config.optimizer.name}"
+        raise UserError(f"{what} does not run under FSDP; use bfloat16 and adamw, or DDP (distributed_type: MULTI_GPU)")
     try:
         model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
     except UserError as error:

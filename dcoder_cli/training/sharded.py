@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import checkpoint
 from dcoder_cli.model.backbone import Model, check_weights
+from dcoder_cli.training.gathered import part_of, whole
 
 _CPU = torch.device("cpu")
 
@@ -108,10 +109,10 @@ def receive(module: nn.Module, model: Model, folder: Path, dtype: torch.dtype = 
     read = checkpoint.each_weight(folder, model.layout, _CPU, dtype) if dist.get_rank() == 0 else None
     given: dict[str, Tensor] = {}
     for key in shapes:
-        whole, problem = None, None
+        value, problem = None, None
         if read is not None:
             try:
-                _, whole = next(read)
+                _, value = next(read)
             except UserError as error:
                 problem = str(error)
         told = [problem]
@@ -120,11 +121,11 @@ def receive(module: nn.Module, model: Model, folder: Path, dtype: torch.dtype = 
             raise UserError(told[0])
         if key not in sharded:  # rotary angles of an old checkpoint
             continue
-        if whole is None:
-            whole = torch.empty(shapes[key], dtype=dtype)
-        whole = whole.to(device).contiguous()
-        dist.broadcast(whole, src=0)
-        given[key] = part_of(whole, sharded[key])
+        if value is None:
+            value = torch.empty(shapes[key], dtype=dtype)
+        value = value.to(device).contiguous()
+        dist.broadcast(value, src=0)
+        given[key] = part_of(value, sharded[key])
     tied = model.network.config.tie_word_embeddings
     if tied:
         given["lm_head.weight"] = given["model.embed_tokens.weight"]
@@ -137,24 +138,10 @@ def _is_cuda(sharded: Mapping[str, Any]) -> bool:
     return any(value.device_mesh.device_type == "cuda" for value in sharded.values())
 
 
-def part_of(whole: Tensor, like: Any) -> Any:
-    """This process's part of a tensor that all processes have, spread as `like` is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def whole_of(value: Tensor) -> Tensor:
-    """A tensor gathered from all processes, which all must call; any other as it is."""
-    full = getattr(value, "full_tensor", None)
-    return value if full is None else full()
-
-
 def clip_grad_norm(module: nn.Module, max_norm: float) -> Tensor:
     """Clip by the norm of all gradients on all processes; returns it as it was before."""
     norm = torch.nn.utils.clip_grad_norm_([one for one in module.parameters() if one.grad is not None], max_norm)
-    return whole_of(norm)
+    return whole(norm)
 
 
 def _units(module: nn.Module) -> list[Any]:
@@ -220,23 +207,6 @@ def load_optimizer(folder: Path, module: nn.Module, optimizer: Any) -> None:
     state = {"optimizer": get_optimizer_state_dict(plain, inner)}
     load(state, checkpoint_id=folder, no_dist=not is_sharded(module))
     set_optimizer_state_dict(plain, inner, state["optimizer"])
-
-
-def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An unsharded optimiser's `state_dict()` with the moments spread as the weights of `optimizer` are."""
-    weights = [one for group in optimizer.param_groups for one in group["params"]]
-    spread = {
-        index: {
-            name: part_of(value, weights[index]) if _is_moment(value, weights[index]) else value
-            for name, value in entry.items()
-        }
-        for index, entry in state["state"].items()
-    }
-    return {**state, "state": spread}
-
-
-def _is_moment(value: Any, weight: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == weight.shape
 
 
 def save_weights(folder: Path, module: nn.Module) -> None:

@@ -26,7 +26,7 @@ def make_reference(context: Context, config: GrpoConfig) -> EntryLogProbs | None
     if config.kl_coef == 0:
         return None
     if config.lora is not None:
-        return EntryLogProbs(context.model)
+        return context.module if context.sharded else EntryLogProbs(context.model)
     if not context.sharded:
         return EntryLogProbs(copy.deepcopy(context.model)).requires_grad_(False).eval()
     low = config.precision == "bf16" and config.reference_alpha == 1
