@@ -169,6 +169,33 @@ def test_a_process_with_nothing_to_teach_keeps_step(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 4])
+def test_lora_on_two_processes_is_that_on_one(
+    place: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters on sharded frozen weights; in stage 4 the reference is the policy with its adapter off."""
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    dcoder(*stage(place, 3, tmp_path / "tuned"))
+
+    def asked(out: Path) -> list[str | Path]:
+        if number == 2:
+            return stage(place, 2, out, str(tmp_path / "tuned" / "checkpoints" / "last"), "--set=lora.rank=4")
+        command = grpo(place, out, "--set=prompts_per_step=6", "--set=kl_coef=0.01", "--reward=reward:vowels=1")
+        command[2] = tmp_path / "tuned" / "checkpoints" / "last"
+        return [*command, "--set=lora.rank=4", "--set=reference_sync=0"]
+
+    dcoder(*asked(tmp_path / "one"))
+    launched(2, asked(tmp_path / "two"))
+    assert_same(tmp_path / "one", tmp_path / "two")
+    launched(3, resumed(asked(tmp_path / "two"), back(tmp_path / "two", tmp_path / "three", 4 if number == 2 else 2)))
+    assert_same(tmp_path / "one", tmp_path / "three")
+    last = [tmp_path / name / "checkpoints" / "last" for name in ("one", "two", "three")]
+    one, *others = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in last)
+    for other in others:
+        assert all(torch.allclose(one[key], other[key], rtol=1e-3, atol=1e-5) for key in one)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_dies_ends_all_and_the_run_goes_on_exactly(
     place: Path, tmp_path: Path, how: signal.Signals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 
+# How long one process waits for another (ours): rollouts of a large model may end further apart than NCCL's ten minutes. One
+# that has died ends all at once, by the launcher.
+_PATIENCE = timedelta(hours=2)
+
 
 def make_accelerator(precision: str, device: str | None, track: str | None, run: Path) -> Any:
     """The Accelerator of a run; `accelerate launch` and torchrun decide everything else about it."""
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     if device == "cpu" and torch.cuda.is_available():
         import os
@@ -33,6 +39,7 @@ def make_accelerator(precision: str, device: str | None, track: str | None, run:
             log_with=track,
             project_dir=str(run),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"precision {precision!r} cannot run here: {error}") from None

@@ -20,24 +20,28 @@ REFERENCE_FILE, REFERENCE_PARTS = "reference.pt", "reference"  # in a checkpoint
 def make_reference(context: Context, config: GrpoConfig) -> EntryLogProbs | None:
     """A frozen copy of the policy, or with LoRA the policy itself, to be read with the adapter off; None without a KL term.
 
-    Where the policy is sharded the copy is too, in bfloat16 where that is computed in. An average that moves by small
-    steps (`reference_alpha` below 1) keeps float32: in bfloat16 they would round away.
+    It is held in bfloat16 where that is computed in, and sharded where the policy is. An average that moves by small steps
+    (`reference_alpha` below 1) keeps float32: in bfloat16 they would round away.
     """
     if config.kl_coef == 0:
         return None
     if config.lora is not None:
         return context.module if context.sharded else EntryLogProbs(context.model)
-    if not context.sharded:
-        return EntryLogProbs(copy.deepcopy(context.model)).requires_grad_(False).eval()
     low = config.precision == "bf16" and config.reference_alpha == 1
+    held = torch.bfloat16 if low else torch.float32
+    if not context.sharded:
+        copied = copy.deepcopy(context.model)
+        for parameter in copied.parameters():
+            parameter.data = parameter.data.to(held)
+        return EntryLogProbs(copied).requires_grad_(False).eval()
     model = skeleton(context.weights_from, torch.device("cpu"))
     model.implementation = context.model.implementation
     model.network.config._attn_implementation = context.model.network.config._attn_implementation
     reference = EntryLogProbs(model).requires_grad_(False).eval()
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16 if low else torch.float32)
+        parameter.data = parameter.data.to(held)
     sharded.shard(reference, model, config.precision, context.accelerator.device)
-    sharded.receive(reference, model, context.weights_from, torch.bfloat16 if low else torch.float32)
+    sharded.receive(reference, model, context.weights_from, held)
     return reference
 
 
