@@ -138,6 +138,7 @@ def denoise(
             taken = chosen.cpu()
             commits.append(Commit(row, step, requests[row].index, here.start + chosen, waiting[taken], tied_n[taken]))
         commit(model, rows, proposal, commits, on_commit)
+        del proposal  # with the logits that it may keep: the next step's would come on top
     return rows
 
 

@@ -92,6 +92,7 @@ def denoise(
                 index, at_k = requests[row].index, chosen.cpu()
                 taken.append(Commit(row, steps[row], index, here.start + chosen, waiting[at_k], tied_n[at_k]))
             commit(model, rows, proposal, taken, on_commit)
+            del proposal  # with the logits that it may keep: the next step's would come on top
             for row in candidates:
                 steps[row] += 1
                 finished[row] = bool(settings.early_stop) and _stop(model, rows, row)
