@@ -58,7 +58,7 @@ def run(base: Path, out: Path, dtype: str, first: int, last: int) -> list[tuple[
         wait_for_everyone=dist.barrier if count > 1 else lambda: None,
     )  # fmt: skip
     if first:
-        saving.load_training_state(process, folder.checkpoint(first), optimizer)
+        saving.load_training_state(folder.checkpoint(first), module, optimizer)
     mine_BL, losses = IDS_BL.chunk(count)[rank], []
     for _ in range(first, last):
         with torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext():

@@ -49,7 +49,7 @@ PLACES = {
     "inside the update": "dcoder_cli.training.grpo.step - grpo_loss 2",
     "between inner iterations": "torch.optim AdamW step 2",
     "inside the metrics": "dcoder_cli.training.grpo.train - sample_record 3",
-    "inside a checkpoint": "dcoder_cli.training.saving - _write_parts 1",
+    "inside a checkpoint": "dcoder_cli.training.saving - _write_state 1",
     "between checkpoint and its link": "dcoder_cli.base.runs RunFolder link 1",
     "after a checkpoint": "dcoder_cli.base.runs RunFolder prune 1",
     "inside a later rollout": "dcoder_cli.training.grpo.rewards Rewarder submit 12",

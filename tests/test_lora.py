@@ -26,7 +26,7 @@ from dcoder_cli.base.config import build, parse_assignments, to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import denoise, saving, setup
+from dcoder_cli.training import denoise, saving
 from dcoder_cli.training.config import LoraConfig, StageConfig
 from dcoder_cli.training.grpo import step
 from dcoder_cli.training.grpo import train as grpo_train
@@ -410,8 +410,6 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.
     pretrain = ["--data", place / "pretrain"]
     assert "lora from stage 2 on" in refused(*stage, "1", "--set=anneal_steps=0", "--model", place / "model", *pretrain)
     assert "stage 3 without lora" in refused(*stage, "3", "--model", place / "mid", "--data", place / "sft")
-    monkeypatch.setattr(setup, "is_sharded", lambda _: True)
-    assert "--multi_gpu" in refused(*stage, "2", "--model", place / "model", *pretrain)
     monkeypatch.setitem(sys.modules, "peft", None)
     assert "pip install 'dcoder[lora]'" in refused(*stage, "2", "--model", place / "model", *pretrain)
     assert not (tmp_path / "run").exists()

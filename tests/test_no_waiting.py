@@ -189,7 +189,7 @@ class Two:
 
 def context(accelerator: Any, tmp_path: Path) -> Context:
     config = build(StageConfig, {"optimizer": {"max_grad_norm": 5.0}})
-    made = Context(2, "mid", config, RunFolder(tmp_path), accelerator, False, 0, {}, None, None)
+    made = Context(2, "mid", config, RunFolder(tmp_path), accelerator, False, 0, {}, None, None, False)
     made.module = torch.nn.Linear(2, 1, bias=False)
     made.optimizer = torch.optim.SGD(made.module.parameters(), lr=0.1)
     made.module.weight.grad = torch.tensor([[3.0, 4.0]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,9 +104,8 @@ def test_a_state_of_another_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     torch.save({"torch_rng": torch.get_rng_state()}, tmp_path / "training" / "state.pt")
     torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
-    one_process = SimpleNamespace(distributed_type="NO")
-    saving.load_training_state(one_process, tmp_path, optimizer)
+    saving.load_training_state(tmp_path, torch.nn.Linear(1, 1), optimizer)
     optimizer.param_groups[0]["library"] = "torchao"
     torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
     with pytest.raises(UserError, match="is of torchao, and here it would be of torch; install torchao"):
-        saving.load_training_state(one_process, tmp_path, optimizer)
+        saving.load_training_state(tmp_path, torch.nn.Linear(1, 1), optimizer)

@@ -61,9 +61,9 @@ LOADING = {"--device": "cpu", "--dtype": "bfloat16", "--attention": "eager"}
 _EVALUATION = {
     "--model": "{ar}", "--out": "{tmp}/other", "--n": "2", "--limit": "2", "--subset": "span", "--data": "{text}",
     "--protocol": "dream", "--instruct": "", **SAMPLING, "--temperatures": "0.2,0.4", "--speed": "1,2", "--set": "top_k=3",
-    "--batch-size": "3", **LOADING, "--workers": "2", "--unsafe-exec": "",
+    "--batch-size": "3", **LOADING, "--workers": "2", "--nproc": "1", "--unsafe-exec": "",
 }  # fmt: skip
-_TRAIN = {
+_TRAIN = {"--nproc": "1", 
     "--model": "other", "--data": "other", "--out": "{tmp}/other", "--preset": "paper", "--config": "{yaml}",
     "--set": "seed=3", "--device": "cpu", "--track": "tensorboard", "--run-name": "a --track tensorboard", "--json": "",
 }  # fmt: skip
@@ -204,7 +204,7 @@ REFUSED = {
     ],
     "grpo": [
         "--draws 3", "--measure-variance --resume", "--measure-variance --estimator d1",
-        "--measure-variance --track tensorboard", "--measure-variance --run-name a",
+        "--measure-variance --track tensorboard", "--measure-variance --run-name a", "--measure-variance --nproc 2",
         "--model {model} --data d --preset cpu-tiny --reward math=1 --unsafe-exec",
     ],
     "generate": [
@@ -380,6 +380,7 @@ _RUN = [
     for name, (_, known) in EFFECTS.items()
     if name not in TASKS or name in ("eval humaneval-infilling", "eval bigcodebench", "eval micro")
     for option in known
+    if option != "--nproc"  # it changes where the same is asked: tests/test_nproc.py
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_updates_are_counted_on_when_resuming(
 def test_the_mix_is_elementwise() -> None:
     reference, policy = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     before = [weight.detach().clone() for weight in reference.parameters()]
-    move_reference(reference, policy, 0.25)  # type: ignore[arg-type]
+    move_reference(SimpleNamespace(model=reference), policy, 0.25)  # type: ignore[arg-type]
     for own, old, new in zip(reference.parameters(), before, policy.parameters(), strict=True):
         torch.testing.assert_close(own.detach(), 0.75 * old + 0.25 * new.detach())
 
