@@ -359,6 +359,7 @@ def test_only_the_named_layers_are_adapted(place: Path) -> None:
     } == names
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(place: Path, run: dict[str, Any], tmp_path: Path) -> None:
     settings = [
         f"--set={key}={json.dumps(value)}" for key, value in {**GRPO, "inner_iterations": 2, "steps": 3}.items()

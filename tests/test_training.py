@@ -139,7 +139,8 @@ def test_ctrl_c_leaves_a_resumable_run(place: Path, tmp_path: Path) -> None:
     assert steps == list(range(1, end + 1))
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "accelerate"])
+@pytest.mark.slow  # test_nproc.py and test_sharded.py stand for it in the default suite
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_give_the_losses_of_one(place: Path, tmp_path: Path, launcher: str) -> None:
     common = [
         "train-stage",
