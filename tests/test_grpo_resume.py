@@ -84,10 +84,16 @@ def killed(arguments: list[Any], place: Path, where: str) -> None:
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
 
 
-def test_kill_9_at_every_place_and_resume_gives_the_same_run(place: Path, whole: str, tmp_path: Path) -> None:
+SOME = ("inside the first rollout", "inside the update", "inside a checkpoint")
+
+
+@pytest.mark.parametrize("places", [SOME, pytest.param(tuple(PLACES), marks=pytest.mark.slow)], ids=["some", "every"])
+def test_kill_9_at_a_place_and_resume_gives_the_same_run(
+    place: Path, whole: str, tmp_path: Path, places: tuple[str, ...]
+) -> None:
     """One run, killed at one place after another; the first kills come before there is any checkpoint."""
     run = tmp_path / "run"
-    for attempt, where in enumerate(PLACES.values()):
+    for attempt, where in enumerate(PLACES[name] for name in places):
         arguments = (
             [*common(place, run), "--set=samples_every=1"]
             if attempt == 0
@@ -164,6 +170,7 @@ def test_what_a_resumed_run_cannot_change_is_refused(
     assert (place / "whole" / "metrics.jsonl").read_text() == whole
 
 
+@pytest.mark.slow  # test_sharded.py has stage 4 on two processes
 def test_two_processes_take_the_step_of_one(place: Path, tmp_path: Path) -> None:
     """Two updates on one rollout: metrics and every weight, the loss over the tokens of both processes. Later rollouts may part where rounding decides a draw."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]

@@ -87,7 +87,7 @@ def check(told: str, run: Path, what: str, value: str) -> None:
     assert [folder.name for folder in (run / "checkpoints").glob("step-*")] == ["step-2"]
 
 
-@pytest.mark.parametrize(("name", "rank"), [("stages", 1), ("grpo", 0)])
+@pytest.mark.parametrize(("name", "rank"), [pytest.param("stages", 1, marks=pytest.mark.slow), ("grpo", 0)])
 def test_a_nan_of_one_process_ends_both_before_the_update_and_resuming_goes_on(
     place: Path, tmp_path: Path, loops: dict[str, Loop], name: str, rank: int
 ) -> None:
