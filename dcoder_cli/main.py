@@ -98,6 +98,10 @@ def _root(
     """Train, sample, measure and score masked-diffusion language models for code."""
 
 
+# How a collective says that another process is gone: gloo's words, and NCCL's. That one has told what happened to it.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
+
 def main() -> None:
     """Run the command line: exit 0, 1 (the work failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
@@ -114,6 +118,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left (`| head`)
         sys.exit(1)
     except Exception as error:
+        if "RANK" in os.environ and any(words in str(error) for words in _PEER_GONE):
+            time.sleep(_GRACE)  # the launcher tells which one, and ends this one
+            _fail("another process of this run ended, and this one with it", 1)
         if not is_out_of_space(error):
             raise
         place = getattr(error, "filename", None)

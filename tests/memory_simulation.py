@@ -28,6 +28,7 @@ def simulate(model: str, gpus: int, rows: int, length: int, checkpointing: bool 
     from dcoder_cli.model.backbone import Model, empty_network, fill
     from dcoder_cli.model.layouts import layout_of
     from dcoder_cli.model.special_ids import SpecialIds
+    from dcoder_cli.training import setup
     from dcoder_cli.training.memory.shape import read_config
     from dcoder_cli.training.objective import TokenLoss
 
@@ -42,7 +43,7 @@ def simulate(model: str, gpus: int, rows: int, length: int, checkpointing: bool 
             ids = SpecialIds(3, None, None, None, None, frozenset())
             module = TokenLoss(Model(network, config, layout, ids, [], None, model))
             if checkpointing:
-                network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                setup.recompute_activations(network)
             module.train()
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
             for block in network.model.layers:

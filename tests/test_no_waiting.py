@@ -23,6 +23,7 @@ from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder, RowRules
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.training import setup
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.denoise import train
@@ -87,7 +88,7 @@ def test_forward_and_backward_look_at_no_number(place: Path, stage: int, attenti
     """With cut rows, the annealed mask (stage 1), documents apart (stage 2) and the AR objective (stage 0)."""
     model = load(place / "model", device="cpu")
     if checkpointing:
-        model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        setup.recompute_activations(model.network)
     module = on_meta(model, attention)
     module.train()
     source = feed(place, stage, torch.device("meta"), isolate_documents=stage == 2)

@@ -56,6 +56,23 @@ def test_only_one_process_fails_and_says_so(tmp_path: Path) -> None:
         assert done.returncode == 2 and done.stderr.strip() == told
 
 
+@pytest.mark.parametrize("words", ["[pair.cc:553] Connection closed by peer [127.0.0.1]:1", "remote process exited"])
+def test_a_process_whose_peer_is_gone_says_that_and_no_traceback(words: str) -> None:
+    """What a collective raises there is no fault of this process; alone, the same words are."""
+    code = (
+        "from dcoder_cli import main\nmain._GRACE = 0.0\n"
+        f"main.app = lambda **_: (_ for _ in ()).throw(RuntimeError({words!r}))\nmain.main()\n"
+    )
+    for environment, told in (
+        ({"RANK": "0"}, "error: another process of this run ended, and this one with it"),
+        ({}, None),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "", **environment}, timeout=60
+        )
+        assert done.returncode == 1 and (done.stderr.strip() == told if told else words in done.stderr)
+
+
 def test_what_cannot_be_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--nproc 0 must be at least 1" in refused(*asked(place, tmp_path / "out", "--nproc", "0"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,11 @@ def test_two_processes_train_as_one_and_one_goes_on_where_they_stopped(place: Pa
     assert (theirs / "config.json").read_bytes() == (ours / "config.json").read_bytes()
     dcoder(*resumed(asked, back(tmp_path / "two", tmp_path / "on", 4)))
     assert_same(tmp_path / "one", tmp_path / "on")
+    parts = back(tmp_path / "two", tmp_path / "cut", 4) / "checkpoints" / "step-4" / "training" / "optimizer"
+    os.truncate(parts / "__1_0.distcp", 100)
+    assert "training state in" in refused(*resumed(asked, tmp_path / "cut"))
+    (parts / ".metadata").unlink()
+    assert "remove that folder to resume from the one before" in refused(*resumed(asked, tmp_path / "cut"))
 
 
 def test_stage_4_on_two_processes_is_that_on_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +225,38 @@ def test_a_process_that_dies_ends_all_and_the_run_goes_on_exactly(
     launched(2, resumed(asked, tmp_path / "two"))
     assert (tmp_path / "two" / "metrics.jsonl").read_bytes() == (tmp_path / "one" / "metrics.jsonl").read_bytes()
     assert not list((tmp_path / "two" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_disk_that_fills_is_one_line_and_the_run_goes_on(place: Path, tmp_path: Path) -> None:
+    """Full from the start, and filled while two processes train: exit 2, no traceback, nothing half-written left to trip on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=True)
+    try:
+        asked = ["--set=keep_checkpoints=1", "--set=checkpoint_every=2", "--set=evaluate_every=0"]
+        small = dcoder(*stage(place, 2, disk / "run", "", *asked), "--nproc=2", check=False, env=env())
+        assert small.returncode == 2 and " free and needs " in small.stderr, small.stderr
+        assert small.stderr.count("error: ") == 1 and "Traceback" not in small.stderr, small.stderr
+        subprocess.run(["mount", "-o", "remount,size=6m", str(disk)], check=True)
+        shutil.rmtree(disk / "run", ignore_errors=True)
+        more = stage(place, 2, disk / "run", "", *asked, "--set=steps=2000", "--nproc=2")
+        again = [sys.executable, "-m", "dcoder_cli", *map(str, more)]
+        process = subprocess.Popen(again, env=env(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while not (disk / "run" / "checkpoints" / "step-4").is_dir():
+            assert process.poll() is None
+            time.sleep(0.01)
+        with open(disk / "fill", "wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        _, told = process.communicate(timeout=90)
+        assert process.returncode and "no space left" in told, told[-3000:]
+        assert "Traceback" not in told and told.count("error: ") == 1, told[-3000:]
+        (disk / "fill").unlink()
+        launched(2, [*resumed(stage(place, 2, disk / "run"), disk / "run"), "--set=steps=400"])
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
 
 
 def _descendants(pid: int) -> list[int]:

@@ -168,7 +168,7 @@ class Context:
         if self.config.kernels == "liger":
             kernels.use_liger(self.model)
         if self.config.activation_checkpointing:
-            self.model.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            setup.recompute_activations(self.model.network)
         if self.sharded:
             sharded.shard(module, self.model, self.config.precision, device)
             if self.model.adapter is None:

@@ -69,9 +69,7 @@ class Feed:
         pattern_LL = attention_pattern(config, step, self.shards.sequence_length) if self.stage == 1 else None
         denominator = sum(float(example.denominator) for example in examples)
         if self.device.type == "cuda":
-            if (
-                self.device.index is not None
-            ):  # page-locked memory belongs to a device's context, and threads have their own
+            if self.device.index is not None:  # page-locked memory is of a device's context, and threads have their own
                 torch.cuda.set_device(self.device)
             examples = [pinned(example) for example in examples]
             pattern_LL = None if pattern_LL is None else pattern_LL.pin_memory()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import atomic_folder, require_space, share
+from dcoder_cli.base.files import atomic_folder, put_in_place, require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
@@ -57,9 +57,7 @@ def save_checkpoint(
     if sharded.is_sharded(module):
         for one in (module, *(extra or {}).values()):
             sharded.at_rest(one)
-    if (
-        model.adapter is not None
-    ):  # small: whole in one file, whatever the number of processes, which gather it together
+    if model.adapter is not None:
         _save_adapted(run, target, model, optimizer, state, stage, first, sharded.is_sharded(module))
     elif sharded.is_sharded(module):
         _save_sharded(accelerator, run, target, module, model, optimizer, state, stage, extra or {})
@@ -108,10 +106,7 @@ def _save_sharded(
     if first:
         checkpoints.write_beside(temporary, config, model.tokenizer, model.answer_length)
         _write_state(temporary, state)
-        share(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        put_in_place(temporary, target)
 
 
 def _save_adapted(
@@ -124,7 +119,10 @@ def _save_adapted(
     first: bool,
     spread: bool,
 ) -> None:
-    """The adapter as peft reads it, its optimiser, and where it is wanted the merged model."""
+    """The adapter as peft reads it, its optimiser, and where it is wanted the merged model.
+
+    They are small: whole, in the same files for any number of processes, which gather them together.
+    """
     assert model.adapter is not None
     adapter, moments = lora.adapter_state(model), whole_state(optimizer)
     merged = lora.merged_weights(model) if model.adapter.save_merged and (first or spread) else iter(())

@@ -115,6 +115,15 @@ def set_attention(model: Model, implementation: str, device: torch.device) -> No
     model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
 
 
+def recompute_activations(network: Any) -> None:
+    """Keep what each block was given and compute the rest again in the backward pass."""
+    enable = getattr(network, "activation_checkpointing_enable", None)
+    if enable is None:  # its name before transformers 5.24
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
 def freeze_embeddings(model: Model) -> None:
     """Leave token embeddings and head out of training."""
     for part in (model.network.get_input_embeddings(), model.network.lm_head):

@@ -15,6 +15,7 @@ forward of a sharded module is a collective: all processes must run the same num
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import is_out_of_space
 from dcoder_cli.model import checkpoint
 from dcoder_cli.model.backbone import Model, check_weights
 from dcoder_cli.training.gathered import part_of, whole
@@ -194,34 +196,61 @@ def save_optimizer(folder: Path, module: nn.Module, optimizer: torch.optim.Optim
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save({"optimizer": get_optimizer_state_dict(module, optimizer)}, checkpoint_id=folder)
+    state = {"optimizer": get_optimizer_state_dict(module, optimizer)}
+    with _plain_errors():
+        save(state, checkpoint_id=folder)
 
 
 def load_optimizer(folder: Path, module: nn.Module, optimizer: Any) -> None:
     """What `save_optimizer` wrote, on as many processes as there are now, sharded or not."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-    from torch.distributed.checkpoint.state_dict_loader import load
 
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
     plain = getattr(module, "module", module) if not is_sharded(module) else module  # DDP's
     state = {"optimizer": get_optimizer_state_dict(plain, inner)}
-    load(state, checkpoint_id=folder, no_dist=not is_sharded(module))
+    _load(state, folder, is_sharded(module))
     set_optimizer_state_dict(plain, inner, state["optimizer"])
+
+
+def _load(state: dict[str, Any], folder: Path, together: bool) -> None:
+    """Fill `state` in place; by all processes `together`, or by this one alone."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    if not (folder / ".metadata").is_file():  # torch would print a traceback or two on its way to saying so
+        raise FileNotFoundError(f"{folder / '.metadata'} is missing")
+    with _plain_errors(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is meant
+        load(state, checkpoint_id=folder, no_dist=not together)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What went wrong on some process, a full disk before all else, in place of torch's CheckpointException.
+
+    That one is no Exception, so nobody who reads a damaged file would catch it.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        cause = next((one for one in causes if is_out_of_space(one)), causes[0])
+        raise cause if isinstance(cause, Exception) else RuntimeError(str(cause)) from None
 
 
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Each process's part of a sharded module's weights."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save({"model": module.state_dict()}, checkpoint_id=folder)
+    with _plain_errors():
+        save({"model": module.state_dict()}, checkpoint_id=folder)
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:
     """What `save_weights` wrote, into a module that is sharded or not."""
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     state = {"model": module.state_dict()}
-    load(state, checkpoint_id=folder, no_dist=not is_sharded(module))
+    _load(state, folder, is_sharded(module))
     module.load_state_dict(state["model"])
 
 

@@ -68,7 +68,7 @@ class Case:
         base = "float32" if config.lora is None else _base(config.lora, config.precision)
         return Way(
             config.precision, self.spread, self.gpus, config.activation_checkpointing, config.lora, base,
-            getattr(config.optimizer, "name", "adamw") == "adamw-8bit", isinstance(config, GrpoConfig) and not config.train_embeddings,
+            config.optimizer.name == "adamw-8bit", isinstance(config, GrpoConfig) and not config.train_embeddings,
         )  # fmt: skip
 
     @property
@@ -125,7 +125,9 @@ class Case:
         sampling = self._sampling(
             min(rollout.batch_size, sampled), rollout.max_new_tokens, rollout.mode, rollout.logits_mib
         )
-        reference = REFERENCE[self.spread] if config.kl_coef > 0 and config.lora is None else None
+        reference = None
+        if config.kl_coef > 0 and config.lora is None:  # as training/grpo/reference.py holds it
+            reference = 2.0 if config.precision == "bf16" and config.reference_alpha == 1 else 4.0
         return parts.grpo(shape, way, self.batch, chunk, several, sampling, reference)
 
     def _sampling(self, rows: int, new: int, mode: str, logits_mib: int | None) -> DecodingPass:
@@ -141,12 +143,8 @@ class Case:
 
 
 def _base(lora: LoraConfig, precision: str) -> str:
-    """The number format of the frozen weights. Float32 in a release whose LoRA has no choice of it."""
-    asked: str = getattr(lora, "base_dtype", "float32")
-    return ("bfloat16" if precision == "bf16" else "float32") if asked == "auto" else asked
-
-
-REFERENCE: dict[str, float] = {"one": 4.0, "ddp": 4.0, "fsdp": 2.0}  # bytes a weight of stage 4's frozen copy
+    """The number format of the frozen weights."""
+    return ("bfloat16" if precision == "bf16" else "float32") if lora.base_dtype == "auto" else lora.base_dtype
 
 
 def spread_of(launch: dict[str, Any], gpus: int) -> Spread:
