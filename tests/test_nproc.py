@@ -63,12 +63,12 @@ def test_a_process_whose_peer_is_gone_says_that_and_no_traceback(words: str) -> 
         "from dcoder_cli import main\nmain._GRACE = 0.0\n"
         f"main.app = lambda **_: (_ for _ in ()).throw(RuntimeError({words!r}))\nmain.main()\n"
     )
-    for environment, told in (
+    for variables, told in (
         ({"RANK": "0"}, "error: another process of this run ended, and this one with it"),
         ({}, None),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "", **environment}, timeout=60
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "", **variables}, timeout=60
         )
         assert done.returncode == 1 and (done.stderr.strip() == told if told else words in done.stderr)
 
