@@ -28,7 +28,7 @@ _DECODED = "it is of decoding, and --trajectories are decoded already; give --mo
 TEXTS = suites.names(lambda one: isinstance(one.judged, ByAnswer))
 NEEDS = (
     Needs(
-        (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity"),
+        (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity", "dry_run"),
         lambda call: call["model"], _DECODED,
     ),
     Needs(("limit", "data", "unsafe_exec"), lambda call: call["task"], "it is of --task; give that, or leave it out"),
@@ -75,6 +75,7 @@ def arness(
     ),
     n: options.Samples = 1,
     batch_size: options.BatchSize = 8,
+    dry_run: options.DryRun = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     local_k: int = typer.Option(9, min=1, help="Local AR-ness@1 to @k."),  # DiffuCoder fig. 3
@@ -173,6 +174,10 @@ def arness(
         )
         asked = [*decoding_order.of_files(prompts), *decoding_order.of_tasks(task, data, limit)]
         places = list(zip(model, names[len(trajectories) :], strict=True))
+        if dry_run:
+            from dcoder_cli.base import plan as plans
+
+            return plans.show(decoding_order.plan_of(places, asked, plan), json)
         with console.bar("decoding", plan.total(len(places), asked)) as bar:
             decoding_order.run(findings, measure, places, asked, plan, bar.advance)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}

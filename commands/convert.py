@@ -52,6 +52,7 @@ def convert(
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
     force: options.Force = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Turn an AR checkpoint into a diffusion checkpoint, or make a new one.
@@ -71,6 +72,15 @@ def convert(
         raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
     from dcoder_cli.model import conversion
 
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+
+        if init is not None:
+            sources = train_tokenizer or []
+            found = conversion.plan_initial(init, out, tokenizer, sources, vocab_size, ar, mask_id, dtype)
+        else:
+            found = conversion.plan_checkpoint(str(model), out, mask_id, dtype)
+        return plans.show(found, json)
     if init is not None:
         result = conversion.initialise(
             init, out, tokenizer, train_tokenizer or [], vocab_size, ar, mask_id, seed, dtype

@@ -79,6 +79,7 @@ def evaluate(
     infill_lengths: options.InfillLengths = None,
     assignments: options.Set = None,
     batch_size: options.BatchSize = 8,
+    dry_run: options.DryRun = False,
     nproc: options.NProc = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -113,6 +114,11 @@ def evaluate(
         known.seed, batch_size, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+
+        processes = launcher.planned(nproc, {}).processes
+        return plans.show(sweep.plan(model, task, place, chosen, processes, console.note), json)
     launcher.spread(nproc, device)
 
     def progress(label: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:

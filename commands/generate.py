@@ -71,6 +71,7 @@ def generate(
     sampling: dict[str, Any],
     n: options.Samples = 1,
     batch_size: options.BatchSize = 8,
+    dry_run: options.DryRun = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
@@ -142,10 +143,10 @@ def generate(
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import requests, sampler, trajectory
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.backbone import load, outline
 
     found = reading.collect(prompts or [], file)
-    loaded = load(model, device, dtype, attention)
+    loaded = outline(model, device, dtype, attention) if dry_run else load(model, device, dtype, attention)
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
         options.refuse_unused(written, {**context.params, "chat": chat}, NEEDS)
@@ -157,6 +158,8 @@ def generate(
     ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
     encoded = [requests.encode_prompt(loaded, prompt, name) for name, prompt in zip(names, asked, strict=True)]
     repeated = [prompt for prompt in encoded for _ in range(n)]  # each is made ids of once, not once a sample
+    if dry_run:
+        return _plan(loaded, repeated, settings, ids, lengths, batch_size, device, dtype, preset, json)
     if not json:
         for finding in loaded.findings:
             console.note(f"note: {finding.subject}: {finding.message}")
@@ -206,6 +209,26 @@ def generate(
             f"{tokens} tokens in {forwards:.0f} forwards, {rate:.1f} tokens a forward, "
             f"{tokens / max(seconds, 1e-9):,.0f} tok/s{ends}"
         )
+
+
+def _plan(
+    model: Any, prompts: list[Any], settings: Any, ids: list[str], lengths: list[int] | None, batch_size: int,
+    device: str | None, dtype: str | None, preset: str | None, json: bool,
+) -> None:  # fmt: skip
+    from dataclasses import replace
+
+    from dcoder_cli.base import plan as plans
+    from dcoder_cli.decoding import requests
+    from dcoder_cli.training.memory import foresee
+
+    longest = replace(settings, max_new_tokens=max(lengths)) if lengths else settings
+    requests.encode(model, prompts, longest, ids, None)
+    work = foresee.Decodings(model, longest, len(prompts), max((prompt.length for prompt in prompts), default=0))
+    plan = plans.RunPlan("generate", configs.to_dict(settings))
+    plan.add("model", model.name, f"{model.name}: {model.layout.name}")
+    hardware = presets.hardware(preset) if preset and "hardware" in presets.load(preset) else None
+    foresee.add_decoding(plan, [work], batch_size, device, dtype, hardware=hardware)
+    plans.show(plan, json)
 
 
 def _replay(context: typer.Context, file: Path, names: list[str], model: str, delay: float | None) -> None:

@@ -23,7 +23,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 NEEDS = (
     Needs(("draws",), lambda call: call["variance"], "it is of --measure-variance; leave it out"),
     Needs(
-        ("resume", "track", "run_name"), lambda call: not call["variance"],
+        ("resume", "track", "run_name", "dry_run"), lambda call: not call["variance"],
         "--measure-variance trains nothing; leave it out",
     ),
     Needs(("nproc",), lambda call: not call["variance"], "--measure-variance runs in one process; leave it out"),
@@ -70,6 +70,7 @@ def grpo(
         typer.Option("--draws", help="With --measure-variance: estimates by each estimator, with fresh masks [32]."),
     ] = None,
     unsafe_exec: options.UnsafeExec = False,
+    dry_run: options.DryRun = False,
     nproc: options.NProc = None,
     device: options.Device = None,
     track: options.Track = None,
@@ -98,6 +99,15 @@ def grpo(
     merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
     options.refuse_unused(written, {**context.params, "rewards": resolved.rewards}, NEEDS)
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+        from dcoder_cli.training.grpo import train as stage4
+
+        dry = launcher.planned(nproc, launch.launch_section(chosen))
+        found = stage4.plan(
+            asked.model, asked.data, str(out), resolved, dry, resume, device, asked.tracking, unsafe_exec, asked.preset
+        )  # fmt: skip
+        return plans.show(found, json)
     launcher.spread(nproc, device, launch.launch_section(chosen))
     if variance and console.world_size() > 1:
         raise UserError("--measure-variance runs in one process; start it without a launcher")

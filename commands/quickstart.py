@@ -23,6 +23,7 @@ def quickstart(
     step_scale: options.StepScale = None,
     force: options.Force = False,
     unsafe_exec: options.UnsafeExec = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """The whole method at CPU size, from source code to a report.
@@ -30,6 +31,12 @@ def quickstart(
     Trains a tokenizer and a tiny AR model on Python's own library, converts it to a diffusion model, runs stages 1 to 4,
     and scores what it writes before and after stage 4. Offline; about eight minutes on 2 cores.
     """
+    scale = 1.0 if step_scale is None else step_scale
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+        from dcoder_cli.experiments.quickstart import plan
+
+        return plans.show(plan(out, seed, scale, force, unsafe_exec), json)
     began = time.perf_counter()
 
     def announce(name: str) -> None:
@@ -38,7 +45,7 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, 1.0 if step_scale is None else step_scale, announce, force, unsafe_exec)
+    result = run(out, seed, scale, announce, force, unsafe_exec)
     if json:
         console.emit_json(result.to_json())
     else:

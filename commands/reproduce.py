@@ -72,6 +72,7 @@ def reproduce(
     ] = None,
     step_scale: options.StepScale = None,
     unsafe_exec: options.UnsafeExec = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Check the paper's claims, with effect sizes and intervals, on small models trained here or on given ones.
@@ -102,9 +103,15 @@ def reproduce(
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
     options.refuse_unused(written, {**context.params, "uses": uses(chosen, settings)}, NEEDS)
+    count, scale = 3 if seeds is None else seeds, 1.0 if step_scale is None else step_scale
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+        from dcoder_cli.experiments.reproduce import plan
+
+        return plans.show(plan(out, chosen, settings, count, scale, models, pretrain, rl, unsafe_exec, jobs), json)
     try:
         result = run(
-            out, chosen, settings, 3 if seeds is None else seeds, 1.0 if step_scale is None else step_scale, models, pretrain, rl,
+            out, chosen, settings, count, scale, models, pretrain, rl,
             (lambda _: None) if json else console.note, unsafe_exec, jobs,
         )  # fmt: skip
     except KeyboardInterrupt:

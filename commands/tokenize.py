@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcoder_cli.base import options
+from dcoder_cli.base import plan as plans
 from dcoder_cli.base.options import Needs
 
 app = typer.Typer(
@@ -134,12 +135,13 @@ def pretrain(
         str, typer.Option(help="Token between documents; default: the tokenizer's end of text.", show_default=False)
     ] = "",
     overwrite: options.Force = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Pack documents into rows for stages 0, 1 and 2."""
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
-    from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
+    from dcoder_cli.data.pipeline import PretrainSettings, plan_pretrain, tokenize_pretrain
     from dcoder_cli.data.records import TextMapping
 
     filters = FilterSettings(
@@ -155,27 +157,28 @@ def pretrain(
         decontaminate_ngram=decontaminate_ngram,
         benchmarks=benchmarks or None,
     )
-    begin = time.monotonic()
-    manifest = tokenize_pretrain(
-        PretrainSettings(
-            sources=tuple(sources),
-            out=str(out),
-            tokenizer=tokenizer,
-            train_tokenizer=train_tokenizer or None,
-            tokenizer_digits=tokenizer_digits,
-            seq_len=seq_len,
-            seed=seed,
-            heldout=heldout,
-            workers=workers,
-            shard=shard,
-            mapping=TextMapping(column or None, template or None),
-            extensions=tuple(extensions),
-            exclude=tuple(exclude),
-            filters=filters,
-            eos_token=eos_token or None,
-            overwrite=overwrite,
-        )
+    settings = PretrainSettings(
+        sources=tuple(sources),
+        out=str(out),
+        tokenizer=tokenizer,
+        train_tokenizer=train_tokenizer or None,
+        tokenizer_digits=tokenizer_digits,
+        seq_len=seq_len,
+        seed=seed,
+        heldout=heldout,
+        workers=workers,
+        shard=shard,
+        mapping=TextMapping(column or None, template or None),
+        extensions=tuple(extensions),
+        exclude=tuple(exclude),
+        filters=filters,
+        eos_token=eos_token or None,
+        overwrite=overwrite,
     )
+    if dry_run:
+        return plans.show(plan_pretrain(settings), json)
+    begin = time.monotonic()
+    manifest = tokenize_pretrain(settings)
     _show(manifest, str(out), time.monotonic() - begin, json)
 
 
@@ -205,6 +208,7 @@ def sft(
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
     overwrite: options.Force = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Lay out chats for stage 3, one sample a row.
@@ -214,7 +218,7 @@ def sft(
     """
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
-    from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
+    from dcoder_cli.data.pipeline import SftSettings, plan_sft, tokenize_sft
 
     filters = FilterSettings(
         exact_duplicates=exact_duplicates,
@@ -224,25 +228,26 @@ def sft(
         decontaminate_ngram=decontaminate_ngram,
         benchmarks=benchmarks or None,
     )
-    begin = time.monotonic()
-    manifest = tokenize_sft(
-        SftSettings(
-            sources=tuple(sources),
-            out=str(out),
-            tokenizer=tokenizer,
-            seq_len=seq_len,
-            seed=seed,
-            heldout=heldout,
-            workers=workers,
-            shard=shard,
-            pad_token=pad_token or None,
-            system=system or None,
-            extensions=tuple(extensions),
-            exclude=tuple(exclude),
-            filters=filters,
-            overwrite=overwrite,
-        )
+    settings = SftSettings(
+        sources=tuple(sources),
+        out=str(out),
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        seed=seed,
+        heldout=heldout,
+        workers=workers,
+        shard=shard,
+        pad_token=pad_token or None,
+        system=system or None,
+        extensions=tuple(extensions),
+        exclude=tuple(exclude),
+        filters=filters,
+        overwrite=overwrite,
     )
+    if dry_run:
+        return plans.show(plan_sft(settings), json)
+    begin = time.monotonic()
+    manifest = tokenize_sft(settings)
     _show(manifest, str(out), time.monotonic() - begin, json)
 
 
@@ -278,6 +283,7 @@ def rl(
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
     overwrite: options.Force = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Collect prompts for `dcoder grpo`: questions with tests, or with a number to find.
@@ -287,7 +293,7 @@ def rl(
     """
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
-    from dcoder_cli.data.rl import RlSettings, tokenize_rl
+    from dcoder_cli.data.rl import RlSettings, plan_rl, tokenize_rl
 
     filters = FilterSettings(
         exact_duplicates=exact_duplicates,
@@ -297,27 +303,28 @@ def rl(
         decontaminate_ngram=decontaminate_ngram,
         benchmarks=benchmarks or None,
     )
-    begin = time.monotonic()
-    manifest = tokenize_rl(
-        RlSettings(
-            sources=tuple(sources),
-            out=str(out),
-            tokenizer=tokenizer,
-            max_prompt_tokens=max_prompt_tokens,
-            hard=hard,
-            hard_mean=hard_mean,
-            hard_spread=hard_spread,
-            complete=complete,
-            baseline=baseline,
-            system=system or None,
-            seed=seed,
-            heldout=heldout,
-            extensions=tuple(extensions),
-            exclude=tuple(exclude),
-            filters=filters,
-            overwrite=overwrite,
-        )
+    settings = RlSettings(
+        sources=tuple(sources),
+        out=str(out),
+        tokenizer=tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        hard=hard,
+        hard_mean=hard_mean,
+        hard_spread=hard_spread,
+        complete=complete,
+        baseline=baseline,
+        system=system or None,
+        seed=seed,
+        heldout=heldout,
+        extensions=tuple(extensions),
+        exclude=tuple(exclude),
+        filters=filters,
+        overwrite=overwrite,
     )
+    if dry_run:
+        return plans.show(plan_rl(settings), json)
+    begin = time.monotonic()
+    manifest = tokenize_rl(settings)
     _show(manifest, str(out), time.monotonic() - begin, json)
 
 

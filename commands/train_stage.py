@@ -24,6 +24,7 @@ def train_stage(
     config: options.Config = None,
     settings: options.Set = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
     nproc: options.NProc = None,
     device: options.Device = None,
     track: options.Track = None,
@@ -38,6 +39,8 @@ def train_stage(
 
       dcoder train-stage 1 --preset 8x80gb --nproc 8 --model start-7b --data shards --out runs/adapt
 
+      dcoder train-stage 1 --preset 8x80gb --nproc 8 --model start-7b --data shards --out runs/adapt --dry-run
+
       dcoder train-stage 1 --out runs/adapt --resume
 
       dcoder train-stage 1 --config runs/adapt/config.yaml --set seed=1 --out runs/again
@@ -49,6 +52,15 @@ def train_stage(
     chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name)
     asked = launch.resolve(number, f"train-stage {stage}", chosen)
     resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+        from dcoder_cli.training import denoise
+
+        dry = launcher.planned(nproc, launch.launch_section(chosen))
+        found = denoise.plan(
+            number, asked.model, asked.data, str(out), resolved, dry, resume, device, asked.tracking, asked.preset
+        )  # fmt: skip
+        return plans.show(found, json)
     launcher.spread(nproc, device, launch.launch_section(chosen))
     from dcoder_cli.training.denoise import train
     from dcoder_cli.training.evaluation import told

@@ -191,6 +191,9 @@ TESTED_ELSEWHERE = {
     "arness --prompts": "test_arness_command.py",
     "arness --data": "test_arness_command.py", "arness --json": "test_arness_command.py",
     "arness --until": "test_arness_command.py", "arness --end-id": "test_arness.py",
+    **{f"{name} --dry-run": "test_dry_run.py" for name in ALL if name.split(" ")[0] in (
+        "quickstart", "tokenize", "convert", "train-stage", "grpo", "generate", "arness", "eval", "reproduce")
+       and name != "eval judge"},
     "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
 }  # fmt: skip
 # These two carry no option in a test's text: the calls below are the tests.
@@ -205,6 +208,7 @@ REFUSED = {
     "grpo": [
         "--draws 3", "--measure-variance --resume", "--measure-variance --estimator d1",
         "--measure-variance --track tensorboard", "--measure-variance --run-name a", "--measure-variance --nproc 2",
+        "--measure-variance --dry-run",
         "--model {model} --data d --preset cpu-tiny --reward math=1 --unsafe-exec",
     ],
     "generate": [
@@ -215,7 +219,7 @@ REFUSED = {
         *(f"--trajectories {{traj}} {name} {value.split(' --')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
           for name, value in SAMPLING.items()),
         *(f"--trajectories {{traj}} {text}" for text in ("--temperatures 0.3", "--n 2", "--batch-size 2", "--device cpu",
-          "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t")),
+          "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t", "--dry-run")),
         "--model {model} --task gsm8k --unsafe-exec", "--model {model} --prompts {prompts} --sensitivity --tie-break left",
     ],
     "eval micro": ["--infill-lengths 8", "--python py"],

@@ -113,15 +113,20 @@ def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
 
 def require_space(folder: str | Path, needed_bytes: int, what: str) -> None:
     """Raises UserError if the file system of `folder` has less than `needed_bytes` free."""
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise UserError(
             f"no space left for {what}: {str(folder)!r} has {human_bytes(free)} free and needs "
             f"{human_bytes(needed_bytes)}; free some space or choose another --out"
         )
+
+
+def free_bytes(folder: str | Path) -> int:
+    """What is free on the file system that a folder is on, or will be."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def is_out_of_space(error: BaseException) -> bool:

@@ -25,6 +25,9 @@ from dcoder_cli.base.machine import ATTENTIONS, BENCHMARKS_VARIABLE
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs; no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier call of this command left in --out.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, print what would be done and what it takes; write nothing.")
+]
 UnsafeExec = Annotated[
     bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
 ]

@@ -12,14 +12,18 @@ from dcoder_cli.analysis import sensitivity, series
 from dcoder_cli.analysis.entropy_sink import EntropyMap
 from dcoder_cli.analysis.measure import Findings
 from dcoder_cli.analysis.series import Measure, Series
+from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.benchmarks import answers, suites
 from dcoder_cli.benchmarks.answers import Asked
 from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.decoding.prompts import read
-from dcoder_cli.decoding.requests import Prompt, Settings, encode_prompt
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.decoding.requests import Prompt, Settings, encode, encode_prompt
+from dcoder_cli.execution.judge import resolve_tier
+from dcoder_cli.model.backbone import Model, load, outline
+from dcoder_cli.training.memory.foresee import Decodings, add_decoding
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,38 @@ class OrderPlan:
         return models * len(self.variants()) * self.samples * sum(one.count for one in sets)
 
 
+def plan_of(
+    models: Sequence[tuple[str, str]], sets: Sequence[PromptSet], plan: OrderPlan, processes: int = 1
+) -> RunPlan:
+    """What `run` would decode; no weights are read. Args and errors are its."""
+    found = RunPlan("arness", to_dict(plan.settings))
+    decodings = []
+    for path, name in models:
+        model = outline(path, plan.device, plan.dtype)
+        _check_sensitive(model, name, plan)
+        for one in sets:
+            prompts = answers.ask(model, one.suite).prompts if one.suite is not None else _encoded(model, one.prompts)
+            requests = encode(model, prompts, plan.settings, None, None)
+            longest = max((len(request.prefix) + len(request.suffix) for request in requests), default=0)
+            for _, settings in plan.variants():
+                decodings.append(Decodings(model, settings, one.count * plan.samples, longest))
+    found.add("models", [path for path, _ in models], ", ".join(name for _, name in models))
+    found.add("prompts", {one.name: one.count for one in sets}, ", ".join(f"{one.name}: {one.count:,}" for one in sets))
+    variants = [ending.strip() or f"T={settings.temperature:g}" for ending, settings in plan.variants()]
+    found.add("variants", variants, ", ".join(variants))
+    found.add("processes", processes)
+    add_decoding(found, decodings, plan.batch_size, plan.device, plan.dtype, processes)
+    if any(one.suite is not None for one in sets):
+        tier = resolve_tier(unsafe=plan.unsafe)
+        found.add("sandbox", {"tier": tier}, f"tier {tier}")
+    return found
+
+
+def _check_sensitive(model: Model, name: str, plan: OrderPlan) -> None:
+    if plan.sensitivity and not model.is_diffusion:
+        raise UserError(f"--sensitivity varies how ties are broken, and {name!r} is an AR model, which has none")
+
+
 def run(
     findings: Findings,
     measure: Measure,
@@ -120,10 +156,7 @@ def run(
         }
         for path, name in models:
             model = load(path, device=plan.device, dtype=plan.dtype)
-            if plan.sensitivity and not model.is_diffusion:
-                raise UserError(
-                    f"--sensitivity varies how ties are broken, and {name!r} is an AR model, which has none"
-                )
+            _check_sensitive(model, name, plan)
             for one in sets:
                 place = f"{name}, {one.name}" if len(sets) > 1 else name
                 asked = None if one.suite is None else answers.ask(model, one.suite)

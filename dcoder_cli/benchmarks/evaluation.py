@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from dcoder_cli.benchmarks.answers import Asked, Sampling
 from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Protocol
-from dcoder_cli.benchmarks.samples import Key, Store
+from dcoder_cli.benchmarks.samples import Key, Store, check, sampled
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.training.memory.foresee import Decodings
 
 _CHUNK = 8  # batches of infills decoded by one call: bounds the memory for decodings that are written already
 
@@ -119,17 +120,13 @@ def evaluate(
         UserError: settings or prompts that do not fit the model; the folder holds samples of something else.
         WorkFailed: several samples in a row could not be judged.
     """
-    if setup.n > 1 and setup.settings.temperature == 0.0:
-        raise UserError(
-            f"--n {setup.n} at temperature 0 would make each sample {setup.n} times; give --temperatures 0.2"
-        )
-    asked = answers.ask(model, setup.suite, setup.protocol)
+    asked = _asked(model, setup)
     draws = sorted(asked.draws(setup.n), key=lambda draw: draw.prompted.prompt.length)  # short rows first
     draws = draws[ranks.rank() :: ranks.world_size()]
     tell = progress or (lambda _: None)
     if ranks.rank() != 0:
         ranks.wait()
-    with Store(folder, {"model": model.name, **setup.identity}, ranks.rank(), ranks.world_size()) as store:
+    with Store(folder, _identity(model, setup), ranks.rank(), ranks.world_size()) as store:
         if ranks.rank() == 0:
             ranks.wait()  # the folder is there and fits; now the others may
         pending: dict[Key, Future[Row]] = {}
@@ -171,6 +168,35 @@ def evaluate(
     return result
 
 
+def planned(model: Model, setup: Setup, folder: Path) -> Decodings:
+    """What `evaluate` would decode, its folder looked at. Raises UserError as it does, for all but weights and judge."""
+    asked = _asked(model, setup)
+    done = sampled(folder) if check(folder, _identity(model, setup)) else set()
+    room = model.max_length - _new_tokens(setup)
+    fitting = [draw for draw in asked.draws(setup.n) if draw.prompted.prompt.length <= room]
+    left = [draw for draw in fitting if draw.key not in done]
+    longest = max((draw.prompted.prompt.length for draw in fitting), default=0)
+    settings = replace(setup.settings, max_new_tokens=_new_tokens(setup))
+    return Decodings(model, settings, len(left), longest, len(fitting) - len(left), len(setup.keys) - len(fitting))
+
+
+def _asked(model: Model, setup: Setup) -> Asked:
+    if setup.n > 1 and setup.settings.temperature == 0.0:
+        raise UserError(
+            f"--n {setup.n} at temperature 0 would make each sample {setup.n} times; give --temperatures 0.2"
+        )
+    return answers.ask(model, setup.suite, setup.protocol)
+
+
+def _identity(model: Model, setup: Setup) -> dict[str, Any]:
+    return {"model": model.name, **setup.identity}
+
+
+def _new_tokens(setup: Setup) -> int:
+    """The longest answer: a gap's length is chosen among several."""
+    return max(setup.infill_lengths) if setup.suite.kind == "infill" else setup.settings.max_new_tokens
+
+
 def summarize(
     suite: Suite, samples: Mapping[Key, Row], judged: Mapping[Key, Row], tier: str, keys: Sequence[Key]
 ) -> Result:
@@ -200,7 +226,7 @@ def _decoded(
     """Samples with their rows of samples.jsonl, batch by batch; those that do not fit the model's context come first."""
     infill = setup.suite.kind == "infill"
     settings = setup.settings
-    new_tokens = max(setup.infill_lengths) if infill else settings.max_new_tokens
+    new_tokens = _new_tokens(setup)
     fitting = []
     for draw in draws:
         if draw.prompted.prompt.length + new_tokens > model.max_length:

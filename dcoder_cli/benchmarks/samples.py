@@ -17,6 +17,7 @@ from dcoder_cli.base.files import json_line, write_json, write_jsonl
 from dcoder_cli.base.jsonl import objects
 from dcoder_cli.benchmarks.benchmark import Row
 
+_IDENTITY = "settings.json"
 Key = tuple[str, int]  # task id and number of the sample, from 0
 
 
@@ -99,28 +100,42 @@ class Store:
                 file.unlink()
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
-        file = self.folder / "settings.json"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--out {str(self.folder)!r} is a file; choose a folder")
-        if not file.is_file():
-            if (self.folder / "samples.jsonl").exists():
-                raise UserError(f"--out {str(self.folder)!r} holds samples of something else; choose another folder")
-            if self.rank == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(file, identity)
-            return
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); choose another --out") from None
-        now = json.loads(json.dumps(identity))
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"--out {str(self.folder)!r} holds samples with {name} = {_short(before.get(name))}, and this run has "
-                f"{_short(now.get(name))}; choose another --out"
-            )
+        if not check(self.folder, identity) and self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / _IDENTITY, identity)
+
+
+def check(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder holds an evaluation of this identity already; nothing is written.
+
+    Raises:
+        UserError: it holds another one, or something else.
+    """
+    file = folder / _IDENTITY
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {str(folder)!r} is a file; choose a folder")
+    if not file.is_file():
+        if (folder / "samples.jsonl").exists():
+            raise UserError(f"--out {str(folder)!r} holds samples of something else; choose another folder")
+        return False
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); choose another --out") from None
+    now = json.loads(json.dumps(identity))
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--out {str(folder)!r} holds samples with {name} = {_short(before.get(name))}, and this run has "
+            f"{_short(now.get(name))}; choose another --out"
+        )
+    return True
+
+
+def sampled(folder: Path) -> set[Key]:
+    """The keys of the samples that an evaluation's folder holds, of all processes."""
+    return {key_of(row) for file in folder.glob("samples*.jsonl") for row in _whole_lines(file)}
 
 
 def _short(value: Any) -> str:

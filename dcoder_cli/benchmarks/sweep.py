@@ -15,15 +15,18 @@ from typing import Any
 from dcoder_cli.base import config
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.runs import model_labels
 from dcoder_cli.benchmarks import compare, protocols, published, ranks, suites
-from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
-from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate
+from dcoder_cli.benchmarks.benchmark import ByTests, ByUnittests, Suite
+from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate, planned
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
 from dcoder_cli.decoding import unused
 from dcoder_cli.decoding.requests import Settings
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.execution.judge import Judge
+from dcoder_cli.model.backbone import Model, load, outline
+from dcoder_cli.training.memory.foresee import Decodings, add_decoding
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,7 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
         UserError: whatever of the input is wrong; found before anything is decoded where it can be.
         WorkFailed: the judge does not work.
     """
-    names_of_parts = suites.parts(task)
-    suites.check_file(task, options.data)
-    parts = [suites.load(part, options.subset, options.data, options.limit) for part in names_of_parts]
-    if isinstance(suites.find(task).judged, ByUnittests):
-        check_interpreter(task, options.python, options.unsafe)
+    parts = _parts(task, options)
     names = model_labels(models)
     ranks.join()
     runs: list[Evaluation] = []
@@ -96,14 +95,9 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
             setups = _setups(model, protocol, suite, options, announce)
             with _judging(suite, options, announce) as judging:
                 for (temperature, speed), setup in setups.items():
-                    pieces = [
-                        name if len(models) > 1 else "",
-                        suite.task if len(parts) > 1 else "",
-                        f"t{temperature:g}" if len(options.temperatures) > 1 else "",
-                        f"x{speed}" if len(options.speeds) > 1 else "",
-                    ]
-                    folder = out.joinpath(*[piece for piece in pieces if piece])
-                    label = " ".join([*(piece for piece in pieces if piece), suite.name, protocol.title])
+                    pieces = _pieces(name, suite, temperature, speed, len(models), len(parts), options)
+                    folder = out.joinpath(*pieces)
+                    label = " ".join([*pieces, suite.name, protocol.title])
                     work = _work(model, setup, folder, judging, options.batch_size)
                     result = progress(label, len(setup.keys) // ranks.world_size(), work)
                     runs.append(
@@ -117,6 +111,55 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
         write_json(out / "results.json", {**summary, "runs": [_entry(one, out) for one in runs]})
     ranks.leave()
     return Sweep(runs, summary)
+
+
+def plan(models: list[str], task: str, out: Path, options: Options, processes: int, announce: Announce) -> RunPlan:
+    """What `run` would do on so many processes; nothing is written. Raises UserError as it does, for all but the weights."""
+    parts = _parts(task, options)
+    found = RunPlan(f"eval {task}", {})
+    decodings: list[Decodings] = []
+    settings: list[dict[str, Any]] = []
+    for name, path in zip(model_labels(models), models, strict=True):
+        model = outline(path, options.device, options.dtype, options.attention)
+        protocol = protocols.choose(model, options.protocol, options.instruct)
+        for suite in parts:
+            for (temperature, speed), setup in _setups(model, protocol, suite, options, announce).items():
+                pieces = _pieces(name, suite, temperature, speed, len(models), len(parts), options)
+                decodings.append(planned(model, setup, out.joinpath(*pieces)))
+                settings.append({"run": " ".join([*pieces, suite.name]), "protocol": protocol.title, **setup.chosen})
+    told = ", ".join(f"{suite.name}: {len(suite.items):,} of {suite.total:,} tasks" for suite in parts)
+    found.add("tasks", {suite.name: len(suite.items) for suite in parts}, told)
+    found.settings = {"runs": settings}
+    found.add("processes", processes)
+    add_decoding(found, decodings, options.batch_size, options.device, options.dtype, processes)
+    if any(isinstance(suite.benchmark.judged, ByTests) for suite in parts):
+        with Judge(1, unsafe=options.unsafe) as judge:
+            found.add("sandbox", {"tier": str(judge.tier)}, f"tier {judge.tier}")
+    found.add("out", str(out))
+    return found
+
+
+def _parts(task: str, options: Options) -> list[Suite]:
+    """The suites of a task's parts, all that they need looked for."""
+    names = suites.parts(task)
+    suites.check_file(task, options.data)
+    parts = [suites.load(part, options.subset, options.data, options.limit) for part in names]
+    if isinstance(suites.find(task).judged, ByUnittests):
+        check_interpreter(task, options.python, options.unsafe)
+    return parts
+
+
+def _pieces(
+    name: str, suite: Suite, temperature: float, speed: int, models: int, parts: int, options: Options
+) -> list[str]:
+    """What tells an evaluation from the others of the call: the folders below --out."""
+    pieces = [
+        name if models > 1 else "",
+        suite.task if parts > 1 else "",
+        f"t{temperature:g}" if len(options.temperatures) > 1 else "",
+        f"x{speed}" if len(options.speeds) > 1 else "",
+    ]
+    return [piece for piece in pieces if piece]
 
 
 def summarize(task: str, runs: list[Evaluation]) -> dict[str, Any]:

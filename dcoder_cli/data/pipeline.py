@@ -7,11 +7,10 @@ its tokens stay in that worker's memory until it ends: many files of some 100 MB
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 from dcoder_cli import __version__
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import atomic_folder, require_space
+from dcoder_cli.base.files import atomic_folder, check_replaceable, require_space
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.decontaminate import load_contamination
-from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, messages_of
 from dcoder_cli.data.parallel import run_units
-from dcoder_cli.data.records import TextMapping, first_record, read_records
+from dcoder_cli.data.plans import estimate_tokens, plan_of
+from dcoder_cli.data.records import TextMapping, first_record, texts
 from dcoder_cli.data.selection import select
-from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
+from dcoder_cli.data.shards import LONGEST_ROW, MANIFEST, parse_part, part_name
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
@@ -94,10 +94,14 @@ def tokenize_pretrain(settings: PretrainSettings) -> dict[str, Any]:
     Raises:
         UserError: anything wrong with the settings, the sources, the tokenizer or the disk.
     """
+    _check_pretrain(settings)
+    return _run("pretrain", settings, settings.mapping)
+
+
+def _check_pretrain(settings: PretrainSettings) -> None:
     settings.mapping.check()
     if (settings.tokenizer is None) == (settings.train_tokenizer is None):
         raise UserError("give either --tokenizer T or --train-tokenizer SIZE")
-    return _run("pretrain", settings, settings.mapping)
 
 
 def tokenize_sft(settings: SftSettings) -> dict[str, Any]:
@@ -106,25 +110,9 @@ def tokenize_sft(settings: SftSettings) -> dict[str, Any]:
 
 
 def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
-    settings.filters.check()
-    if not 0 <= settings.heldout < 1:
-        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
-    index, count = parse_part(settings.shard)
-    out = Path(settings.out) / part_name(index, count) if count > 1 else Path(settings.out)
-    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer is not None else None
-    _check_length(settings.seq_len, tokenizer)
-    sources = parse_sources(settings.sources)
-    units, notes = plan_units(sources, settings.extensions, settings.exclude)
-    mine = units[index - 1 :: count]
-    if not mine:
-        raise UserError(f"--shard {settings.shard} has no work: the sources make {len(units)} units")
-    contamination = None
-    if settings.filters.decontaminate:
-        filters = settings.filters
-        contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
-    _check_first(sources, units, _reader(kind, mapping))
-    size = sum(unit.bytes for unit in mine)
-    require_space(out.parent, size // 4, "the tokens")  # a lower bound: dense code takes about half its size
+    ready = _ready(kind, settings, mapping)
+    out, tokenizer, sources, units, mine = ready.out, ready.tokenizer, ready.sources, ready.units, ready.mine
+    contamination, notes = ready.contamination, ready.notes
     for message in notes if not settings.quiet else ():
         note(message)
     with open_workspace(out, settings.overwrite) as workspace:
@@ -169,6 +157,64 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         manifest = write_manifest(workspace.result, manifest)
         workspace.publish()
     return manifest
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is known once the input is checked, before anything is written."""
+
+    out: Path
+    tokenizer: PreTrainedTokenizerBase | None
+    sources: list[Source]
+    units: list[Unit]
+    mine: list[Unit]
+    contamination: Any
+    notes: list[str]
+
+
+def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
+    settings.filters.check()
+    if not 0 <= settings.heldout < 1:
+        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
+    index, count = parse_part(settings.shard)
+    out = Path(settings.out) / part_name(index, count) if count > 1 else Path(settings.out)
+    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer is not None else None
+    _check_length(settings.seq_len, tokenizer)
+    sources = parse_sources(settings.sources)
+    units, notes = plan_units(sources, settings.extensions, settings.exclude)
+    mine = units[index - 1 :: count]
+    if not mine:
+        raise UserError(f"--shard {settings.shard} has no work: the sources make {len(units)} units")
+    contamination = None
+    if settings.filters.decontaminate:
+        filters = settings.filters
+        contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
+    _check_first(sources, units, _reader(kind, mapping))
+    size = sum(unit.bytes for unit in mine)
+    require_space(out.parent, size // 4, "the tokens")  # a lower bound: dense code takes about half its size
+    return _Ready(out, tokenizer, sources, units, mine, contamination, notes)
+
+
+def plan_pretrain(settings: PretrainSettings) -> RunPlan:
+    """What `tokenize_pretrain` would do, once its input is checked; nothing is written. Raises UserError as it does."""
+    _check_pretrain(settings)
+    return _planned("pretrain", settings, settings.mapping)
+
+
+def plan_sft(settings: SftSettings) -> RunPlan:
+    """As `plan_pretrain`, of `tokenize_sft`."""
+    return _planned("sft", settings, TextMapping())
+
+
+def _planned(kind: str, settings: Settings, mapping: TextMapping) -> RunPlan:
+    ready = _ready(kind, settings, mapping)
+    check_replaceable(ready.out, settings.overwrite, MANIFEST, "finished data")
+    if ready.tokenizer is not None:
+        _special_tokens(settings, ready.tokenizer)
+    plan = plan_of(kind, settings, ready.tokenizer, ready.sources, ready.mine, ready.out)
+    if kind == "pretrain":
+        estimate_tokens(plan, ready.tokenizer, ready.sources, ready.mine, mapping, settings.seq_len)
+    return plan
 
 
 def _check_length(length: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -231,25 +277,13 @@ def _trained(
         begin = time.monotonic()
         assert settings.train_tokenizer is not None
         trained = train_tokenizer(
-            _texts(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
+            texts(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
         )
         with atomic_folder(workspace.tokenizer) as folder:
             trained.save_pretrained(folder)
         if not settings.quiet:
             note(f"trained a tokenizer of {len(trained)} tokens in {time.monotonic() - begin:.0f} s")
     return load_tokenizer(workspace.tokenizer)
-
-
-def _texts(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
-    for unit in units:
-        for piece in unit.pieces:
-            for record in read_records(piece):
-                if record.problem is None:
-                    with contextlib.suppress(BadRow):  # dropped and counted where it is tokenized
-                        text = (
-                            record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
-                        )
-                        yield text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

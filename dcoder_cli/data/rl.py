@@ -19,18 +19,20 @@ import numpy as np
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.base.files import check_replaceable, write_jsonl
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
+from dcoder_cli.data.plans import plan_of
 from dcoder_cli.data.problems import RlProblem, completion_prompt, hard_subset, read_problem, why_unusable
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
-from dcoder_cli.data.shards import read_manifest
-from dcoder_cli.data.sources import parse_sources, plan_units
+from dcoder_cli.data.shards import MANIFEST, read_manifest
+from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.workspace import open_workspace
 from dcoder_cli.data.writing import describe, write_manifest
 from dcoder_cli.model.chat import Refused
@@ -80,26 +82,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
     Raises:
         UserError: wrong settings, sources or columns, or nothing left.
     """
-    settings.filters.check()
-    if settings.hard not in (*HARD, "all"):
-        raise UserError(f"--hard {settings.hard} is unknown; use {', '.join(HARD)} or all")
-    for name, share in (("--hard-mean", settings.hard_mean), ("--hard-spread", settings.hard_spread)):
-        if share is not None and settings.hard == "all":
-            raise UserError(f"{name} {share} with --hard all, which keeps every row; leave one of them out")
-        if share is not None and not 0 < share <= 1:
-            raise UserError(f"{name} {share} must be a share above 0, up to 1")
-    if not 0 <= settings.heldout < 1:
-        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
-    if settings.max_prompt_tokens < 1:
-        raise UserError(f"--max-prompt-tokens {settings.max_prompt_tokens} must be 1 or more")
-    if settings.baseline not in ("none", "constant"):
-        raise UserError(f"--baseline {settings.baseline!r} is unknown; use none or constant")
-    tokenizer = load_tokenizer(settings.tokenizer)
-    chat = ChatEncoder(tokenizer, settings.system)
-    sources = parse_sources(settings.sources)
-    if any(source.weight != 1 for source in sources):
-        raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
-    units, _ = plan_units(sources, settings.extensions, settings.exclude)
+    tokenizer, chat, sources, units = _ready(settings)
     dropped = Dropped()
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     with open_workspace(Path(settings.out), settings.overwrite) as workspace:
@@ -155,6 +138,37 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         manifest = write_manifest(workspace.result, manifest)
         workspace.publish()
     return manifest
+
+
+def plan_rl(settings: RlSettings) -> RunPlan:
+    """What `tokenize_rl` would do, once its settings are checked; nothing is written. Raises UserError as it does."""
+    tokenizer, _, sources, units = _ready(settings)
+    check_replaceable(Path(settings.out), settings.overwrite, MANIFEST, "finished data")
+    return plan_of("rl", settings, tokenizer, sources, units, Path(settings.out))
+
+
+def _ready(settings: RlSettings) -> tuple[Any, ChatEncoder, list[Source], list[Unit]]:
+    settings.filters.check()
+    if settings.hard not in (*HARD, "all"):
+        raise UserError(f"--hard {settings.hard} is unknown; use {', '.join(HARD)} or all")
+    for name, share in (("--hard-mean", settings.hard_mean), ("--hard-spread", settings.hard_spread)):
+        if share is not None and settings.hard == "all":
+            raise UserError(f"{name} {share} with --hard all, which keeps every row; leave one of them out")
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{name} {share} must be a share above 0, up to 1")
+    if not 0 <= settings.heldout < 1:
+        raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
+    if settings.max_prompt_tokens < 1:
+        raise UserError(f"--max-prompt-tokens {settings.max_prompt_tokens} must be 1 or more")
+    if settings.baseline not in ("none", "constant"):
+        raise UserError(f"--baseline {settings.baseline!r} is unknown; use none or constant")
+    tokenizer = load_tokenizer(settings.tokenizer)
+    chat = ChatEncoder(tokenizer, settings.system)
+    sources = parse_sources(settings.sources)
+    if any(source.weight != 1 for source in sources):
+        raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
+    units, _ = plan_units(sources, settings.extensions, settings.exclude)
+    return tokenizer, chat, sources, units
 
 
 def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, require_space, write_json, write_jsonl
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.stages import Announce, Pipeline, Step
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from dcoder_cli.benchmarks.answers import Answered
 
 _RECORD = "quickstart.json"
+_DISK = 500 * 2**20  # measured, with room
 # Of micro's 210 and micro-kinds' 150, families in turn. Ours: the second set adds about 12 s a model to the first's 18.
 SCORED_TASKS = {"micro": 105, "micro-kinds": 70}
 HELD_OUT = {"micro": "functions", "micro-kinds": "kinds"}  # what each set's tasks do not share with training
@@ -60,6 +63,34 @@ class QuickstartOutcome:
         }
 
 
+def plan(out: Path, seed: int, effort: float, force: bool = False, unsafe: bool = False) -> RunPlan:
+    """What `quickstart` would do, once its input is checked; nothing is written. Args and errors are its."""
+    from dcoder_cli.training.config import STAGE_NAMES
+
+    tier = _check(out, effort, force, unsafe)
+    values = presets.load("cpu-tiny")
+    found = RunPlan("quickstart", {"seed": seed, "step_scale": effort, "preset": "cpu-tiny"})
+    sections = {f"stage{number}": f"stage {number} ({name})" for number, name in enumerate(STAGE_NAMES)}
+    for section, name in {**sections, "grpo": "stage 4 (grpo)"}.items():
+        steps = max(2, round(values[section]["steps"] * effort))
+        found.add(name, steps, f"{steps:,} steps")
+    scored = ", ".join(f"{count} tasks of {name}" for name, count in SCORED_TASKS.items())
+    found.add("scored", SCORED_TASKS, f"after stages 3 and 4: {scored}")
+    found.add("sandbox", {"tier": tier}, f"tier {tier}")
+    found.add_disk(out, _DISK, "everything")
+    return found
+
+
+def _check(out: Path, effort: float, force: bool, unsafe: bool) -> str:
+    """The sandbox's tier. Raises UserError where the command would."""
+    if not 0 < effort < float("inf"):
+        raise UserError(f"--step-scale {effort} must be a number above 0")
+    tier = resolve_tier(unsafe=unsafe)
+    check_replaceable(out, force, _RECORD, "a quickstart")
+    require_space(out, _DISK, "quickstart")
+    return tier
+
+
 def quickstart(
     out: Path, seed: int, effort: float, announce: Announce, force: bool = False, unsafe: bool = False
 ) -> QuickstartOutcome:
@@ -79,11 +110,7 @@ def quickstart(
     from dcoder_cli.analysis.series import Series
     from dcoder_cli.experiments.quickstart_report import write_report
 
-    if not 0 < effort < float("inf"):
-        raise UserError(f"--step-scale {effort} must be a number above 0")
-    resolve_tier(unsafe=unsafe)
-    check_replaceable(out, force, _RECORD, "a quickstart")
-    require_space(out, 500 * 2**20, "quickstart")
+    _check(out, effort, force, unsafe)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)

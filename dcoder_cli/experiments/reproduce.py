@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dcoder_cli.base import presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments import processes, stages
@@ -21,10 +22,11 @@ from dcoder_cli.experiments.claims import Claim
 from dcoder_cli.experiments.findings import check
 from dcoder_cli.experiments.measures import LAB_DRAWS, Measures
 from dcoder_cli.experiments.outcome import Outcome
-from dcoder_cli.experiments.quantities import StudySettings, check_settings, views
+from dcoder_cli.experiments.quantities import Quantity, StudySettings, check_settings, views
 from dcoder_cli.experiments.reproduce_report import write_report
 from dcoder_cli.experiments.scores import quantities_of, scores
 
+_SETTINGS = "settings.json"
 _SHARED_MIB, _REPLICATE_MIB = 50, 150  # of disk, measured at small scale: what all replicates share, and each
 
 
@@ -60,6 +62,85 @@ def reproduce(
         UserError: wrong input.
     """
     began = time.perf_counter()
+    ready = _ready(out, claims, settings, seeds, effort, models, pretrain, rl, unsafe, jobs)
+    made, wanted, count, ran_with = ready.made, ready.wanted, ready.jobs, ready.ran_with
+    _note(out, ready.asked, ran_with)
+    if not models:
+        replicates.prepare(out, effort, announce)
+        if count > 1:
+            processes.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+        roles = list(dict.fromkeys(quantity.role for quantity in wanted))
+        made = [replicates.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
+    measures = [Measures(one, settings, announce, unsafe) for one in made]
+    for one in measures:
+        one.measure(wanted)
+    outcome = Outcome(
+        check(claims, measures), scores(wanted, measures), tuple(one.seed for one in made), settings, ran_with,
+        time.perf_counter() - began,
+    )  # fmt: skip
+    write_json(out / "reproduce.json", outcome.to_json())
+    write_report(out, outcome, made)
+    return outcome
+
+
+def plan(
+    out: Path,
+    claims: Sequence[Claim],
+    settings: StudySettings,
+    seeds: int,
+    effort: float,
+    models: dict[str, str],
+    pretrain: str | None,
+    rl: str | None,
+    unsafe: bool = False,
+    jobs: int | None = None,
+) -> RunPlan:
+    """What `reproduce` would do, once its input is checked; nothing is written. Args and errors are its."""
+    ready = _ready(out, claims, settings, seeds, effort, models, pretrain, rl, unsafe, jobs)
+    found = RunPlan("reproduce", asdict(settings))
+    found.add("claims", [claim.name for claim in claims], ", ".join(claim.name for claim in claims))
+    roles = list(dict.fromkeys(quantity.role for quantity in ready.wanted))
+    if models:
+        found.add("models", models, ", ".join(f"{role} = {name}" for role, name in models.items()))
+    else:
+        parts = replicates.parts(roles)
+        left = sum(not replicates.is_trained(out, seed, part) for seed in range(seeds) for part in parts)
+        trained = seeds * len(parts)
+        found.add(
+            "training", {"seeds": seeds, "parts": trained, "left": left},
+            f"{seeds} seeds x {len(parts)} models ({', '.join(parts)}); {trained - left} of {trained} are done",
+        )  # fmt: skip
+        found.add_disk(out, _disk(seeds), f"{seeds} seeds")
+    several = {(quantity.role, quantity.view, quantity.tasks) for quantity in ready.wanted}
+    found.add("measurements", len(several) * max(1, seeds if not models else 1), None)
+    found.add("processes", ready.jobs)
+    found.add("out", str(out), f"{out}: {'goes on' if _before(out) else 'new'}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A call whose input is checked."""
+
+    made: list[replicates.Replicate]
+    wanted: list[Quantity]
+    jobs: int
+    asked: dict[str, Any]
+    ran_with: dict[str, Any]
+
+
+def _ready(
+    out: Path,
+    claims: Sequence[Claim],
+    settings: StudySettings,
+    seeds: int,
+    effort: float,
+    models: dict[str, str],
+    pretrain: str | None,
+    rl: str | None,
+    unsafe: bool,
+    jobs: int | None,
+) -> _Ready:
     if seeds < 1 or not 0 < effort < float("inf"):
         raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
     if jobs is not None and jobs < 1:
@@ -78,26 +159,15 @@ def reproduce(
         "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
     if not models and not out.exists():
-        require_space(out, (_SHARED_MIB + _REPLICATE_MIB * seeds) * 2**20, f"{seeds} seeds")
+        require_space(out, _disk(seeds), f"{seeds} seeds")
     count = 1 if models else min(cores() if jobs is None else jobs, processes.MOST * seeds)
     ran_with = _ran_with(count)
-    _same_call(out, asked, ran_with)
-    if not models:
-        replicates.prepare(out, effort, announce)
-        if count > 1:
-            processes.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
-        roles = list(dict.fromkeys(quantity.role for quantity in wanted))
-        made = [replicates.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
-    measures = [Measures(one, settings, announce, unsafe) for one in made]
-    for one in measures:
-        one.measure(wanted)
-    outcome = Outcome(
-        check(claims, measures), scores(wanted, measures), tuple(one.seed for one in made), settings, ran_with,
-        time.perf_counter() - began,
-    )  # fmt: skip
-    write_json(out / "reproduce.json", outcome.to_json())
-    write_report(out, outcome, made)
-    return outcome
+    _check_same(out, asked)
+    return _Ready(made, wanted, count, asked, ran_with)
+
+
+def _disk(seeds: int) -> int:
+    return (_SHARED_MIB + _REPLICATE_MIB * seeds) * 2**20
 
 
 def _ran_with(jobs: int) -> dict[str, Any]:
@@ -121,24 +191,30 @@ def _identity(name: str) -> str:
     return f"{folder}: {', '.join(written)}"
 
 
-def _same_call(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
-    """Note the settings, or check that a folder that is gone on in was begun with the same.
-
-    What each call ran with is noted too, but may change: it decides the last digits of what is trained from here on.
-    """
-    import json
-
+def _check_same(out: Path, asked: dict[str, Any]) -> None:
+    """Raises UserError for a folder that was begun with other settings, or is not of `dcoder reproduce`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; give a folder")
-    note, calls = out / "settings.json", [ran_with]
-    if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
+    before = _before(out)
+    if before is not None:
         other = [name for name, value in asked.items() if before.get(name) != value]
         if other:
             raise UserError(f"--out {str(out)!r} was begun with other {', '.join(other)}; choose another folder")
-        known = before.get("ran_with", [])
-        calls = known if ran_with in known else [*known, ran_with]
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} exists already and is not of `dcoder reproduce`; choose another folder")
+
+
+def _note(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
+    """Note the settings, and what each call ran with, which may change: it decides the last digits of what it trains."""
+    known = (_before(out) or {}).get("ran_with", [])
     out.mkdir(parents=True, exist_ok=True)
-    write_json(note, {**asked, "ran_with": calls})
+    write_json(out / _SETTINGS, {**asked, "ran_with": known if ran_with in known else [*known, ran_with]})
+
+
+def _before(out: Path) -> dict[str, Any] | None:
+    """What a call has noted in a folder; None where there was none."""
+    import json
+
+    note = out / _SETTINGS
+    found: dict[str, Any] | None = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return found

@@ -100,6 +100,12 @@ def parts(roles: Iterable[str]) -> list[str]:
     return [part for part in STARTS if part in needed]
 
 
+def is_trained(out: Path, seed: int, part: str) -> bool:
+    """Whether one of `parts` of a replicate is finished."""
+    name = {RANDOM: "models/random", "adapted": "runs/adapted-2", "scratch": "runs/scratch-2"}.get(part, f"runs/{part}")
+    return name in _Record(out / f"seed-{seed}").made()
+
+
 def trained(
     out: Path,
     seed: int,

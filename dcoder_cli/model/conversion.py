@@ -9,10 +9,19 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import require_space
-from dcoder_cli.model.backbone import Model, choose_dtype, load
-from dcoder_cli.model.convert import ar_config_with_tokenizer, random_model, to_diffusion, tokenizer_of
+from dcoder_cli.base.files import human_bytes, require_space
+from dcoder_cli.base.machine import memory_bytes
+from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.model.backbone import Model, choose_dtype, empty_network, load, outline
+from dcoder_cli.model.convert import (
+    ar_config_with_tokenizer,
+    diffusion_config,
+    random_model,
+    to_diffusion,
+    tokenizer_of,
+)
 from dcoder_cli.model.inspection import inspect
+from dcoder_cli.model.layouts import layout_of
 from dcoder_cli.model.sizes import SIZES, config_of
 from dcoder_cli.model.tokenizer import train_tokenizer
 
@@ -39,16 +48,82 @@ def initialise(
         config_of(size)  # raises, naming the nearest size
     words = tokenizer_of(tokenizer) if tokenizer else train_tokenizer(_texts(sources), vocab_size) if sources else None
     config = ar_config_with_tokenizer(config_of(size, None if words is None else len(words)), words)
-    if not ar and words is None and mask_id is None:
-        raise UserError(
-            "a diffusion model needs a mask token: give --tokenizer, --train-tokenizer or --mask-id, or --ar for an AR model"
-        )
+    _check_mask(ar, words is not None, mask_id)
     name = f"random {size}"
     model = random_model(config, words, seed, name, dtype)
     if not ar:
         model = to_diffusion(model, mask_id)
         model.config["dcoder"]["stage"] = "random"
     return _write(model, out)
+
+
+def plan_checkpoint(name: str, out: Path, mask_id: int | None = None, dtype: str | None = None) -> RunPlan:
+    """What `convert_checkpoint` would do, from the headers of the files; raises UserError as it does."""
+    model = outline(name)
+    number = choose_dtype(dtype or _recorded_dtype(name), {}, torch.device("cpu"))
+    made = diffusion_config(model, mask_id)
+    plan = RunPlan(f"convert {name}", {})
+    count = sum(parameter.numel() for parameter in model.parameters())
+    plan.add(
+        "model", {"name": name, "layout": model.layout.name, "parameters": count},
+        f"{name}: {model.layout.name}, {count:,} parameters",
+    )  # fmt: skip
+    config, known = made.config, len(made.new)
+    added = f"{known} token{'s' if known != 1 else ''} added" if known else "all tokens are there"
+    plan.add(
+        "becomes", {"layout": "Dream", "mask_id": config["mask_token_id"], "vocab_size": config["vocab_size"]},
+        f"Dream, mask id {config['mask_token_id']}, {config['vocab_size']:,} rows of the vocabulary, {added}",
+    )  # fmt: skip
+    grown = (config["vocab_size"] - model.vocab_size) * config["hidden_size"]
+    tables = 1 if config.get("tie_word_embeddings") else 2
+    return _with_sizes(plan, count + max(0, grown) * tables, number, out)
+
+
+def plan_initial(
+    size: str,
+    out: Path,
+    tokenizer: str | None,
+    sources: Sequence[Path],
+    vocab_size: int,
+    ar: bool,
+    mask_id: int | None,
+    dtype: str | None,
+) -> RunPlan:
+    """What `initialise` would do; no tokenizer is trained, and it counts as one of `vocab_size`. Raises as it does."""
+    if size not in SIZES:
+        config_of(size)
+    words = tokenizer_of(tokenizer) if tokenizer else None
+    if sources:
+        next(_texts(sources))
+    _check_mask(ar, tokenizer is not None or bool(sources), mask_id)
+    rows = len(words) if words is not None else vocab_size if sources else None
+    config = ar_config_with_tokenizer(config_of(size, rows), words)
+    network = empty_network(config, layout_of(config, size), "sdpa", torch.device("cpu"))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    plan = RunPlan(f"convert --init {size}", {})
+    kind = "AR" if ar else "diffusion"
+    plan.add("model", {"size": size, "parameters": count, "kind": kind}, f"random {size}, {kind}, {count:,} parameters")
+    if sources:
+        plan.add("tokenizer", {"vocab_size": vocab_size}, f"byte-level BPE, {vocab_size:,} entries, trained first")
+    return _with_sizes(plan, count, choose_dtype(dtype, {}, torch.device("cpu")), out)
+
+
+def _with_sizes(plan: RunPlan, parameters: int, dtype: torch.dtype, out: Path) -> RunPlan:
+    size = parameters * dtype.itemsize
+    there = memory_bytes()
+    of = "" if there is None else f" of {human_bytes(there)} here"
+    plan.add("memory", {"bytes": size, "of": there}, f"{human_bytes(size)}{of}: all weights are read, {dtype}")
+    if there is not None and size > there:
+        plan.warnings.append(f"the weights, {human_bytes(size)}, are more than the {human_bytes(there)} that are here")
+    plan.add_disk(out, size, "the checkpoint")
+    return plan
+
+
+def _check_mask(ar: bool, words: bool, mask_id: int | None) -> None:
+    if not ar and not words and mask_id is None:
+        raise UserError(
+            "a diffusion model needs a mask token: give --tokenizer, --train-tokenizer or --mask-id, or --ar for an AR model"
+        )
 
 
 def _write(model: Model, out: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,11 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
     Raises:
         UserError: the model is a diffusion model already, or has no tokenizer and no `mask_id` was given.
     """
-    if model.is_diffusion:
-        raise UserError(f"{model.name!r} is a diffusion checkpoint already ({model.layout.name}); nothing to convert")
-    config = _dream_config(model)
-    tokenizer = copy.deepcopy(model.tokenizer)
+    made = diffusion_config(model, mask_id)
+    config, tokenizer = made.config, made.tokenizer
     weights = dict(model.network.state_dict())
     _add_missing_biases(weights, config)
-    if tokenizer is None:
-        if mask_id is None:
-            raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
-        if not 0 <= mask_id < config["vocab_size"]:
-            raise UserError(f"--mask-id {mask_id} lies outside the vocabulary of {config['vocab_size']}")
-        config["mask_token_id"] = mask_id
-    else:
-        used = len(tokenizer)
-        ids = _add_tokens(tokenizer, mask_id)
-        config.update({f"{name}_token_id": value for name, value in ids.items()})
-        new = sorted(value for value in ids.values() if value >= used)
-        _initialise_rows(weights, config, used, new)
-    config["dcoder"] = {
-        "shift": True,
-        "origin": model.name if model.name.count("/") == 1 else Path(model.name).name,
-        "stage": "converted",
-    }
+    _initialise_rows(weights, made)
     layout = LAYOUTS["Dream"]
     network = empty_network(config, layout, model.implementation, model.device)
     unknown = sorted(set(weights) - set(network.state_dict()))
@@ -68,6 +51,50 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
         network.lm_head.weight = network.model.embed_tokens.weight
     special, findings = resolve(config, tokenizer, True, model.name)
     return Model(network.eval(), config, layout, special, findings, tokenizer, model.name, model.implementation)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What a diffusion model made of an AR model is like.
+
+    Attributes:
+        config: config.json; `vocab_size` has room for the new tokens.
+        tokenizer: with them, or None.
+        used: tokens that the AR model's tokenizer has.
+        new: ids of the tokens added behind those.
+    """
+
+    config: dict[str, Any]
+    tokenizer: Any | None
+    used: int = 0
+    new: tuple[int, ...] = ()
+
+
+def diffusion_config(model: Model, mask_id: int | None = None) -> DiffusionConfig:
+    """What `to_diffusion` would make, but for the weights, which are not looked at. Args and errors are its."""
+    if model.is_diffusion:
+        raise UserError(f"{model.name!r} is a diffusion checkpoint already ({model.layout.name}); nothing to convert")
+    config = _dream_config(model)
+    config["dcoder"] = {
+        "shift": True,
+        "origin": model.name if model.name.count("/") == 1 else Path(model.name).name,
+        "stage": "converted",
+    }
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if tokenizer is None:
+        if mask_id is None:
+            raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
+        if not 0 <= mask_id < config["vocab_size"]:
+            raise UserError(f"--mask-id {mask_id} lies outside the vocabulary of {config['vocab_size']}")
+        config["mask_token_id"] = mask_id
+        return DiffusionConfig(config, None)
+    used = len(tokenizer)
+    ids = _add_tokens(tokenizer, mask_id)
+    config.update({f"{name}_token_id": value for name, value in ids.items()})
+    new = tuple(sorted(value for value in ids.values() if value >= used))
+    if new:
+        config["vocab_size"] = max(config["vocab_size"], new[-1] + 1)
+    return DiffusionConfig(config, tokenizer, used, new)
 
 
 def random_model(
@@ -182,25 +209,24 @@ def _add_missing_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> N
             weights.setdefault(f"{key}.bias", torch.zeros_like(weights[f"{key}.weight"][:, 0]))
 
 
-def _initialise_rows(weights: dict[str, Tensor], config: dict[str, Any], used: int, new: list[int]) -> None:
-    """Give the rows `new` an average token's values in the embedding and the head, growing both if they are too short."""
-    if not new:
+def _initialise_rows(weights: dict[str, Tensor], made: DiffusionConfig) -> None:
+    """Give the new rows an average token's values in the embedding and the head, growing both if they are too short."""
+    if not made.new:
         return
-    rows = max(config["vocab_size"], new[-1] + 1)
+    rows = made.config["vocab_size"]
     source = torch.Generator().manual_seed(0)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         old_VD = weights[key]
-        known_VD = old_VD[:used].float()
+        known_VD = old_VD[: made.used].float()
         mean_D, spread_D = known_VD.mean(dim=0), known_VD.std(dim=0)
         grown_VD = (
             torch.cat([old_VD, mean_D.to(old_VD).expand(rows - old_VD.shape[0], -1)])
             if rows > old_VD.shape[0]
             else old_VD.clone()
         )
-        for row in new:
+        for row in made.new:
             noise_D = torch.randn(spread_D.shape, generator=source).to(spread_D.device)
             grown_VD[row] = (mean_D + 1e-3 * spread_D * noise_D).to(old_VD)
         weights[key] = grown_VD
-    if config.get("tie_word_embeddings"):
+    if made.config.get("tie_word_embeddings"):
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    config["vocab_size"] = rows

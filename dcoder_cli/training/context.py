@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.files import require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint, kernels
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import optimizers, saving, setup, sharded, tracking
+from dcoder_cli.training import lora, optimizers, saving, setup, sharded, tracking
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -72,6 +73,14 @@ class Update:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class DryRun:
+    """A run that is checked and goes no further: how many processes it will have, and whether they share the weights."""
+
+    processes: int = 1
+    sharded: bool = False
+
+
 @dataclass
 class Context:
     """A run of one stage. A loop calls `open`, `load_model`, `prepare` and `begin` in this order, then the rest.
@@ -86,6 +95,7 @@ class Context:
         track: where the run is tracked, or None.
         preset: the preset that `config` began with, or None.
         sharded: whether weights are spread over the processes; see sharded.py.
+        dry: set where nothing will be trained: the model's weights then stay on the meta device.
         model: set by `load_model`, float32 on the CPU until `prepare` moves it.
         weights_from: set by `load_model`: the checkpoint that it is.
         module, optimizer: set by `prepare`: what the loop calls, as Accelerate wraps it.
@@ -103,6 +113,7 @@ class Context:
     track: Tracking | None
     preset: records.Preset | None
     sharded: bool
+    dry: DryRun | None = None
     model: Model = field(init=False)
     module: Any = field(init=False)
     optimizer: Any = field(init=False)
@@ -124,6 +135,7 @@ class Context:
         device: str | None,
         track: Tracking | None,
         preset: records.Preset | None,
+        dry: DryRun | None = None,
     ) -> Context:
         """Check the run folder and start Accelerate; nothing is written.
 
@@ -138,18 +150,43 @@ class Context:
         start = folder.last() if resume else 0
         spread = sharded.asked()
         accelerator = setup.make_accelerator(config.precision, device, track.tracker if track else None, folder.path)
-        spread = spread and accelerator.num_processes > 1
+        spread = spread and accelerator.num_processes > 1 if dry is None else dry.sharded and dry.processes > 1
         if spread and isinstance(config, StageConfig) and config.compile:
             raise UserError("compile does not run under FSDP; use --set compile=false")
-        return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset, spread)
+        return cls(stage, name, config, folder, accelerator, resume, start, record, track, preset, spread, dry)
 
     def load_model(self, name: str) -> Model:
         """The model to train: `name`, or the run's last checkpoint. Raises UserError, see `setup.load_model`."""
         self.model = setup.load_model(
-            self.accelerator, self.folder, self.resume, name, self.config, self.stage, self.sharded
+            self.accelerator,
+            self.folder,
+            self.resume,
+            name,
+            self.config,
+            self.stage,
+            self.sharded,
+            self.dry is not None,
         )
         self.weights_from = self.last_checkpoint() if self.start else checkpoint.find(name)
+        if self.dry is not None:
+            setup.set_attention(self.model, self.config.attention, self.accelerator.device)
         return self.model
+
+    def checkpoint_bytes(self, copies: int = 0) -> int:
+        """What one checkpoint will take on disk; `copies`: references in it."""
+        if self.dry is not None and self.config.lora is not None:  # no adapter has been put into the model
+            return lora.planned_bytes(self.model, self.config.lora, self.config.precision)
+        return saving.checkpoint_bytes(self.model, copies)
+
+    def check_space(self, copies: int = 0) -> None:
+        """Raises UserError now if the checkpoints to come will not fit: those kept, the best, and one being written.
+
+        A dry run is not stopped by it: it tells what is needed and what is free.
+        """
+        if self.dry is not None:
+            return
+        kept = self.config.keep_checkpoints + 2
+        require_space(self.folder.path, self.checkpoint_bytes(copies) * kept, f"{kept} checkpoints")
 
     def prepare(self, module: nn.Module, state: Mapping[str, Any]) -> None:
         """Bring the model to its device under Accelerate, with an optimiser for what trains in it.
@@ -222,8 +259,8 @@ class Context:
 
     @property
     def processes(self) -> int:
-        """How many there are."""
-        return int(self.accelerator.num_processes)
+        """How many there are, or will be."""
+        return self.dry.processes if self.dry is not None else int(self.accelerator.num_processes)
 
     def sum(self, value: float) -> float:
         """A number summed over all processes."""

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.training import plans
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
-from dcoder_cli.training.context import Context
+from dcoder_cli.training.context import Context, DryRun
 from dcoder_cli.training.evaluation import evaluate
 from dcoder_cli.training.feed import Feed
 from dcoder_cli.training.objective import TokenLoss, sent, token_losses
 from dcoder_cli.training.record import Preset
-from dcoder_cli.training.saving import check_space
 from dcoder_cli.training.tracking import Tracking
 
 
@@ -86,21 +87,9 @@ def train(
         UserError: anything wrong with the input, before the first step.
         WorkFailed: the loss or a gradient became NaN or infinite; see `Context.update`.
     """
-    shards = ShardSet.open(data, "train")
-    heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
-    if config.stop_at_loss is not None and heldout is None:
-        raise UserError(
-            f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
-        )
-    if stage == 1:
-        config.check_annealing(config.total_steps(len(shards)))
-    context = Context.open(stage, STAGE_NAMES[stage], model_name, data, out, config, resume, device, track, preset)
-    accelerator = context.accelerator
-    model = context.load_model(model_name)
-    _check(stage, model, shards, config, context.processes)
-    model.answer_length = answer_length(shards)
-    check_space(context.folder, model, config.keep_checkpoints)
-    total_steps = config.total_steps(len(shards))
+    ready = _ready(stage, model_name, data, out, config, resume, device, track, preset)
+    context, shards, heldout, total_steps = ready.context, ready.shards, ready.heldout, ready.total_steps
+    model, accelerator = context.model, context.accelerator
     if (
         config.compile
     ):  # block by block: one graph serves all of them, and gradients are reduced while others are computed
@@ -187,6 +176,67 @@ def train(
         context.name, step, step * tokens_a_step, sum(tail) / len(tail), heldout_now, time.perf_counter() - began,
         context.folder.checkpoint(step), stopped,
     )  # fmt: skip
+
+
+def plan(
+    stage: int,
+    model_name: str,
+    data: str,
+    out: str,
+    config: StageConfig,
+    dry: DryRun,
+    resume: bool = False,
+    device: str | None = None,
+    track: Tracking | None = None,
+    preset: Preset | None = None,
+) -> RunPlan:
+    """What `train` would do, once all of its checks have passed; nothing is written and no weight is read.
+
+    Args are those of `train`, and `dry`: the processes that it would have. Raises UserError as `train`.
+    """
+    ready = _ready(stage, model_name, data, out, config, resume, device, track, preset, dry)
+    return plans.of_stage(ready.context, ready.shards, ready.heldout, ready.total_steps)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that is checked before the first weight moves."""
+
+    context: Context
+    shards: ShardSet
+    heldout: ShardSet | None
+    total_steps: int
+
+
+def _ready(
+    stage: int,
+    model_name: str,
+    data: str,
+    out: str,
+    config: StageConfig,
+    resume: bool,
+    device: str | None,
+    track: Tracking | None,
+    preset: Preset | None,
+    dry: DryRun | None = None,
+) -> _Ready:
+    shards = ShardSet.open(data, "train")
+    heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
+    if config.stop_at_loss is not None and heldout is None:
+        raise UserError(
+            f"stop_at_loss = {config.stop_at_loss} needs held-out rows and {data!r} has none; tokenize with --heldout"
+        )
+    total_steps = config.total_steps(len(shards))
+    if stage == 1:
+        config.check_annealing(total_steps)
+    context = Context.open(
+        stage, STAGE_NAMES[stage], model_name, data, out, config, resume, device, track, preset, dry
+    )  # fmt: skip
+    model = context.load_model(model_name)
+    _check(stage, model, shards, config, context.processes)
+    model.answer_length = answer_length(shards)
+    context.check_space()
+    return _Ready(context, shards, heldout, total_steps)
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,10 +12,14 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base.console import world_size
 from dcoder_cli.base.errors import STOPPED, UserError, WorkFailed
 from dcoder_cli.base.machine import cores
+
+if TYPE_CHECKING:
+    from dcoder_cli.training.context import DryRun
 
 
 def spread(processes: int | None, device: str | None = None, launch: Mapping[str, Any] | None = None) -> None:
@@ -32,10 +36,7 @@ def spread(processes: int | None, device: str | None = None, launch: Mapping[str
     """
     if processes is None:
         return
-    if processes < 1:
-        raise UserError(f"--nproc {processes} must be at least 1")
-    if "RANK" in os.environ:
-        raise UserError(f"--nproc {processes} has no effect under a launcher, which started this process; leave it out")
+    _check(processes)
     if processes == 1:
         return
     import torch
@@ -46,6 +47,28 @@ def spread(processes: int | None, device: str | None = None, launch: Mapping[str
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ.update(environment(launch or {}))
     _run(processes, without_nproc(sys.argv[1:]))
+
+
+def planned(processes: int | None, launch: Mapping[str, Any]) -> DryRun:
+    """What a dry run is of: as many processes as --nproc says, else as the launcher of this one has started.
+
+    Raises:
+        UserError: as `spread`, or a launcher that shards in a way that is not ours.
+    """
+    from dcoder_cli.training import sharded
+    from dcoder_cli.training.context import DryRun
+
+    if processes is None:
+        return DryRun(world_size(), sharded.asked())
+    _check(processes)
+    return DryRun(processes, bool(environment(launch)))
+
+
+def _check(processes: int) -> None:
+    if processes < 1:
+        raise UserError(f"--nproc {processes} must be at least 1")
+    if "RANK" in os.environ:
+        raise UserError(f"--nproc {processes} has no effect under a launcher, which started this process; leave it out")
 
 
 def environment(launch: Mapping[str, Any]) -> dict[str, str]:

@@ -99,13 +99,7 @@ def add_adapter(model: Model, config: LoraConfig, seed: int, dtype: str = "float
     """
     from peft import inject_adapter_in_model
 
-    blocks = model.network.model.layers
-    linear = {name.rsplit(".", 1)[-1] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
-    for name in config.target_modules:
-        if name not in linear:
-            raise UserError(
-                f"lora.target_modules names {name!r}, which {model.name!r} does not have; its linear layers are {', '.join(sorted(linear))}"
-            )
+    _adaptable(model, config)
     content = adapters.fingerprint(model.network.state_dict(), model.network.config.tie_word_embeddings)
     base = Base(adapters.base_name(model.name), dtype, content)
     model.adapter = Adapter(config.rank, config.alpha, config.target_modules, base, config.save_merged)
@@ -120,6 +114,38 @@ def add_adapter(model: Model, config: LoraConfig, seed: int, dtype: str = "float
             part.to(torch.float32)  # peft makes them in W's format, too coarse for what an optimiser adds to them
         nn.init.kaiming_uniform_(layer.lora_A[_NAME].weight, a=math.sqrt(5), generator=source)
         nn.init.zeros_(layer.lora_B[_NAME].weight)
+
+
+def _adaptable(model: Model, config: LoraConfig) -> list[nn.Linear]:
+    """The linear layers that get an adapter. Raises UserError for a name that no layer has."""
+    linear = [
+        (name.rsplit(".", 1)[-1], module)
+        for name, module in model.network.model.layers.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    known = {name for name, _ in linear}
+    for name in config.target_modules:
+        if name not in known:
+            raise UserError(
+                f"lora.target_modules names {name!r}, which {model.name!r} does not have; its linear layers are {', '.join(sorted(known))}"
+            )
+    return [module for name, module in linear if name in config.target_modules]
+
+
+def planned_numbers(model: Model, config: LoraConfig) -> int:
+    """Parameters of the adapter that a model without one would get: rank x (inputs + outputs) a layer.
+
+    Raises:
+        UserError: as `add_adapter`.
+    """
+    return sum(config.rank * (layer.in_features + layer.out_features) for layer in _adaptable(model, config))
+
+
+def planned_bytes(model: Model, config: LoraConfig, precision: str) -> int:
+    """What a checkpoint of it would take on disk: the adapter, its moments, and the merged weights where they are wanted."""
+    number = 4 if config.base(precision) == "float32" else 2
+    merged = number * sum(parameter.numel() for parameter in model.parameters()) if config.save_merged else 0
+    return merged + 12 * planned_numbers(model, config)
 
 
 def _peft_config(adapter: Adapter, target_modules: list[str]) -> Any:

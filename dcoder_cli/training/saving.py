@@ -32,11 +32,6 @@ def checkpoint_bytes(model: Model, copies: int = 0) -> int:
     return (lora.merged_bytes(model) if model.adapter.save_merged else 0) + 12 * trained
 
 
-def check_space(run: RunFolder, model: Model, kept: int, copies: int = 0) -> None:
-    """Raises UserError now if the checkpoints to come will not fit: `kept`, the best, and one being written."""
-    require_space(run.path, checkpoint_bytes(model, copies) * (kept + 2), f"{kept + 2} checkpoints")
-
-
 def save_checkpoint(
     accelerator: Any,
     run: RunFolder,

@@ -11,7 +11,7 @@ import torch
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import kernels
-from dcoder_cli.model.backbone import Model, check_attention, load, skeleton
+from dcoder_cli.model.backbone import Model, check_attention, load, outline, skeleton
 from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -67,10 +67,12 @@ def load_model(
     config: StageConfig | GrpoConfig,
     stage: int,
     spread: bool,
+    dry: bool = False,
 ) -> Model:
     """The model to train, float32 on the CPU: `name`, or the run's last checkpoint when resuming.
 
-    Where weights are `spread` over processes they are left on the meta device; `Context.prepare` fills them.
+    Where weights are `spread` over processes they are left on the meta device; `Context.prepare` fills them. In a `dry` run
+    they stay there, and without an adapter: files are looked at as far as their headers.
 
     With LoRA it is `name` in both cases, with the adapter put in: a checkpoint's weights have the adapter merged. Its
     frozen weights are read straight into the format that they are held in.
@@ -83,9 +85,12 @@ def load_model(
     kernels.check(config.kernels, accelerator.device)
     last = run.checkpoint(run.last()) if resume and run.last() else None
     if config.lora is None:
-        model = (
-            skeleton(last or name, torch.device("cpu")) if spread else load(last or name, device="cpu", dtype="float32")
-        )
+        if dry:
+            model = outline(last or name)
+        elif spread:
+            model = skeleton(last or name, torch.device("cpu"))
+        else:
+            model = load(last or name, device="cpu", dtype="float32")
         model.name = name
         return model
     lora.check(config.lora, config.precision, stage, accelerator.device)
@@ -94,12 +99,18 @@ def load_model(
         what = "lora.base_dtype = nf4" if held == "nf4" else f"optimizer.name = {config.optimizer.name}"
         raise UserError(f"{what} does not run under FSDP; use bfloat16 and adamw, or DDP (distributed_type: MULTI_GPU)")
     try:
-        model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
+        if dry:
+            model = outline(name)
+        else:
+            model = load(name, device="cpu", dtype="float32" if held == "float32" else "bfloat16")
     except UserError as error:
         raise UserError(
             f"LoRA resumes on top of the model it began with, but {error}" if resume else str(error)
         ) from None
     lora.check_embeddings(model, stage)
+    if dry:
+        lora.planned_numbers(model, config.lora)
+        return model
     lora.add_adapter(model, config.lora, config.seed, held)
     if last is not None:
         lora.load_adapter(model, last)

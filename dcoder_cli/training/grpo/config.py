@@ -196,3 +196,8 @@ class GrpoConfig:
             raise UserError(f"clip = {self.clip} must be above 0")
         if not self.rewards:
             raise UserError("rewards is empty; name at least one, for example code: 2.0")
+
+    @property
+    def holds_reference(self) -> bool:
+        """Whether a copy of the model is the reference: with LoRA it is the model without its adapter."""
+        return self.kl_coef > 0 and self.lora is None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder
 from dcoder_cli.data.rl import load_prompts
@@ -19,8 +20,8 @@ from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import try_estimator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import setup, sharded
-from dcoder_cli.training.context import Context
+from dcoder_cli.training import plans, setup, sharded
+from dcoder_cli.training.context import Context, DryRun
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs, smallest
 from dcoder_cli.training.grpo.evaluation import evaluate
@@ -30,7 +31,6 @@ from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.grpo.rollouts import check_sampling, encode_prompts, forget_rollouts
 from dcoder_cli.training.grpo.step import Learner, take_step
 from dcoder_cli.training.record import Preset
-from dcoder_cli.training.saving import check_space
 from dcoder_cli.training.tracking import Tracking
 
 # What the rollouts of a step depend on, beside the weights.
@@ -79,41 +79,23 @@ def train(
         UserError: anything wrong with the input, before the first rollout.
         WorkFailed: the judge fails for good, or the loss or a gradient became NaN or infinite; see `Context.update`.
     """
-    prompts = load_prompts(data, "train")
-    heldout = load_prompts(data, "heldout") if _has_heldout(data) else []
-    check_prompts([*prompts, *heldout], config.rewards)
-    check_sampling(config)
-    settings = MaskSettings(config.pairs, config.t_range, config.prompt_mask)
-    try_estimator(config.estimator, config.rollout.max_new_tokens, settings)
-    RunFolder.check(out, resume)  # before the judge starts
-    with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
-        rewarder = Rewarder(config.rewards, judge, config.format == "strict")
-        probe(rewarder, prompts[0])
-        context = Context.open(4, "grpo", model_name, data, out, config, resume, device, track, preset)
-        model = _load(context, model_name, config)
-        model.answer_length = config.rollout.max_new_tokens
-        prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
-        heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
-        check_space(
-            context.folder, model, config.keep_checkpoints, copies=int(config.kl_coef > 0 and config.lora is None)
-        )
-        if not config.train_embeddings:
-            setup.freeze_embeddings(model)
+    with _ready(model_name, data, out, config, resume, device, track, unsafe, preset) as ready:
+        context, prompts, heldout, total_steps = ready.context, ready.prompts, ready.heldout, ready.total_steps
+        model = context.model
         context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "updates": 0})
         state = context.state
         state.setdefault("updates", context.start * config.inner_iterations)  # checkpoints of before it was counted
         learner = Learner(
-            context, config, prompts, prompt_ids, RowOrder(len(prompts), config.seed), rewarder,
+            context, config, prompts, ready.prompt_ids, RowOrder(len(prompts), config.seed), ready.rewarder,
             make_reference(context, config),
         )  # fmt: skip
         if context.start and learner.reference is not None and learner.reference_is_a_copy:
             load_reference(learner.reference, context.last_checkpoint() / "training", config.kl_coef)
         _begin(learner)
-        total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
         began, stopped, after = time.perf_counter(), None, None
 
         if heldout and state["before"] is None:
-            before = _evaluate(learner, heldout, heldout_ids)
+            before = _evaluate(learner, heldout, ready.heldout_ids)
             state["before"] = before
             context.log_heldout(0, before)
         step = context.start
@@ -132,7 +114,7 @@ def train(
                 # Evaluate, stop, checkpoint.
                 ends = step == total_steps
                 if heldout and (ends or (config.evaluate_every and step % config.evaluate_every == 0)):
-                    after = _evaluate(learner, heldout, heldout_ids)
+                    after = _evaluate(learner, heldout, ready.heldout_ids)
                     context.log_heldout(step, after)
                 if context.stop_asked():
                     stopped = "asked"
@@ -145,6 +127,74 @@ def train(
             step, sum(tail) / len(tail), state["before"], after, time.perf_counter() - began,
             context.folder.checkpoint(step), stopped,
         )  # fmt: skip
+
+
+def plan(
+    model_name: str,
+    data: str,
+    out: str,
+    config: GrpoConfig,
+    dry: DryRun,
+    resume: bool = False,
+    device: str | None = None,
+    track: Tracking | None = None,
+    unsafe: bool = False,
+    preset: Preset | None = None,
+) -> RunPlan:
+    """What `train` would do, once all of its checks have passed, the sandbox's and the rewards' too; nothing is written.
+
+    Args are those of `train`, and `dry`: the processes that it would have. Raises as `train`, before its first rollout.
+    """
+    with _ready(model_name, data, out, config, resume, device, track, unsafe, preset, dry) as ready:
+        return plans.of_grpo(ready.context, ready.prompt_ids, ready.heldout_ids, ready.total_steps)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that is checked before the first rollout."""
+
+    context: Context
+    prompts: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    prompt_ids: list[list[int]]
+    heldout_ids: list[list[int]]
+    rewarder: Rewarder
+    total_steps: int
+
+
+@contextmanager
+def _ready(
+    model_name: str,
+    data: str,
+    out: str,
+    config: GrpoConfig,
+    resume: bool,
+    device: str | None,
+    track: Tracking | None,
+    unsafe: bool,
+    preset: Preset | None,
+    dry: DryRun | None = None,
+) -> Iterator[_Ready]:
+    prompts = load_prompts(data, "train")
+    heldout = load_prompts(data, "heldout") if _has_heldout(data) else []
+    check_prompts([*prompts, *heldout], config.rewards)
+    check_sampling(config)
+    settings = MaskSettings(config.pairs, config.t_range, config.prompt_mask)
+    try_estimator(config.estimator, config.rollout.max_new_tokens, settings)
+    RunFolder.check(out, resume)  # before the judge starts
+    with Judge(unsafe=unsafe) if "code" in config.rewards else nullcontext() as judge:
+        rewarder = Rewarder(config.rewards, judge, config.format == "strict")
+        probe(rewarder, prompts[0])
+        context = Context.open(4, "grpo", model_name, data, out, config, resume, device, track, preset, dry)
+        model = _load(context, model_name, config)
+        model.answer_length = config.rollout.max_new_tokens
+        prompt_ids = encode_prompts(model, prompts, config.rollout.max_new_tokens)
+        heldout_ids = encode_prompts(model, heldout, config.rollout.max_new_tokens)
+        if not config.train_embeddings:
+            setup.freeze_embeddings(model)
+        context.check_space(copies=int(config.holds_reference))
+        total_steps = config.steps or max(1, round(config.epochs * len(prompts) / config.prompts_per_step))
+        yield _Ready(context, prompts, heldout, prompt_ids, heldout_ids, rewarder, total_steps)
 
 
 def _load(context: Context, model_name: str, config: GrpoConfig) -> Model:

@@ -183,7 +183,7 @@ def table(found: FitAnswer) -> list[str]:
         cells = "".join(f"{value / unit:>{width}.1f}" for (_, width), value in zip(_COLUMNS, numbers, strict=True))
         lines.append(f"{section:8}{cells} {'ok' if one.fits else 'NO'}")
     for section, one in found.fits.items():
-        lines += [part for line in _advice(section, one) for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
+        lines += [part for line in advice(section, one) for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
     return lines
 
 
@@ -193,7 +193,8 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _advice(section: str, one: Fit) -> list[str]:
+def advice(section: str, one: Fit) -> list[str]:
+    """The settings that would fit, or be faster, a line each."""
     if one.fits:
         if one.fastest is None or not one.fastest.changes or one.speed < 1.05:
             return []

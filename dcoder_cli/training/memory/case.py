@@ -126,7 +126,7 @@ class Case:
             min(rollout.batch_size, sampled), rollout.max_new_tokens, rollout.mode, rollout.logits_mib
         )
         reference = None
-        if config.kl_coef > 0 and config.lora is None:  # as training/grpo/reference.py holds it
+        if config.holds_reference:  # as training/grpo/reference.py holds it
             reference = 2.0 if config.precision == "bf16" and config.reference_alpha == 1 else 4.0
         return parts.grpo(shape, way, self.batch, chunk, several, sampling, reference)
 
