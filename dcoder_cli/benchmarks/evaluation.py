@@ -16,12 +16,13 @@ from dcoder_cli.base import config
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.provenance import environment
-from dcoder_cli.benchmarks import answers, ranks, scoring
+from dcoder_cli.benchmarks import answers, scoring
 from dcoder_cli.benchmarks.answers import Asked, Sampling
 from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Protocol
 from dcoder_cli.benchmarks.samples import Key, Store, check, sampled
+from dcoder_cli.decoding import ranks
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model

@@ -17,12 +17,12 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.runs import model_labels
-from dcoder_cli.benchmarks import compare, protocols, published, ranks, suites
+from dcoder_cli.benchmarks import compare, protocols, published, suites
 from dcoder_cli.benchmarks.benchmark import ByTests, ByUnittests, Suite
 from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate, planned
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
-from dcoder_cli.decoding import unused
+from dcoder_cli.decoding import ranks, unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model, load, outline
