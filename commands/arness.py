@@ -28,7 +28,7 @@ _DECODED = "it is of decoding, and --trajectories are decoded already; give --mo
 TEXTS = suites.names(lambda one: isinstance(one.judged, ByAnswer))
 NEEDS = (
     Needs(
-        (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity", "dry_run"),
+        (*options.SAMPLING, "temperatures", "n", "batch_size", "device", "dtype", "sensitivity", "dry_run", "nproc"),
         lambda call: call["model"], _DECODED,
     ),
     Needs(("limit", "data", "unsafe_exec"), lambda call: call["task"], "it is of --task; give that, or leave it out"),
@@ -76,6 +76,7 @@ def arness(
     n: options.Samples = 1,
     batch_size: options.BatchSize = 8,
     dry_run: options.DryRun = False,
+    nproc: options.NProc = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     local_k: int = typer.Option(9, min=1, help="Local AR-ness@1 to @k."),  # DiffuCoder fig. 3
@@ -161,6 +162,7 @@ def arness(
     if model:
         from dcoder_cli.benchmarks import decoding_order
         from dcoder_cli.decoding.requests import Settings
+        from dcoder_cli.training import launcher
 
         plan = decoding_order.OrderPlan(
             Settings(**{name: value for name, value in settings.items() if name != "batch_size"}),
@@ -177,8 +179,9 @@ def arness(
         if dry_run:
             from dcoder_cli.base import plan as plans
 
-            return plans.show(decoding_order.plan_of(places, asked, plan), json)
-        with console.bar("decoding", plan.total(len(places), asked)) as bar:
+            return plans.show(decoding_order.plan_of(places, asked, plan, launcher.planned(nproc, {}).processes), json)
+        launcher.spread(nproc, device)
+        with console.bar("decoding", plan.total(len(places), asked) / console.world_size()) as bar:
             decoding_order.run(findings, measure, places, asked, plan, bar.advance)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
     if task:
@@ -192,7 +195,7 @@ def arness(
         record |= {"temperatures": temperature_list, "n": n, **settings, "sensitivity": sensitivity}
         record["departures"] = departures
     record |= {"convention": convention, "ties": ties, "until": until}
-    files = measuring.write(findings, out, record) if out is not None else []
+    files = measuring.write(findings, out, record) if out is not None and console.rank() == 0 else []
     if json:
         told = {"departures": record["departures"]} if model else {}
         console.emit_json({**findings.to_json(), **told, "files": [str(file) for file in files]})

@@ -26,6 +26,7 @@ NEEDS = (
         "--infill-lengths says how many tokens are written; leave one of them out",
     ),
     Needs(("chat",), lambda call: not (call["chat"] and call["infill"]), "an infill is plain text; leave one of them out"),
+    Needs(("nproc",), lambda call: not call["watch"], "--watch shows the decoding of one process; leave one of them out"),
     Needs(
         ("delay",), lambda call: call["watch"] or call["replay"],
         "it slows --watch and --replay, and neither is given; leave it out",
@@ -72,6 +73,7 @@ def generate(
     n: options.Samples = 1,
     batch_size: options.BatchSize = 8,
     dry_run: options.DryRun = False,
+    nproc: options.NProc = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
@@ -142,11 +144,18 @@ def generate(
     unused.refuse(written, known, lambda: unused.any_diffusion([model]))
 
     from dcoder_cli.decoding import prompts as reading
-    from dcoder_cli.decoding import requests, sampler, trajectory
+    from dcoder_cli.decoding import ranks, requests, spread, trajectory
     from dcoder_cli.model.backbone import load, outline
+    from dcoder_cli.training import launcher
 
-    found = reading.collect(prompts or [], file)
-    loaded = outline(model, device, dtype, attention) if dry_run else load(model, device, dtype, attention)
+    if not dry_run:
+        launcher.spread(nproc, device)
+    ranks.join()
+    # What is on stdin is there once.
+    found = ranks.gathered(reading.collect(prompts or [], file) if console.rank() == 0 else None)[0]
+    loaded = (
+        outline(model, device, dtype, attention) if dry_run else load(model, ranks.device(device), dtype, attention)
+    )
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
         options.refuse_unused(written, {**context.params, "chat": chat}, NEEDS)
@@ -159,16 +168,18 @@ def generate(
     encoded = [requests.encode_prompt(loaded, prompt, name) for name, prompt in zip(names, asked, strict=True)]
     repeated = [prompt for prompt in encoded for _ in range(n)]  # each is made ids of once, not once a sample
     if dry_run:
-        return _plan(loaded, repeated, settings, ids, lengths, batch_size, device, dtype, preset, json)
+        return _plan(loaded, repeated, settings, ids, lengths, batch_size, device, dtype, preset, nproc, json)
     if not json:
         for finding in loaded.findings:
             console.note(f"note: {finding.subject}: {finding.message}")
     viewer = watching.viewer(loaded, settings, ids, delay or 0.0) if watch else None
     with (
         viewer or contextlib.nullcontext(),
-        console.bar("generate", len(repeated), quiet=json or viewer is not None or len(repeated) == 1) as bar,
+        console.bar(
+            "generate", len(repeated) / console.world_size(), quiet=json or viewer is not None or len(repeated) == 1
+        ) as bar,
     ):
-        results = sampler.decode(
+        results = spread.decode(
             loaded,
             repeated,
             settings,
@@ -179,7 +190,8 @@ def generate(
             on_commit=viewer.on_commit if viewer else None,
             on_done=viewer.on_done if viewer else lambda _: bar.advance(),
         )
-    if trajectories is not None:
+    ranks.leave()
+    if trajectories is not None and console.rank() == 0:
         trajectory.write(trajectories, results)
     for result in results:
         if json:
@@ -213,12 +225,13 @@ def generate(
 
 def _plan(
     model: Any, prompts: list[Any], settings: Any, ids: list[str], lengths: list[int] | None, batch_size: int,
-    device: str | None, dtype: str | None, preset: str | None, json: bool,
+    device: str | None, dtype: str | None, preset: str | None, nproc: int | None, json: bool,
 ) -> None:  # fmt: skip
     from dataclasses import replace
 
     from dcoder_cli.base import plan as plans
     from dcoder_cli.decoding import requests
+    from dcoder_cli.training import launcher
     from dcoder_cli.training.memory import foresee
 
     longest = replace(settings, max_new_tokens=max(lengths)) if lengths else settings
@@ -227,7 +240,7 @@ def _plan(
     plan = plans.RunPlan("generate", configs.to_dict(settings))
     plan.add("model", model.name, f"{model.name}: {model.layout.name}")
     hardware = presets.hardware(preset) if preset and "hardware" in presets.load(preset) else None
-    foresee.add_decoding(plan, [work], batch_size, device, dtype, hardware=hardware)
+    foresee.add_decoding(plan, [work], batch_size, device, dtype, launcher.planned(nproc, {}).processes, hardware)
     plans.show(plan, json)
 
 

@@ -97,5 +97,36 @@ def fit(
         console.stdout().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def slurm(
+    name: Annotated[str, typer.Argument(help="The preset.")],
+    stage: Annotated[str, typer.Option("--stage", help="0 to 3, ar to sft, grpo or eval.")],
+    model: options.Model = None,
+    data: options.Shards = None,
+    out: options.MaybeOut = None,
+    time: Annotated[str | None, typer.Option("--time", help="Slurm's limit, such as 24:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm's.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm's.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Print a Slurm job for a command of a preset's header, on its nodes. Submitted again, it goes on.
+
+    Examples:
+
+      dcoder presets slurm 8x80gb --stage adapt --time 24:00:00 > adapt.sh && sbatch adapt.sh
+    """
+    from dcoder_cli.training.slurm import SlurmJob, script
+
+    given = {"model": model, "data": data, "out": None if out is None else str(out)}
+    job = SlurmJob(
+        name, stage, {key: value for key, value in given.items() if value is not None}, time, partition, account
+    )
+    text = script(job)
+    if json:
+        console.emit_json({"script": text})
+    else:
+        console.stdout().print(text, end="", markup=False, soft_wrap=True)
+
+
 def _headline(name: str) -> str:
     return presets.text(name).splitlines()[0].removeprefix("#").strip()

@@ -97,3 +97,59 @@ def test_what_the_processes_are_told() -> None:
         "--nproc",
         "4",
     ]
+
+
+@pytest.fixture(scope="module")
+def questions(place: Path) -> Path:
+    file = place / "prompts.txt"
+    file.write_text("def f(a):\ndef g(b, c):\n    return b\nx = 1\nprint(x)\n")
+    return file
+
+
+def _tokens(printed: str) -> list[tuple[str, list[int], list[int]]]:
+    rows = [json.loads(line) for line in printed.splitlines()]
+    return [(row["id"], row["tokens"], row["reveal_step"]) for row in rows]
+
+
+def test_generate_on_two_processes_gives_what_one_gives(place: Path, questions: Path) -> None:
+    """Token for token and in order, each row with the random numbers of its place; and what stands on stdin."""
+    call = ["generate", "--model", place / "model", "--max-new-tokens", "12", "--temperature", "1", "--json"]
+    several = [*call, "--prompts", questions, "--n", "3", "--batch-size", "2"]
+    assert _tokens(dcoder(*several, "--nproc", "2").stdout) == _tokens(dcoder(*several).stdout)
+    told = dcoder(*call, "--nproc", "2", input="def f(a):").stdout
+    assert _tokens(told) == _tokens(dcoder(*call, "def f(a):").stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [("--prompts", "{questions}", "--temperatures", "0.2,1"), ("--task", "micro", "--limit", "9", "--n", "2"),
+             ("--prompts", "{questions}", "--sensitivity")],
+)  # fmt: skip
+def test_arness_on_two_processes_gives_what_one_gives(
+    more: tuple[str, ...], place: Path, questions: Path, tmp_path: Path
+) -> None:
+    wide = make_model(tmp_path / "model", tokenizer=make_tokenizer(), context=512)
+    call = ["arness", "--model", wide, "--max-new-tokens", "12", "--batch-size", "2", "--json"]
+    call += [part.format(questions=questions) for part in more]
+    alone = json.loads(dcoder(*call, "--out", tmp_path / "one").stdout)
+    both = json.loads(dcoder(*call, "--out", tmp_path / "two", "--nproc", "2").stdout)
+    for name in ("series", "first_step", "random_order"):
+        assert both[name] == alone[name]
+    assert [Path(one).name for one in both["files"]] == [Path(one).name for one in alone["files"]]
+    for file in (tmp_path / "one").glob("trajectories-*.jsonl"):
+        assert _tokens(file.read_text()) == _tokens((tmp_path / "two" / file.name).read_text())
+
+
+def test_what_processes_observe_adds_up() -> None:
+    """The entropies of two shares of rows are those of all rows."""
+    from dcoder_cli.analysis.entropy_sink import EntropyMap
+
+    rows = {0: ([0, 2], [0.5, 1.0]), 1: ([1], [0.25]), 2: ([0, 1, 3], [1.0, 2.0, 4.0])}
+    whole, shares, merged = EntropyMap(), (EntropyMap(), EntropyMap()), EntropyMap()
+    for row, (where, values) in rows.items():
+        for one in (whole, shares[row % 2]):
+            one.observe(3, row, where, values, values)
+    for share in shares[::-1]:
+        merged.add(share)
+    for found, wanted in ((merged.mean(), whole.mean()), (merged.first_row(), whole.first_row())):
+        assert found.shape == wanted.shape and str(found.tolist()) == str(wanted.tolist())

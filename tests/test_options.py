@@ -118,7 +118,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         {
             **SAMPLING, "--model": "{ar}", "--prompts": "", "--chat": "", "--system": "Brief --chat", "--preset": "paper",
             "--infill": "", "--infill-lengths": "8,16 --infill", "--infill-by": "final --infill-lengths 8,16 --infill",
-            "--n": "2", "--batch-size": "3", **LOADING,
+            "--n": "2", "--batch-size": "3", **LOADING, "--nproc": "1",
         },
     ),
     "chat": (
@@ -131,7 +131,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         {
             **{**SAMPLING, "--max-new-tokens": "32"}, "--task": "micro", "--limit": "2 --task micro", "--unsafe-exec": "--task micro --limit 2",
             "--temperatures": "0.4,0.2", "--sensitivity": "", "--n": "2", "--batch-size": "3",
-            "--device": "cpu", "--dtype": "bfloat16",
+            "--device": "cpu", "--dtype": "bfloat16", "--nproc": "1",
         },
     ),
     "eval humaneval-infilling": (
@@ -169,6 +169,11 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
          "--ties": "left-to-right", "--tokenizer": "t --out {tmp}/pictures", "--out": "{tmp}/other"},
     ),
     "presets list": ("", {"--json": ""}),
+    "presets slurm": (
+        "8x80gb --stage sft",
+        {"--stage": "adapt", "--model": "m", "--data": "d", "--out": "o", "--time": "1", "--partition": "p", "--account": "a",
+         "--json": ""},
+    ),
     "presets show": ("cpu-tiny", {"--section": "grpo", "--json": ""}),
     "presets fit": (
         "--preset cpu-tiny",
@@ -212,6 +217,7 @@ REFUSED = {
         "--model {model} --data d --preset cpu-tiny --reward math=1 --unsafe-exec",
     ],
     "generate": [
+        "--model {model} --watch --nproc 2 hello",
         "--infill-by final --infill", "--infill --infill-lengths 8 --max-new-tokens 9", "--infill --chat",
         "--raw --system Brief", "--infill --system Brief",
     ],
@@ -219,7 +225,7 @@ REFUSED = {
         *(f"--trajectories {{traj}} {name} {value.split(' --')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
           for name, value in SAMPLING.items()),
         *(f"--trajectories {{traj}} {text}" for text in ("--temperatures 0.3", "--n 2", "--batch-size 2", "--device cpu",
-          "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t", "--dry-run")),
+          "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t", "--dry-run", "--nproc 2")),
         "--model {model} --task gsm8k --unsafe-exec", "--model {model} --prompts {prompts} --sensitivity --tie-break left",
     ],
     "eval micro": ["--infill-lengths 8", "--python py"],
@@ -506,6 +512,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--trajectories": "written by generate, read by arness",
         "--watch": "on by default in a chat",
         "--model": "one, several, or ROLE=PATH",
+        "--stage": "several to count, or the one of a job",
         "--workers": "samples judged at a time, or processes that tokenize",
         "--column": "the text of a row, or the answers of a sample",
         "--train-tokenizer": "a size, or the files",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
-import shlex
 from typing import Any
 
 import pytest
@@ -13,15 +12,11 @@ import typer
 
 from dcoder_cli.base import presets
 from dcoder_cli.main import COMMANDS
+from dcoder_cli.training.slurm import header_commands
 
 PUBLIC = re.compile(r"(Qwen|apple)/[\w.-]+$")  # hub ids
 GIVEN = re.compile(r"[A-Z]+(\.\.)?$")  # what the reader puts in: CODE..
 READ = ("--model", "--data", "--tokenizer", "--config_file")
-
-
-def header_commands(name: str) -> list[list[str]]:
-    lines = [line[1:].strip() for line in presets.text(name).splitlines() if line.startswith("#   ")]
-    return [shlex.split(line) for line in lines]
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -136,6 +136,16 @@ class EntropyMap:
             self.first[step] = np.full(size, np.nan)
             self.first[step][where] = values
 
+    def add(self, other: EntropyMap) -> None:
+        """Take in what another process has observed of its rows."""
+        for own, more in ((self.total, other.total), (self.count, other.count)):
+            for step, values in more.items():
+                old = own.get(step, np.zeros(0))
+                size = max(len(old), len(values))
+                own[step] = np.pad(old, (0, size - len(old))) + np.pad(values, (0, size - len(values)))
+        for step, values in other.first.items():
+            self.first.setdefault(step, values)
+
     def mean(self) -> Array:
         """[S, L]: mean entropy over the rows that still mask the position at the step; NaN where none does."""
         averages = {}

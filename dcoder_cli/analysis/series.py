@@ -109,20 +109,30 @@ def of_model(
         settings: of the sampler.
         samples: decodings of each prompt.
         batch_size: rows decoded together.
-        on_done: called with each finished trajectory.
+        on_done: called with each finished trajectory of this process.
     """
+    from dcoder_cli.decoding import spread
     from dcoder_cli.decoding.requests import encode_prompt
-    from dcoder_cli.decoding.sampler import decode
 
     encoded = [encode_prompt(model, prompt, str(index)) for index, prompt in enumerate(prompts)]
     repeated = [prompt for prompt in encoded for _ in range(samples)]
     names = [f"{index}" if samples == 1 else f"{index}.{n}" for index in range(len(prompts)) for n in range(samples)]
     entropy = EntropyMap() if model.is_diffusion else None
-    decoded = decode(
+    decoded = spread.decode(
         model, repeated, settings, ids=names, batch_size=batch_size,
         observer=entropy.observe if entropy is not None else None, on_done=on_done,
     )  # fmt: skip
     return of_decoded(model, decoded, measure, label, settings, entropy)
+
+
+def _of_all(entropy: EntropyMap) -> EntropyMap:
+    """What all processes have observed."""
+    from dcoder_cli.decoding import ranks
+
+    found = EntropyMap()
+    for one in ranks.gathered(entropy):
+        found.add(one)
+    return found
 
 
 def of_decoded(
@@ -133,7 +143,9 @@ def of_decoded(
     settings: Settings,
     entropy: EntropyMap | None = None,
 ) -> Series:
-    """The series of what a model here has decoded with `settings`."""
+    """The series of what a model here has decoded with `settings`; `entropy` is what this process has observed."""
+    if entropy is not None:
+        entropy = _of_all(entropy)
     ends = sorted(model.ids.stops)
     told = [replace(item, settings={**item.settings, "end_ids": ends}) for item in decoded]
     return Series(label, told, measure(told), model.name, settings.temperature, model.tokenizer, entropy)

@@ -19,6 +19,7 @@ from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.passk import Estimate, pass_at_k_mean
 from dcoder_cli.benchmarks.protocols import Ask, Protocol, choose
 from dcoder_cli.benchmarks.samples import Key
+from dcoder_cli.decoding import spread
 from dcoder_cli.decoding.exact import Observer
 from dcoder_cli.decoding.requests import Encoded, Settings, encode_prompt
 from dcoder_cli.decoding.sampler import decode
@@ -177,7 +178,7 @@ def answer(
     observer: Observer | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> Answered:
-    """`n` samples of each task, judged while the next ones are decoded.
+    """`n` samples of each task, judged while the next ones are decoded; several processes share them and all get all.
 
     Raises:
         UserError: infilling tasks, whose length is searched (`dcoder eval` does); a prompt without room for an answer.
@@ -194,8 +195,14 @@ def answer(
         if on_done is not None:
             on_done(trajectory)
 
-    found = decode_draws(model, list(draws.values()), settings, batch_size, observer=observer, on_done=judge)
-    return Answered(asked.suite, n, found, [pending[name].result() for name in draws], judging.tier)
+    ordered = list(draws.values())
+    found = spread.decode(
+        model, [draw.prompted.prompt for draw in ordered], settings, ids=list(draws), seeds=[draw.seed for draw in ordered],
+        batch_size=batch_size, observer=observer, on_done=judge,
+    )  # fmt: skip
+    mine = [place for place, name in enumerate(draws) if name in pending]
+    rows = spread.together(len(ordered), mine, [pending[ordered[place].name].result() for place in mine])
+    return Answered(asked.suite, n, found, rows, judging.tier)
 
 
 def check_whole(suite: Suite) -> None:

@@ -19,6 +19,7 @@ from dcoder_cli.benchmarks import answers, suites
 from dcoder_cli.benchmarks.answers import Asked
 from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
 from dcoder_cli.benchmarks.judging import Judging
+from dcoder_cli.decoding import ranks
 from dcoder_cli.decoding.prompts import read
 from dcoder_cli.decoding.requests import Prompt, Settings, encode, encode_prompt
 from dcoder_cli.execution.judge import resolve_tier
@@ -142,20 +143,21 @@ def run(
 
     Args:
         models: checkpoints with their labels.
-        advance: told how many decodings have just been done.
+        advance: told how many decodings have just been done, of this process's share.
 
     Raises:
         UserError: a model or prompts that do not fit the plan.
         WorkFailed: several samples in a row could not be judged.
     """
+    ranks.join()
     with ExitStack() as stack:  # sandboxes start once for all models
         judging = {
-            one.name: stack.enter_context(Judging(one.suite, unsafe=plan.unsafe))
+            one.name: stack.enter_context(Judging(one.suite, ranks.workers(None), plan.unsafe))
             for one in sets
             if one.suite is not None
         }
         for path, name in models:
-            model = load(path, device=plan.device, dtype=plan.dtype)
+            model = load(path, device=ranks.device(plan.device), dtype=plan.dtype)
             _check_sensitive(model, name, plan)
             for one in sets:
                 place = f"{name}, {one.name}" if len(sets) > 1 else name
@@ -185,6 +187,7 @@ def run(
                 findings.series.extend(found)
                 if plan.sensitivity:
                     findings.sensitivity[place] = sensitivity.compare(found)
+    ranks.leave()
 
 
 def _encoded(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -1,11 +1,14 @@
-"""Several processes on one evaluation, as started by accelerate or torchrun: who one is, and waiting for the others."""
+"""Several processes on one command, as started by accelerate, torchrun or --nproc: who one is, waiting for the others."""
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from dcoder_cli.base.console import rank, world_size
+
+Value = TypeVar("Value")
 
 _PATIENCE = timedelta(days=7)  # ours: one process may be done with its share days before another
 
@@ -25,6 +28,17 @@ def wait() -> None:
         import torch.distributed
 
         torch.distributed.barrier()
+
+
+def gathered(value: Value) -> list[Value]:
+    """A value of every process, in their order, on every process. `join` comes first."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed
+
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def leave() -> None:
@@ -53,4 +67,4 @@ def workers(asked: int | None) -> int | None:
     return max(1, (os.cpu_count() or 1) // local)
 
 
-__all__ = ["device", "join", "leave", "rank", "wait", "workers", "world_size"]
+__all__ = ["device", "gathered", "join", "leave", "rank", "wait", "workers", "world_size"]
