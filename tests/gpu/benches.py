@@ -53,7 +53,7 @@ def ceilings(place: Place, folder: Path) -> Numbers:
 
 def training(place: Place, folder: Path, **changes: Any) -> Numbers:
     """Stage 2 at 0.5B, 8 rows of 1024 in one micro-batch: the median of the steps after the first four."""
-    place.needs(40)
+    place.needs(24)
     here = Ground(place, folder, "half", rows=8, length=place.pick(1024, 32))
     ran = here.stage(2, folder / "run", place.pick(14, 6), **changes)
     return speed(here, ran.median("seconds", 4))
@@ -73,7 +73,7 @@ def training_compiled(place: Place, folder: Path) -> Numbers:
 
 def grpo(place: Place, folder: Path) -> Numbers:
     """Coupled-GRPO at 0.5B, 2 prompts of 8 completions of 128 tokens, 2 updates: seconds by phase of steps 2 and 3."""
-    place.needs(40)
+    place.needs(24)
     found: Numbers = {}
     for mode, more in (("exact", {}), ("fast", {"threshold": 0.9})):
         here = Ground(place, folder / mode, "half")
@@ -92,7 +92,7 @@ def sampling(place: Place, folder: Path) -> Numbers:
     mean step is about that of a run of 256 steps; `tokens_per_second_one_a_step` is rows over it, extrapolated, not run.
     fast: 64 steps of 4 tokens by schedule in blocks of 32, cached on both sides, run as it is.
     """
-    place.needs(30)
+    place.needs(22)
     here = Ground(place, folder, "seven")
     model = drawn(here.outline("dream"), place.torch, torch.bfloat16, lively=True)
     new, found = place.pick(256, 32), {}

@@ -5,8 +5,9 @@
     python tests/gpu/run.py --out numbers --device cpu --shape tiny    # their bodies on a CPU, in under a minute
 
 Nothing need be installed but what dcoder imports on its way (torch, transformers, accelerate, peft, tokenizers, typer, pytest,
-...; no `datasets`): a checkout will do. Parts run one after another in processes of their own. A part that comes to the end
-of the time begins nothing new; one that still runs is stopped and said to be. OUT/numbers.json holds every test's outcome,
+...; no `datasets`): a checkout will do. Each part is a process of its own; those that compile for long run beside those whose
+time nobody measures. A part that comes to the end of the time begins nothing new; one that still runs is stopped and said to
+be. OUT/numbers.json holds every test's outcome,
 every number and the machine; OUT/log.txt what the parts printed. The exit code is 1 where a test or bench failed.
 """
 
@@ -57,16 +58,17 @@ class Part:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
 
-def parts(device: str) -> list[Part]:
-    """In the order of their worth. Tests marked gpu elsewhere in tests/ run only on a card."""
+def parts(device: str) -> list[list[Part]]:
+    """Groups in the order of their worth; those of a group run at once. Tests marked gpu elsewhere in tests/ run only on a card."""
     elsewhere = [file for file in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in file.read_text(encoding="utf-8")]
-    known = [
-        Part("logits and sampling", [HERE / "test_gpu_logits.py", HERE / "test_gpu_sampling.py"]),
-        Part("training", [HERE / "test_gpu_training.py", HERE / "test_gpu_lora.py"]),
-        Part("kernels", [*(elsewhere if device == "cuda" else []), HERE / "test_gpu_kernels.py"]),
-        Part("benches"),
+    return [
+        [
+            Part("logits and sampling", [HERE / "test_gpu_logits.py", HERE / "test_gpu_sampling.py"]),
+            Part("kernels", [*(elsewhere if device == "cuda" else []), HERE / "test_gpu_kernels.py"]),
+        ],
+        [Part("training", [HERE / "test_gpu_training.py", HERE / "test_gpu_lora.py"])],
+        [Part("benches")],
     ]
-    return known
 
 
 def command(part: Part, device: str, shape: str, log: Path, deadline: float) -> list[str]:
@@ -85,6 +87,7 @@ def environment(device: str, shape: str, log: Path, deadline: float, package: Pa
     more = {
         "DCODER_GPU_LOG": str(log), "DCODER_GPU_DEADLINE": str(deadline), "DCODER_GPU_SHAPE": shape,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # or the checkout's own dcoder_cli/, without commands, would come before the links
         "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }  # fmt: skip
     if device == "cpu":
@@ -103,29 +106,40 @@ def link(folder: Path) -> Path:
     return folder
 
 
-def run(part: Part, device: str, shape: str, out: Path, end: float, package: Path) -> None:
-    """Start a part's process, follow it to its end or to that of the time, and read what it wrote down."""
-    log, began = out / f".{part.name.replace(' ', '-')}.jsonl", time.time()
-    deadline = end - GRACE
-    with open(out / "log.txt", "a", encoding="utf-8") as text:
-        text.write(f"\n== {part.name}\n")
-        text.flush()
-        process = subprocess.Popen(
-            command(part, device, shape, log, deadline), cwd=ROOT, stdout=text, stderr=subprocess.STDOUT,
-            env=environment(device, shape, log, deadline, package), process_group=0,
-        )  # fmt: skip
-        try:
-            code = process.wait(timeout=max(1.0, end - time.time()))
-            part.outcome = "done" if code in (0, 5) else "failed"  # 5: pytest had no test to run
-        except subprocess.TimeoutExpired:
-            part.outcome = "stopped"
-        finally:
+def run(group: list[Part], device: str, shape: str, out: Path, end: float, package: Path) -> None:
+    """Start the processes of a group, follow them to their end or to that of the time, and read what they wrote down."""
+    began, going = time.time(), []
+    try:
+        for part in group:
+            log, words = (out / f".{part.name.replace(' ', '-')}.{kind}" for kind in ("jsonl", "txt"))
+            with open(words, "w", encoding="utf-8") as text:
+                process = subprocess.Popen(
+                    command(part, device, shape, log, end - GRACE), cwd=ROOT, stdout=text, stderr=subprocess.STDOUT,
+                    env=environment(device, shape, log, end - GRACE, package), process_group=0,
+                )  # fmt: skip
+            going.append((part, process, log, words))
+        while any(process.poll() is None for _, process, _, _ in going) and time.time() < end:
+            time.sleep(0.05)
+            for part, process, _, _ in going:
+                part.seconds = part.seconds if process.poll() is not None else round(time.time() - began, 1)
+    finally:
+        for part, process, log, words in going:
+            code = process.poll()
             stop(process)
-    part.seconds = round(time.time() - began, 1)
-    part.lines = [json.loads(text) for text in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    log.unlink(missing_ok=True)
-    if part.outcome == "done" and any(LATE in str(line.get("why")) for line in part.lines):
-        part.outcome = "cut short"
+            part.outcome = "stopped" if code is None else "done" if code in (0, 5) else "failed"  # 5: no test to run
+            part.lines = written(log)
+            if part.outcome == "done" and any(LATE in str(line.get("why")) for line in part.lines):
+                part.outcome = "cut short"
+            with open(out / "log.txt", "a", encoding="utf-8") as text:
+                text.write(f"\n== {part.name}\n{words.read_text(encoding='utf-8', errors='replace')}")
+            log.unlink(missing_ok=True)
+            words.unlink()
+
+
+def written(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that a stopped process did not end is left out."""
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.is_file() else ""
+    return [json.loads(text) for text in whole.split("\n") if text]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -203,6 +217,28 @@ def told(part: Part) -> str:
     return "\n".join([*text, *(f"  skipped {count}: {why}" for why, count in reasons.items())])
 
 
+def short(found: dict[str, Any]) -> str:
+    """Memory beside the formula, speeds and benches in a few lines, for who sees only the end of the output."""
+
+    def flat(value: Any, name: str) -> list[str]:
+        if isinstance(value, dict):
+            inner = {"": value["median"]} if "median" in value else value
+            return [part for key, one in inner.items() for part in flat(one, f"{name} {key}".strip())]
+        return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"]
+
+    text = []
+    for line in found["numbers"]:
+        if "measured_mib" in line:
+            measured, formula = line["measured_mib"], line["formula_mib"]
+            text.append(f"{line['numbers']}: {measured:,.0f} MiB, formula {formula:,.0f} ({line['off']:+.1%})")
+        elif "tokens_per_second" in line:
+            speed = f"{line['tokens_per_second']:,.0f} tokens/s, {line['tflops']:.1f} TFLOP/s"
+            text.append(f"{line['numbers']}: {speed}{', MFU {:.1%}'.format(line['mfu']) if 'mfu' in line else ''}")
+    for line in found["benches"]:
+        text.append(f"{line['bench']}: {'; '.join(flat(line.get('numbers', line['outcome']), ''))}")
+    return "\n".join(text)
+
+
 def main() -> int:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--out", type=Path, required=True, help="folder for numbers.json and log.txt")
@@ -221,16 +257,21 @@ def main() -> int:
     (out / "log.txt").write_text("", encoding="utf-8")
     about = machine(given.device, shape, given.minutes)
     print(json.dumps(about, indent=1), flush=True)
-    chosen = [part for part in parts(given.device) if not given.only or part.name.startswith(tuple(given.only))]
+    every = parts(given.device)
+    names = [part.name for group in every for part in group]
+    only = tuple(given.only or names)
+    groups = [found for group in every if (found := [part for part in group if part.name.startswith(only)])]
+    chosen = [part for group in groups for part in group]
     if not chosen:
-        asked.error(f"--only {given.only} names none of {[part.name for part in parts(given.device)]}")
+        asked.error(f"--only {given.only} names none of {names}")
     with tempfile.TemporaryDirectory() as folder:
         package = link(Path(folder))
-        for part in chosen:
+        for group in groups:
             if time.time() < end - 2 * GRACE:
-                run(part, given.device, shape, out, end, package)
-            print(told(part), flush=True)
+                run(group, given.device, shape, out, end, package)
+            print("\n".join(map(told, group)), flush=True)
             (out / "numbers.json").write_text(json.dumps(gathered(about, chosen, began), indent=1), encoding="utf-8")
+    print(short(gathered(about, chosen, began)))
     late = [part.name for part in chosen if part.outcome in ("cut short", "stopped", "left out")]
     if late:
         print(f"not all of it ran in {given.minutes:g} minutes: {', '.join(late)}; --only runs a part alone")

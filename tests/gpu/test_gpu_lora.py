@@ -27,7 +27,7 @@ LORA = {"rank": 8, "save_merged": False}
 @pytest.mark.parametrize(("place", "way"), cases([("bfloat16",), ("8-bit Adam",)], [("nf4",)], slow=True))
 def test_stage_3_within_the_memory_it_is_said_to_take(place: Place, way: str, tmp_path: Path) -> None:
     """Eight steps on one batch with checkpointing; the speed is the median of the last five."""
-    place.needs(50)
+    place.needs(22)
     if way == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("needs the package bitsandbytes")
     if way == "8-bit Adam" and not any(importlib.util.find_spec(one) for one in ("bitsandbytes", "torchao")):
@@ -51,7 +51,7 @@ def test_stage_3_within_the_memory_it_is_said_to_take(place: Place, way: str, tm
 @pytest.mark.parametrize("place", BOTH_SLOW)
 def test_stage_4_within_the_memory_it_is_said_to_take(place: Place, tmp_path: Path) -> None:
     """One step of two updates. The reference is the policy with its adapter off, so the first update's KL is exactly 0."""
-    place.needs(50)
+    place.needs(22)
     here = Ground(place, tmp_path, "seven")
     changes = {
         "activation_checkpointing": True, "lora": LORA, "reference_sync": 0, "rollout": {"max_new_tokens": place.pick(32, 8)},

@@ -35,8 +35,9 @@ def test_all_of_it_runs_on_a_cpu_in_a_checkout_that_is_not_installed(tmp_path: P
     (tmp_path / "sitecustomize.py").write_text(BARE)
     command = [sys.executable, run.__file__, "--out", tmp_path / "out", "--device", "cpu"]
     environment = {**run.os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()[-4000:]
+    assert "memory: stage 4, fast rollouts: " in done.stdout and "\ntop-p: heat alone " in done.stdout
     found = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert [part["outcome"] for part in found["parts"]] == ["done"] * 4
     assert found["versions"]["torch"] == torch.__version__ and found["settings"]["shape"] == "tiny"
@@ -56,10 +57,22 @@ def main(
         file = out.parent / f"test_{name}.py"
         file.write_text(text)
         known.append(run.Part(name, [file]))
-    monkeypatch.setattr(run, "parts", lambda device: known)
+    monkeypatch.setattr(run, "parts", lambda device: [[part] for part in known])
     monkeypatch.setattr(run, "GRACE", 1)
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(out), "--device", "cpu", *arguments])
     return run.main(), json.loads((out / "numbers.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_checkout_serves_as_the_package(tmp_path: Path) -> None:
+    """Commands and presets too, which lie beside dcoder_cli there; and it is this checkout, not what is installed."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    found = run.environment("cpu", "tiny", tmp_path / "log", 0.0, run.link(tmp_path / "package"))
+    found["PYTHONPATH"] += run.os.pathsep + str(tmp_path)
+    code = "import dcoder_cli.commands.doctor, dcoder_cli.presets as p; print(dcoder_cli.__file__, p.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=run.ROOT, env=found, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(file.startswith(str(tmp_path / "package")) for file in done.stdout.split())
 
 
 @pytest.mark.slow
@@ -102,11 +115,10 @@ def test_what_does_not_fit_the_time_is_stopped_and_said(
 
 @pytest.mark.slow
 def test_after_the_deadline_no_test_and_no_bench_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "parts", lambda device: [part])
     (tmp_path / "test_late.py").write_text("import time\ndef test_one(): time.sleep(4)\ndef test_two(): pass\n")
     part = run.Part("late", [tmp_path / "test_late.py"])
     monkeypatch.setattr(run, "GRACE", 1)
-    run.run(part, "cpu", "tiny", tmp_path, time.time() + 5, tmp_path)
+    run.run([part], "cpu", "tiny", tmp_path, time.time() + 5, tmp_path)
     assert part.outcome in ("cut short", "stopped") and len(part.lines) <= 3
     log = tmp_path / "benches.jsonl"
     assert benches.main("cpu", "tiny", str(log), 0.0, []) == 0

@@ -81,7 +81,7 @@ def test_sampling_within_the_memory_it_is_said_to_take(
 ) -> None:
     """256 new tokens behind 64, in bfloat16; two denoising steps, or all of a block at once. Flat distributions: top-p sorts all."""
     if place not in ground:
-        place.needs(30)
+        place.needs(22)
         here = Ground(place, tmp_path_factory.mktemp("seven"), "seven")
         ground[place] = here, drawn(here.outline("dream"), place.torch, torch.bfloat16)
     here, model = ground[place]

@@ -27,7 +27,7 @@ def test_every_stage_learns_one_batch_within_the_memory_it_is_said_to_take(
     place: Place, stage: int, checkpointing: bool, tmp_path: Path
 ) -> None:
     """Stage 1 with its annealed mask, stage 2 with documents kept apart: what sdpa takes a mask for."""
-    place.needs(20)
+    place.needs(16)
     here = ground(place, tmp_path)
     changes = {
         "micro_batch": 2, "activation_checkpointing": checkpointing, "anneal_steps": 6 if stage == 1 else 0,
@@ -56,7 +56,7 @@ def deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("place", BOTH_SLOW)
 def test_a_killed_run_goes_on_to_the_bit(place: Place, tmp_path: Path) -> None:
     """Killed after step 5, it goes on from its checkpoint of step 3: steps 4 and 5 are as they were."""
-    place.needs(20)
+    place.needs(16)
     here = ground(place, tmp_path)
     with deterministic():
         before = here.stage(2, tmp_path / "run", 5, checkpoint_every=3)
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_to_the_bit(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_stage_4_takes_two_steps_within_the_memory_it_is_said_to_take(place: Place, mode: str, tmp_path: Path) -> None:
     """bf16, with a reference that moves at the third update. The first update of a rollout has no ratio but 1 and no KL."""
-    place.needs(20)
+    place.needs(16)
     here = ground(place, tmp_path)
     new = place.pick(64, 8)
     rollout = {"max_new_tokens": new, "mode": mode, **({"threshold": 0.5} if mode == "fast" else {})}
