@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
-from helpers import make_model, make_tokenizer
+from helpers import make_model, make_prompts, make_tokenizer
 
 
 def make_place(folder: Path) -> Path:
@@ -21,21 +19,7 @@ def make_place(folder: Path) -> Path:
         }
         for i in range(8)
     ]
-    data = folder / "data"
-    data.mkdir()
-    files = []
-    for split, part in (("train", rows[:6]), ("heldout", rows[6:])):
-        name = "prompts.jsonl" if split == "train" else "heldout-prompts.jsonl"
-        (data / name).write_text("".join(json.dumps(row) + "\n" for row in part))
-        files.append(
-            {
-                "file": name,
-                "split": split,
-                "rows": len(part),
-                "sha256": hashlib.sha256((data / name).read_bytes()).hexdigest(),
-            }
-        )
-    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+    make_prompts(folder / "data", rows[:6], rows[6:])
     (folder / "reward.py").write_text("def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n")
     return folder
 

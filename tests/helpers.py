@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +84,24 @@ def make_model(
 
 
 def make_shards(
-    folder: Path, tokenizer: Any, kind: str = "pretrain", rows: int = 40, length: int = 32, seed: int = 0
+    folder: Path,
+    tokenizer: Any,
+    kind: str = "pretrain",
+    rows: int = 40,
+    length: int = 32,
+    seed: int = 0,
+    heldout: int = 8,
 ) -> Path:
-    """A shard folder with patterned rows that a tiny model can learn, train and held-out."""
+    """A shard folder with patterned rows that a tiny model can learn, and so many held-out ones (0: no such split)."""
     from dcoder_cli.model.tokenizer import tokenizer_hash
 
     source = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     files = []
     vocabulary = len(tokenizer)
-    for split, count in (("train", rows), ("heldout", 8)):
+    for split, count in (("train", rows), ("heldout", heldout)):
+        if not count:
+            continue
         start = source.integers(5, 200, size=(count, 1))
         tokens = ((start + np.arange(length)[None, :] * 3) % 200 + 5).astype(np.uint16)
         arrays: dict[str, np.ndarray] = {"tokens": tokens}
@@ -115,4 +125,18 @@ def make_shards(
         "files": files,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def make_prompts(folder: Path, train: list[dict[str, Any]], heldout: Sequence[dict[str, Any]] = ()) -> Path:
+    """A folder of prompts for stage 4, as `dcoder tokenize rl` writes it."""
+    folder.mkdir(parents=True)
+    files = []
+    for split, name, rows in (("train", "prompts.jsonl", train), ("heldout", "heldout-prompts.jsonl", heldout)):
+        if rows:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / name).write_text(text)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            files.append({"file": name, "split": split, "rows": len(rows), "sha256": digest})
+    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
     return folder

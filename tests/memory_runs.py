@@ -110,7 +110,7 @@ def main(asked: dict[str, Any]) -> int:
 
 def grpo(place: Path, tokenizer: Any, asked: dict[str, Any], peak: Peak) -> int:
     """Two steps of stage 4 with a reward of our own, from the model's reading to the second update's end."""
-    import hashlib
+    from helpers import make_prompts
 
     from dcoder_cli.base.config import build
     from dcoder_cli.training.grpo.config import GrpoConfig
@@ -120,16 +120,8 @@ def grpo(place: Path, tokenizer: Any, asked: dict[str, Any], peak: Peak) -> int:
         "def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n"
     )
     sys.path.insert(0, str(place))
-    data = place / "data"
-    data.mkdir()
-    text = "".join(
-        json.dumps({"task_id": f"t{i}", "prompt": "x = 1\n" * (asked["prompt"] // 6) + "y" * i}) + "\n"
-        for i in range(4)
-    )
-    (data / "prompts.jsonl").write_text(text)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    files = [{"file": "prompts.jsonl", "split": "train", "rows": 4, "sha256": digest}]
-    (data / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+    prompts = [{"task_id": f"t{i}", "prompt": "x = 1\n" * (asked["prompt"] // 6) + "y" * i} for i in range(4)]
+    data = make_prompts(place / "data", prompts)
     plain = {"steps": 4, "rewards": {"memory_reward:vowels": 1.0}, "samples_every": 0, "checkpoint_every": 0}
     config = build(GrpoConfig, plain, asked["config"])
 

@@ -42,7 +42,7 @@ def _tree() -> list[str]:
         *packages,
         *((name, said(ROOT / name)) for name in ("commands", "presets")),
         ("docs", "results, formats, recipes for extending, decoding order, contributing"),
-        ("tests", "offline; `-m slow` for the long ones"),
+        ("tests", "offline; `-m slow` for the long ones, `gpu/run.py` for a card"),
     ]
     return [f"{name + '/':16} {text}" for name, text in rows]
 

@@ -114,27 +114,3 @@ def test_inductor_trains_as_the_plain_blocks(place: Path, tmp_path: Path, counte
     plain = run(place, tmp_path / "plain", activation_checkpointing=checkpointing)
     same(run(place, tmp_path / "compiled", activation_checkpointing=checkpointing, compile=True), plain)
     assert not counters["graph_break"] and 2 <= counters["stats"]["unique_graphs"] <= 4
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "flex"])
-def test_compiled_blocks_on_a_gpu_take_packed_documents(place: Path, counters: Any, attention: str) -> None:
-    """The number of segments and the longest one change with the rows: at most one more graph, of dynamic sizes."""
-    from dcoder_cli.model.attention import flash_attention_available
-
-    if attention == "flash_attention_2" and not flash_attention_available():
-        pytest.skip("needs the package flash-attn")
-    device = torch.device("cuda", 0)
-    shards = ShardSet.open(place / "pretrain")
-    config = build(StageConfig, SMALL, {"isolate_documents": True, "attention": attention, "truncate_share": 0.5})
-    feed = Feed(shards, RowRules(0, 1, True, 0.5), config, 2, 3, RowOrder(len(shards), 0), range(4), device)
-    plain, compiled = (TokenLoss(load(place / "model", device=device, dtype="bfloat16", attention=attention)) for _ in range(2))  # fmt: skip
-    for block in compiled.model.network.model.layers:
-        block.compile()
-    graphs = []
-    for step in range(6):
-        for example in feed.step(step).examples:
-            ours, theirs = (token_losses(one, example, None, False, True, device) for one in (compiled, plain))
-            torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=3e-2)
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[-1] == graphs[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,10 @@ def test_a_flipped_byte_is_found_wherever_it_is(tmp_path: Path, pack: object) ->
             refused += 1
             assert "a.jsonl" in str(error) and "is damaged" in str(error) and "\n" not in str(error)
     assert refused > len(whole) // 7 - 3
+
+
+def test_only_packed_files_need_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and logs are read where the package is missing; tests/gpu/run.py meets such machines."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    assert [line.value for line in lines(tmp_path / "a.jsonl")] == [{"a": 1}]

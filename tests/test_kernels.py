@@ -130,7 +130,7 @@ def test_doctor_tells_what_is_there_and_how_to_get_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_liger_computes_and_teaches_what_the_blocks_do(tmp_path: Path, dtype: torch.dtype) -> None:
     pytest.importorskip("liger_kernel")
-    make_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    make_model(tmp_path / "model", hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
     plain, ours = load(tmp_path / "model", "cuda"), load(tmp_path / "model", "cuda")
     logits = []
     for model, fused in ((plain, False), (ours, True)):  # the plain one first: rotary embedding is the process's

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import make_model, make_shards, make_tokenizer, refused
+from helpers import make_model, make_prompts, make_shards, make_tokenizer, refused
 from test_grpo import completions, draw
 
 from dcoder_cli import load
@@ -59,17 +58,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(folder / "mid", stage="mid")
     make_shards(folder / "pretrain", tokenizer)
     make_shards(folder / "sft", model.tokenizer, "sft")
-    files = []
-    (folder / "data").mkdir()
-    for split, name in (("train", "prompts.jsonl"), ("heldout", "heldout-prompts.jsonl")):
-        rows = [
+    train, heldout = (
+        [
             {"task_id": f"{split}{i}", "messages": [{"role": "user", "content": f"{'x' * i}?"}], "entry_point": "f",
              "tests": {"shown": [], "hidden": ["assert f(1) == 1"]}} for i in range(6)
-        ]  # fmt: skip
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "data" / name).write_text(text)
-        files.append({"file": name, "split": split, "rows": 6, "sha256": hashlib.sha256(text.encode()).hexdigest()})
-    (folder / "data" / "manifest.json").write_text(json.dumps({"format_version": 1, "kind": "rl", "files": files}))
+        ]
+        for split in ("train", "heldout")
+    )  # fmt: skip
+    make_prompts(folder / "data", train, heldout)
     (folder / "reward.py").write_text("def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n")
     return folder
 

@@ -150,13 +150,15 @@ def test_a_step_of_the_loop_looks_once(place: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
-def test_a_gpus_host_waits_for_nothing_in_a_step(place: Path, attention: str) -> None:
+def test_a_gpus_host_waits_for_nothing_in_a_step(place: Path, attention: str, tmp_path: Path) -> None:
+    """Heads of 16, which every kernel takes."""
     from dcoder_cli.model.attention import flash_attention_available
 
     if attention == "flash_attention_2" and not flash_attention_available():
         pytest.skip("needs the package flash-attn")
     device = torch.device("cuda", 0)
-    model = load(place / "model", device=device, dtype="bfloat16", attention=attention)
+    make_model(tmp_path / "model", hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    model = load(tmp_path / "model", device=device, dtype="bfloat16", attention=attention)
     module = TokenLoss(model)
     module.train()
     source = feed(place, 2, device, attention=attention, isolate_documents=True)

@@ -132,11 +132,11 @@ def sureness(rule: str, probabilities: torch.Tensor, token: int, place: int, lot
 
 @torch.no_grad()
 def whole_logits(model: Model, tokens: list[int], start: int, length: int, scale: float) -> torch.Tensor:
-    conditional = model.logits(torch.tensor([tokens]))[0]
+    conditional = model.logits(torch.tensor([tokens], device=model.device))[0]
     if scale == 0:
         return conditional
     blind = [token if start <= place < start + length else model.ids.mask for place, token in enumerate(tokens)]
-    unconditional = model.logits(torch.tensor([blind]))[0]
+    unconditional = model.logits(torch.tensor([blind], device=model.device))[0]
     return unconditional + (scale + 1) * (conditional - unconditional)
 
 

@@ -189,8 +189,6 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: its compression is damaged. OSError: as `open`.
     """
-    import zstandard
-
     name = str(path).lower()
     try:
         with open(path, "rb") as raw:
@@ -201,8 +199,12 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
                 yield _Zstandard(raw)  # type: ignore[misc]
             else:
                 yield raw
-    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, _BadFrame, gzip.BadGzipFile) as error:
         raise _Damaged(path, one_line(error)) from None
+
+
+class _BadFrame(Exception):
+    """What zstandard says of a file. Its own error would need the package where nothing is packed."""
 
 
 class _Zstandard:
@@ -222,7 +224,11 @@ class _Zstandard:
         while data := raw.read(2**18):
             while data:
                 begun = True
-                yield frame.decompress(data)
+                try:
+                    block = frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise _BadFrame(str(error)) from None
+                yield block
                 data = frame.unused_data
                 if frame.eof:  # another frame may follow
                     frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
