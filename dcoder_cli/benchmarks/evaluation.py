@@ -129,7 +129,9 @@ def evaluate(
     tell = progress or (lambda _: None)
     if ranks.rank() != 0:
         ranks.wait()
-    with Store(folder, {"model": model.name, **setup.identity}, ranks.rank(), ranks.world_size()) as store:
+    with Store(
+        folder, {"model": model.name, "weights": model.weights_id, **setup.identity}, ranks.rank(), ranks.world_size()
+    ) as store:
         if ranks.rank() == 0:
             ranks.wait()  # the folder is there and fits; now the others may
         pending: dict[Key, Future[Row]] = {}
@@ -162,7 +164,7 @@ def evaluate(
             store.read()
     result = summarize(setup.suite, store.samples, store.judged, judging.tier, setup.keys)
     result.record.update(
-        model=model.name, protocol=setup.protocol.title, n=setup.n, settings=setup.identity["settings"],
+        model=model.name, weights=model.weights_id, protocol=setup.protocol.title, n=setup.n, settings=setup.identity["settings"],
         departures=dict(setup.departures),
         processes=ranks.world_size(), device=str(model.device), dtype=str(model.dtype).removeprefix("torch."),
     )  # fmt: skip
