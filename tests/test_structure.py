@@ -95,6 +95,7 @@ def test_each_commands_summary_is_the_one_in_the_table(name: str) -> None:
 MOST_OPTIONS = {
     "quickstart": 6, "tokenize pretrain": 28, "tokenize sft": 19, "tokenize rl": 20, "convert": 12, "inspect": 2,
     "train-stage": 13, "grpo": 17, "generate": 43, "chat": 10, "arness": 46, "eval": 44, "eval judge": 11, "plot": 4,
+    "export": 8,
     "reproduce": 15, "doctor": 1, "presets list": 1, "presets show": 3, "presets fit": 8,
 }  # fmt: skip
 

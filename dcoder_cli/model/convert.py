@@ -53,7 +53,7 @@ def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
         _initialise_rows(weights, config, used, new)
     config["dcoder"] = {
         "shift": True,
-        "origin": model.name if model.name.count("/") == 1 else Path(model.name).name,
+        "origin": Path(model.name).name if Path(model.name).expanduser().exists() else model.name,
         "stage": "converted",
     }
     layout = LAYOUTS["Dream"]

@@ -55,7 +55,7 @@ class Export:
         stored_as: the number format of the weights, "mixed" of several.
         dtype: the one to write, None: as stored.
         why_not: why there is no `auto_map`, "" where there is one.
-        context: tokens of a row.
+        context, vocab_size: tokens of a row, rows of the embedding.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Export:
     dtype: torch.dtype | None
     why_not: str
     context: int
+    vocab_size: int
 
     @property
     def auto_map(self) -> dict[str, str] | None:
@@ -131,7 +132,7 @@ def plan(name: str, dtype: str | None = None) -> Export:
     return Export(
         name, folder, layout, config, ids, tokenizer, _generation(folder, config), weights, identity.weights_id(folder),
         sum(torch.Size(one.shape).numel() for one in weights.values()), stored_as, chosen, why_not,
-        int(theirs.max_position_embeddings),
+        int(theirs.max_position_embeddings), int(theirs.vocab_size),
     )  # fmt: skip
 
 
@@ -179,10 +180,9 @@ def _why_not(source: Mapping[str, Any], layout: Layout, theirs: Any) -> str:
 
 def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: SpecialIds, auto_map: str) -> dict[str, Any]:
     """config.json: what it says, completed by what the public code would otherwise fill in by itself."""
-    # Class references into a folder that is not this one, this machine's path, and rope in transformers 5's own place.
-    config = {
-        key: value for key, value in source.items() if key not in ("auto_map", "_name_or_path", "rope_parameters")
-    }
+    # Left out: classes of the folder it came from, this machine's path, and rope, which is written anew below.
+    left_out = ("auto_map", "_name_or_path", "rope_parameters", "rope_scaling")
+    config = {key: value for key, value in source.items() if key not in left_out}
     if not layout.diffusion:
         return {**config, "architectures": [BLOCKS[layout.blocks].network], **rope(theirs)}
     if layout.public is not None:

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import write_json
 
 _FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
+
+_OF_THE_LOADING = ("backend", "is_local", "local_files_only", "name_or_path", "tokenizer_file")  # not of the tokenizer
 
 
 def write(source: Path, target: Path, tokenizer: Any) -> None:
@@ -23,9 +24,6 @@ def write(source: Path, target: Path, tokenizer: Any) -> None:
     Args:
         tokenizer: as it was loaded from `source`; saved anew where there is no tokenizer.json, which some families' own code
             would be needed to do without.
-
-    Raises:
-        UserError: tokenizer_config.json is broken.
     """
     if (source / "tokenizer.json").is_file():
         for name in _FILES:
@@ -34,10 +32,7 @@ def write(source: Path, target: Path, tokenizer: Any) -> None:
     else:
         tokenizer.save_pretrained(str(target))
     file = target / "tokenizer_config.json"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{str(source / file.name)!r} cannot be read ({one_line(error)}); copy it again") from None
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     write_json(file, config(before, tokenizer))
 
 
@@ -48,8 +43,7 @@ def config(before: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     stumbles, and the chat template in a file of its own, which 4.46 does not look for. What names code in the folder it came
     from becomes the general class, which reads tokenizer.json.
     """
-    new = dict(before)
-    new.pop("backend", None)
+    new = {key: value for key, value in before.items() if key not in _OF_THE_LOADING}
     own = [reference for reference in _references(new.get("auto_map")) if "--" not in reference]
     if own:
         del new["auto_map"]

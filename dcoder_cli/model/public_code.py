@@ -41,11 +41,11 @@ class PublicCode:
 
 
 def rope(theirs: Any) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` as transformers 4 reads them, of a transformers 5 config."""
+    """`rope_theta`, and of scaled angles `rope_scaling`, as transformers 4 reads them, of a transformers 5 config."""
     parameters = dict(theirs.rope_parameters)
     theta = parameters.pop("rope_theta")
     scaled = parameters.get("rope_type", "default") != "default"
-    return {"rope_theta": theta, "rope_scaling": parameters if scaled else None}
+    return {"rope_theta": theta, **({"rope_scaling": parameters} if scaled else {})}
 
 
 def _odd_heads(theirs: Any) -> str | None:
