@@ -89,7 +89,7 @@ def _what(facts: Mapping[str, Any]) -> str:
         rows.append(["prediction", f"hidden state {'i-1' if model['shift'] else 'i'} predicts token i"])
     rows += [
         ["stage", words(model["stage"] or "not recorded")],
-        ["origin", words(facts["base_model"] or facts["began_with"] or facts["origin"] or "not recorded")],
+        ["origin", words(facts["base_model"] or facts["origin"] or facts["began_with"] or "not recorded")],
         ["weights", f"{code(facts['weights'][:16])} (dcoder's id of the weights before export)"],
     ]
     return f"A {kind}, exported by dcoder {words(facts['dcoder'])}.\n\n{table(['', ''], rows)}"
@@ -116,6 +116,8 @@ def _loading(facts: Mapping[str, Any]) -> list[str]:
                 f"`model.{public['sampler']}(ids, max_new_tokens=256, steps=256, temperature=0.2, top_p=0.95, top_k=None, "
                 'alg="entropy", alg_temp=0.0)` decodes; where nothing is said, that code takes its random order and a top-k of 50.'
             )
+        else:
+            found.append("That code computes logits; decoding is a script of its authors (`generate.py`), or dcoder's:")
     elif facts["model"]["kind"] == "ar":
         found.append(block("\n".join([
             f"from transformers import AutoModelForCausalLM{also}",

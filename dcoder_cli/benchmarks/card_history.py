@@ -68,9 +68,24 @@ def _exported(folder: Path) -> Facts | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return {"stages": list(value["stages"]), "began_with": value["began_with"]}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {"stages": list(value["stages"]), "began_with": value["began_with"]}
+        for one in found["stages"]:
+            _check(one, {"stage": str, "run": str, "began_with": str, "settings": dict, "data": dict})
+            _check(one, dict.fromkeys(("steps", "tokens", "completions"), (int, type(None))))
+            _check(one, dict.fromkeys(("heldout", "hardware", "dcoder"), (dict, type(None))))
+            _check(one["settings"], {"optimizer": dict})
+            _check(one["data"], {"name": str, "sha256": (str, type(None))})
+            for source in one["data"].get("sources", []):
+                _check(source, {"name": str, "weight": (int, float)})
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({one_line(error)}); export the run again") from None
+
+
+def _check(value: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(value[key], kind):
+            raise TypeError(f"{key} is {value[key]!r}")
 
 
 def _stage(run: Path, checkpoint: Path) -> tuple[Facts, Path | None, str]:
@@ -95,7 +110,7 @@ def _stage(run: Path, checkpoint: Path) -> tuple[Facts, Path | None, str]:
         "began_with": began_with,
         "steps": step,
         "tokens": next((line["tokens"] for line in reversed(lines) if "tokens" in line), None),
-        "completions": None if step is None or number != 4 else step * config["prompts_per_step"] * config["group_size"],
+        "completions": _completions(config, step) if number == 4 else None,
         "settings": {
             **{key: config[key] for key in _SETTINGS[number] if config.get(key) is not None},
             "optimizer": _optimizer(config.get("optimizer") or {}),
@@ -112,6 +127,14 @@ def _optimizer(config: Mapping[str, Any]) -> Facts:
     """Warmup by the setting that decides: a ratio wins over a number of steps."""
     unused = "warmup_steps" if config.get("warmup_ratio") is not None else "warmup_ratio"
     return {key: config[key] for key in _OPTIMIZER if key in config and key != unused}
+
+
+def _completions(config: Mapping[str, Any], step: int | None) -> int | None:
+    """Sampled up to a step of stage 4."""
+    prompts, group = config.get("prompts_per_step"), config.get("group_size")
+    if step is None or not isinstance(prompts, int) or not isinstance(group, int):
+        return None
+    return step * prompts * group
 
 
 def _step(checkpoint: Path) -> int | None:

@@ -24,7 +24,7 @@ def training(facts: Mapping[str, Any]) -> list[str]:
         else:
             batch, read = f"{settings.get('global_batch')} rows", _count(one["tokens"], "tokens")
         length = data.get("row_length")
-        of = f" of {length:,} tokens" if length else ""
+        of = f" of {length:,} tokens" if isinstance(length, int) else ""
         shown = [
             f"{_count(data.get('rows'))}{of}",
             _count(one["steps"]),
@@ -55,9 +55,9 @@ def _details(one: Mapping[str, Any]) -> str:
         }
         told.append("held out: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
     if one["hardware"]:
-        told.append(f"on {one['hardware']['processes']} x {words(one['hardware']['device'])}")
-    if one["dcoder"] and one["dcoder"]["version"]:
-        commit = one["dcoder"]["commit"]
+        told.append(f"on {words(one['hardware'].get('processes'))} x {words(one['hardware'].get('device'))}")
+    if one["dcoder"] and one["dcoder"].get("version"):
+        commit = one["dcoder"].get("commit")
         told.append(f"dcoder {words(one['dcoder']['version'])}" + (f" at {code(commit)}" if commit else ""))
     return f"- **{words(one['stage'])}** (run {words(one['run'])}): {'; '.join(told)}"
 
@@ -171,7 +171,11 @@ def _order_details(one: Mapping[str, Any]) -> str:
 
 def _cast(facts: Mapping[str, Any]) -> list[str]:
     model = facts["model"]
-    return [f"Measured before the weights were cast from {model['stored_as']} to {model['dtype']}."] if model["cast"] else []
+    return (
+        [f"Measured before the weights were cast from {model['stored_as']} to {model['dtype']}."]
+        if model["cast"]
+        else []
+    )
 
 
 def task_of(score: Mapping[str, Any]) -> str:

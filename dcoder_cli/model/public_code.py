@@ -22,7 +22,7 @@ class PublicCode:
         repository: on the hub; its files hold the classes.
         classes: transformers' auto class -> file.Class.
         transformers: the version that its authors name in their README.
-        sampler: the method that decodes; None where it is a script beside the model.
+        sampler: the model's method that decodes; None where a script beside it does.
         to_config: the transformers config that computes the model here -> the keys that the public code reads.
         cannot: why the public code would compute something else, None where it computes the same.
     """
