@@ -106,7 +106,7 @@ def plan(name: str, dtype: str | None = None) -> Export:
     Raises:
         UserError: the checkpoint is missing, broken, or its config and weights do not belong together.
     """
-    folder = checkpoint.find(name)
+    folder = checkpoint.find(name).resolve()  # a run that goes on moves its `last`
     source = checkpoint.read_config(folder)
     layout = layout_of(source, name)
     tokenizer = checkpoint.read_tokenizer(folder)
@@ -125,7 +125,9 @@ def plan(name: str, dtype: str | None = None) -> Export:
         chosen = None
     stored_as = _name(formats.pop()) if len(formats) == 1 else "mixed"
     why_not = _why_not(source, layout, theirs)
-    config = _config(source, layout, theirs, ids, "" if why_not else "auto_map")
+    config = _config(source, layout, theirs, ids)
+    if layout.public is not None and not why_not:
+        config["auto_map"] = layout.public.auto_map
     written = stored_as if chosen is None else _name(chosen)
     if written != "mixed":
         config["dtype"] = config["torch_dtype"] = written
@@ -178,7 +180,7 @@ def _why_not(source: Mapping[str, Any], layout: Layout, theirs: Any) -> str:
     return layout.public.cannot(theirs) or ""
 
 
-def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: SpecialIds, auto_map: str) -> dict[str, Any]:
+def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: SpecialIds) -> dict[str, Any]:
     """config.json: what it says, completed by what the public code would otherwise fill in by itself."""
     # Left out: classes of the folder it came from, this machine's path, and rope, which is written anew below.
     left_out = ("auto_map", "_name_or_path", "rope_parameters", "rope_scaling")
@@ -187,12 +189,11 @@ def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: Special
         return {**config, "architectures": [BLOCKS[layout.blocks].network], **rope(theirs)}
     if layout.public is not None:
         config.update(layout.public.to_config(theirs))
-        if auto_map:
-            config[auto_map] = layout.public.auto_map
     for key in ("mask", "pad", "bos", "eos"):
         if config.get(f"{key}_token_id") is None:
             config[f"{key}_token_id"] = getattr(ids, key)
-    config["dcoder"] = {**(source.get("dcoder") or {}), "shift": shift_of(source, layout)}
+    recorded = source.get("dcoder")
+    config["dcoder"] = {**(recorded if isinstance(recorded, dict) else {}), "shift": shift_of(source, layout)}
     return config
 
 
@@ -275,10 +276,13 @@ def _cast(value: Tensor, dtype: torch.dtype, key: str) -> Tensor:
 
 
 def _copy(source: Path, target: Path, told: Told) -> None:
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        while chunk := reader.read(_CHUNK):
-            writer.write(chunk)
-            told(len(chunk))
+    try:
+        with open(source, "rb") as reader, open(target, "wb") as writer:
+            while chunk := reader.read(_CHUNK):
+                writer.write(chunk)
+                told(len(chunk))
+    except FileNotFoundError:
+        raise UserError(f"{str(source)!r} went away meanwhile; does its run still keep that checkpoint?") from None
 
 
 def _write_adapter(source: Path, target: Path) -> None:
