@@ -104,8 +104,8 @@ def _llada_config(theirs: Any) -> dict[str, Any]:
 
 
 # Repositories and class names: config.json of Dream-org/Dream-v0-Instruct-7B (DiffuCoder's names the same files of its own) and
-# of GSAI-ML/LLaDA-8B-Instruct. Versions: the READMEs of DreamLM/Dream and ML-GSAI/LLaDA. Tried with Dream's: transformers
-# 4.46.2 gives our logits bit for bit, transformers 5.24 cannot make its rotary angles (KeyError 'default').
+# of GSAI-ML/LLaDA-8B-Instruct. Versions: the READMEs of DreamLM/Dream and ML-GSAI/LLaDA. Tried on tiny models, on a CPU:
+# transformers 4.46.2 gives our float32 logits bit for bit with either; 5.24 cannot make Dream's rotary angles (KeyError 'default').
 DREAM = PublicCode(
     "Dream-org/Dream-v0-Instruct-7B",
     {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
