@@ -198,7 +198,7 @@ def arness(
     files = measuring.write(findings, out, record) if out is not None and console.rank() == 0 else []
     if json:
         told = {"departures": record["departures"]} if model else {}
-        console.emit_json({**findings.to_json(), **told, "files": [str(file) for file in files]})
+        console.emit_json({**findings.to_json(), **told, "settings": record, "files": [str(file) for file in files]})
     else:
         _show(findings)
         if files:

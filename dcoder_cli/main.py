@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "chat": CommandEntry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
     "arness": CommandEntry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
     "eval": CommandEntry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),
+    "export": CommandEntry("export", "Write a folder that other people's code loads, with a model card."),
     "plot": CommandEntry("plot", "Draw the curves of training runs beside each other."),
     "reproduce": CommandEntry(
         "reproduce",

@@ -168,6 +168,10 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         {"--trajectories": "{traj}", "--label": "x", "--local-k": "2", "--global-k": "2", "--convention": "paper",
          "--ties": "left-to-right", "--tokenizer": "t --out {tmp}/pictures", "--out": "{tmp}/other"},
     ),
+    "export": (
+        "{model} --out {tmp}/o",
+        {"--out": "{tmp}/other", "--dtype": "bfloat16", "--license": "mit", "--results": "r", "--arness": "a", "--force": ""},
+    ),
     "presets list": ("", {"--json": ""}),
     "presets slurm": (
         "8x80gb --stage sft",
@@ -199,7 +203,7 @@ TESTED_ELSEWHERE = {
     **{f"{name} --dry-run": "test_dry_run.py" for name in ALL if name.split(" ")[0] in (
         "quickstart", "tokenize", "convert", "train-stage", "grpo", "generate", "arness", "eval", "reproduce")
        and name != "eval judge"},
-    "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
+    "export --json": "test_export.py", "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
 }  # fmt: skip
 # These two carry no option in a test's text: the calls below are the tests.
 _ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
@@ -313,7 +317,7 @@ ENGINES = (
     "data.rl.tokenize_rl", "model.conversion.initialise", "model.conversion.convert_checkpoint", "training.denoise.train",
     "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.decode",
     "terminal.conversation.converse", "benchmarks.sweep.run", "benchmarks.external.judge_file",
-    "experiments.reproduce.reproduce", "benchmarks.judging.Judging", "benchmarks.decoding_order.Judging", "model.tokenizer.load_tokenizer",
+    "experiments.reproduce.reproduce", "benchmarks.publish.publish", "benchmarks.judging.Judging", "benchmarks.decoding_order.Judging", "model.tokenizer.load_tokenizer",
 )  # fmt: skip
 
 
@@ -511,6 +515,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--prompts": "prompts to continue, or to measure on",
         "--trajectories": "written by generate, read by arness",
         "--watch": "on by default in a chat",
+        "--dtype": "what a model is loaded as, or an export cast to",
         "--model": "one, several, or ROLE=PATH",
         "--stage": "several to count, or the one of a job",
         "--workers": "samples judged at a time, or processes that tokenize",

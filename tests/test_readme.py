@@ -71,7 +71,7 @@ def block(root: Path) -> str:
 def test_every_option_of_the_block_exists(root: Path) -> None:
     """Each command of it is parsed by the command itself; nothing is run."""
     lines = [line for line in block(root).replace("\\\n", " ").splitlines() if line.startswith("dcoder ")]
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         _, name, *arguments = shlex.split(line)
         module = importlib.import_module(f"dcoder_cli.commands.{COMMANDS[name].module}")
@@ -115,6 +115,8 @@ def test_the_block_runs(root: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "scores" / "results.json").is_file() and (tmp_path / "runs" / "grpo" / "checkpoints").is_dir()
+    card = (tmp_path / "diffucoder-0.5b" / "README.md").read_text()
+    assert all(f"| {stage} |" in card for stage in ("adapt", "mid", "sft", "grpo")) and "micro-kinds pass@1" in card
 
 
 def test_its_links_lead_somewhere(root: Path) -> None:

@@ -95,6 +95,7 @@ def test_each_commands_summary_is_the_one_in_the_table(name: str) -> None:
 MOST_OPTIONS = {
     "quickstart": 7, "tokenize pretrain": 29, "tokenize sft": 20, "tokenize rl": 21, "convert": 13, "inspect": 2,
     "train-stage": 14, "grpo": 18, "generate": 45, "chat": 10, "arness": 48, "eval": 45, "eval judge": 11, "plot": 4,
+    "export": 8,
     "reproduce": 16, "doctor": 1, "presets list": 1, "presets show": 3, "presets fit": 8, "presets slurm": 9,
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(title, ", ".join(series.label for series in findings.series))
     files = [folder / "arness.json"]
-    write_json(files[0], _plain(findings.to_json()))
+    write_json(files[0], _plain({**findings.to_json(), "settings": dict(settings)}))
     names = _file_names([series.label for series in findings.series])
 
     def show(figure: Any, name: str, caption: str) -> None:

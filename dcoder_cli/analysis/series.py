@@ -52,6 +52,7 @@ class Series:
         tokenizer: for showing text; None shows ids.
         entropy: entropies of the masked positions; only from a diffusion model run here.
         passes: `pass@k` as (share, low, high), where the prompts are tasks with tests.
+        weights_id: of the model, where it was run here.
     """
 
     label: str
@@ -62,11 +63,13 @@ class Series:
     tokenizer: Any | None = None
     entropy: EntropyMap | None = None
     passes: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    weights_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The series' numbers with its label, model and temperature, and pass@k where it is known."""
         scores = {name: dict(zip(("mean", "low", "high"), share, strict=True)) for name, share in self.passes.items()}
-        return {"label": self.label, "model": self.model, "temperature": self.temperature, **self.numbers, **scores}
+        told = {"label": self.label, "model": self.model, "weights": self.weights_id, "temperature": self.temperature}
+        return {**told, **self.numbers, **scores}
 
     def ends(self) -> dict[str, tuple[float, float, float]]:
         """pass@k at the smallest and the largest k."""
@@ -148,7 +151,16 @@ def of_decoded(
         entropy = _of_all(entropy)
     ends = sorted(model.ids.stops)
     told = [replace(item, settings={**item.settings, "end_ids": ends}) for item in decoded]
-    return Series(label, told, measure(told), model.name, settings.temperature, model.tokenizer, entropy)
+    return Series(
+        label,
+        told,
+        measure(told),
+        model.name,
+        settings.temperature,
+        model.tokenizer,
+        entropy,
+        weights_id=model.weights_id,
+    )
 
 
 def profile_of(model: Model, prompts: Sequence[Prompt], length: int) -> dict[str, Any] | None:

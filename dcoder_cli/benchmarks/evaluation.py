@@ -160,7 +160,7 @@ def evaluate(
             store.read()
     result = summarize(setup.suite, store.samples, store.judged, judging.tier, setup.keys)
     result.record.update(
-        model=model.name, protocol=setup.protocol.title, n=setup.n, settings=setup.identity["settings"],
+        model=model.name, weights=model.weights_id, protocol=setup.protocol.title, n=setup.n, settings=setup.identity["settings"],
         departures=dict(setup.departures),
         processes=ranks.world_size(), device=str(model.device), dtype=str(model.dtype).removeprefix("torch."),
     )  # fmt: skip
@@ -190,7 +190,7 @@ def _asked(model: Model, setup: Setup) -> Asked:
 
 
 def _identity(model: Model, setup: Setup) -> dict[str, Any]:
-    return {"model": model.name, **setup.identity}
+    return {"model": model.name, "weights": model.weights_id, **setup.identity}
 
 
 def _new_tokens(setup: Setup) -> int:

@@ -123,6 +123,7 @@ def check(folder: Path, identity: Mapping[str, Any]) -> bool:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); choose another --out") from None
     now = json.loads(json.dumps(identity))
+    before.setdefault("weights", now.get("weights"))  # earlier releases did not note them
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changed:
         name = changed[0]

@@ -137,14 +137,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def manifests(folder: str | Path) -> list[dict[str, Any]]:
+    """The manifest of each part of a folder of any kind. Raises UserError where one is missing or of another format."""
+    return [read_manifest(part) for part in _part_folders(Path(folder))]
+
+
 def fingerprint(folder: str | Path) -> str:
     """Which rows or prompts a folder of any kind holds: the same for a copy of it, another for any other content.
 
     It is of the hashes in the manifest; the files are not read. Raises UserError where there is no manifest.
     """
     digest = hashlib.sha256()
-    for part in _part_folders(Path(folder)):
-        for entry in read_manifest(part)["files"]:
+    for manifest in manifests(folder):
+        for entry in manifest["files"]:
             digest.update(json.dumps(entry, sort_keys=True).encode())
     return digest.hexdigest()
 

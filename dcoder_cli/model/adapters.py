@@ -125,10 +125,15 @@ def stands_alone(folder: Path) -> bool:
     return (folder / FOLDER).is_dir() and not any(folder.glob("*.safetensors"))
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The adapter's own."""
+    return [folder / FOLDER / _WEIGHTS]
+
+
 def below(folder: Path) -> Path:
     """The folder of the weights that a checkpoint's adapter lies on, at the bottom of several. Raises UserError where it is gone."""
     while stands_alone(folder):
-        folder = _find_base(folder, _base_of(folder))
+        folder = _find_base(folder, base_of(folder))
     return folder
 
 
@@ -144,7 +149,7 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
         return checkpoint.read_weights(folder, layout, device, dtype)
     from safetensors import SafetensorError
 
-    base = _base_of(folder)
+    base = base_of(folder)
     below_it = _find_base(folder, base)
     weights = read_weights(below_it, layout, torch.device("cpu"), base.stored_dtype)
     tied = bool(layout.to_config(checkpoint.read_config(below_it)).get("tie_word_embeddings"))
@@ -168,7 +173,8 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (weight + (b @ a) * scale).to(weight.dtype)
 
 
-def _base_of(folder: Path) -> Base:
+def base_of(folder: Path) -> Base:
+    """What a checkpoint's adapter lies on. Raises UserError where that cannot be read."""
     try:
         return Base(**json.loads((folder / FOLDER / _BASE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

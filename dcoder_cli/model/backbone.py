@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model import adapters, attention, checkpoint, key_values
+from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values
 from dcoder_cli.model.layouts import Layout, layout_of, network_class, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 from dcoder_cli.model.varlen import Varlen
@@ -38,6 +38,7 @@ class Model(nn.Module):
         implementation: sdpa, flash_attention_2, flex or eager.
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
         adapter: what LoRA has put into its blocks, or None; set by training.
+        weights_id: which weights `load` read (see `identity`), None for a model from elsewhere.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Model(nn.Module):
         self.implementation = implementation
         self.answer_length = answer_length
         self.adapter: adapters.Adapter | None = None
+        self.weights_id: str | None = None
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
@@ -286,6 +288,7 @@ def load(
     model = skeleton(path, place, attention)
     folder = checkpoint.find(model.name)
     number = choose_dtype(dtype, model.config, place)
+    model.weights_id = identity.weights_id(folder)
     fill(model.network, adapters.read_weights(folder, model.layout, place, number), model.name)
     return model
 
@@ -321,8 +324,9 @@ def outline(
     check_attention(attention, place)
     model = skeleton(path, torch.device("cpu"))
     choose_dtype(dtype, model.config, place)
-    below = adapters.below(checkpoint.find(model.name))
-    check_weights(model.network, checkpoint.weight_shapes(below, model.layout), model.name)
+    folder = checkpoint.find(model.name)
+    check_weights(model.network, checkpoint.weight_shapes(adapters.below(folder), model.layout), model.name)
+    model.weights_id = identity.weights_id(folder)
     return model
 
 

@@ -98,7 +98,7 @@ def weight_shapes(folder: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     shapes[layout.to_ours(key)] = tuple(handle.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
-            raise _broken(file, error) from None
+            raise broken(file, error) from None
     return shapes
 
 
@@ -116,10 +116,11 @@ def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     yield layout.to_ours(key), handle.get_tensor(key).to(dtype)
         except (SafetensorError, OSError) as error:
-            raise _broken(file, error) from None
+            raise broken(file, error) from None
 
 
-def _broken(file: Path, error: Exception) -> UserError:
+def broken(file: Path, error: Exception) -> UserError:
+    """The refusal of a weights file that cannot be read."""
     return UserError(f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again")
 
 

@@ -77,7 +77,7 @@ def diffusion_config(model: Model, mask_id: int | None = None) -> DiffusionConfi
     config = _dream_config(model)
     config["dcoder"] = {
         "shift": True,
-        "origin": model.name if model.name.count("/") == 1 else Path(model.name).name,
+        "origin": Path(model.name).name if Path(model.name).expanduser().exists() else model.name,
         "stage": "converted",
     }
     tokenizer = copy.deepcopy(model.tokenizer)

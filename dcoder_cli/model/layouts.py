@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model.public_code import DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
 
@@ -53,6 +54,7 @@ class Layout:
         to_stored: transformers key -> stored key.
         rule: the unmasking rule of the system's own evaluation.
         protocol: whose way of asking `dcoder eval` takes for its scores; None = by the checkpoint's name.
+        public: the authors' code, which `dcoder export` points to; None for what transformers itself computes.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Layout:
     to_stored: Callable[[str], str]
     rule: str = "entropy"  # DiffuCoder B.2
     protocol: Literal["diffucoder", "dream", "qwen", "llada"] | None = None
+    public: PublicCode | None = None
 
 
 _QWEN_KEYS = (
@@ -172,10 +175,10 @@ def _same(key: str) -> str:
 
 # `model_type` in config.json -> layout. Shifts: Dream and DiffuCoder read hidden state i-1, LLaDA does not.
 LAYOUTS: dict[str, Layout] = {
-    "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same),
+    "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same, public=DREAM),
     "llada": Layout(
         "LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored,
-        rule="confidence", protocol="llada",  # low-confidence remasking: LLaDA's own sampler
+        rule="confidence", protocol="llada", public=LLADA,  # low-confidence remasking: LLaDA's own sampler
     ),
     "qwen2": Layout("Qwen2 (AR)", "qwen2", False, True, _qwen_config, _same, _same),
     "llama": Layout("Llama (AR)", "llama", False, True, _qwen_config, _same, _same),
