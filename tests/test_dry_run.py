@@ -172,7 +172,7 @@ def sparse_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any) -> N
     from dcoder_cli.model.backbone import empty_network
     from dcoder_cli.model.layouts import layout_of
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     layout = layout_of(config, "sparse")
     network = empty_network(config, layout, "sdpa", torch.device("meta"))
     header, at = {}, 0
