@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli import __version__
-from dcoder_cli.base import presets
+from dcoder_cli.base import jsonl, presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
@@ -126,13 +126,11 @@ def _same_call(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> No
 
     What each call ran with is noted too, but may change: it decides the last digits of what is trained from here on.
     """
-    import json
-
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file; give a folder")
     note, calls = out / "settings.json", [ran_with]
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
+        before = jsonl.document(note)
         other = [name for name, value in asked.items() if before.get(name) != value]
         if other:
             raise UserError(f"--out {str(out)!r} was begun with other {', '.join(other)}; choose another folder")

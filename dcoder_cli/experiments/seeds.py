@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.experiments.stages import Announce, Pipeline
@@ -176,8 +176,7 @@ class _Record:
 
     def made(self) -> dict[str, str]:
         """What is finished, by paths within the folder, which may be moved."""
-        known: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-        return known
+        return jsonl.document(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, make: Callable[[], Path | None]) -> Path:
         """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""
