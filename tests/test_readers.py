@@ -148,3 +148,41 @@ def test_damage_is_one_line_with_its_place(file: Path, name: str, line: bytes, s
         reader(file)
     message = str(caught.value)
     assert says in message and "line 3" in message and str(file.parent) in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"settings": 5}, "settings is 5; it must be an object"),
+        ({"settings": [1]}, r"settings is \[1\]; it must be an object"),
+        ({"prompt_length": "x"}, "prompt_length is 'x'; it must be a number of tokens"),
+        ({"prompt_length": 1.5}, "prompt_length is 1.5"),
+        ({"tokens": [1.5, 2]}, r"tokens\[0\] is 1.5; a token id is a whole number"),
+        ({"tokens": [1, -2]}, r"tokens\[1\] is -2"),
+        ({"tokens": [1, 10**40]}, r"tokens\[1\] is 1000\d*\.\.\.\d*;"),
+        ({"tokens": ["a", 2]}, r"tokens\[0\] is 'a'"),
+        ({"reveal_step": [0, 10**40]}, r"reveal_step\[1\] is 1000"),
+        ({"confidence": [1, 10**400]}, r"confidence\[1\] is 1000"),
+        ({"entropy": ["x", 1]}, r"entropy\[0\] is 'x', not a number"),
+    ],
+)
+@pytest.mark.parametrize("form", ["reveal_step", "order"])
+def test_a_trajectory_of_other_types_is_one_line(file: Path, form: str, changes: dict[str, Any], says: str) -> None:
+    if form == "order" and not changes.keys() & {"settings", "tokens"}:
+        return  # the short form has none of these
+    file.write_text(json.dumps({form: [0, 1], **changes}) + "\n")
+    with pytest.raises(UserError, match=f"line 1: {says}") as caught:
+        read_trajectories(file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(file)) + 150
+
+
+def test_what_a_trajectory_leaves_unsaid(file: Path) -> None:
+    from dcoder_cli.terminal.replay import _plan
+
+    names = dict.fromkeys(("id", "prompt", "text", "model", "settings", "prompt_length", "suffix"))
+    file.write_text(json.dumps({"reveal_step": [0, 1], **names}) + "\n")
+    (one,) = read_trajectories(file)
+    assert (one.prompt, one.text, one.model, one.settings, one.prompt_length) == ("", "", "", {}, 0)
+    assert one.id.endswith("rows.jsonl line 1")
+    file.write_text(json.dumps({"reveal_step": [0], "settings": {"end_ids": [[1], 7, "x"]}}) + "\n")
+    assert _plan(read_trajectories(file)[0], None).stops == {7}  # type: ignore[arg-type]

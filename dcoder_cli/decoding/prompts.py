@@ -35,7 +35,10 @@ def collect(texts: Sequence[str], file: Path | None) -> list[tuple[str, Prompt]]
         return [(str(index), text) for index, text in enumerate(texts)]
     if not texts and sys.stdin.isatty():
         raise UserError("no prompt; give one as an argument, with --prompts FILE, or on stdin")
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt on stdin is not UTF-8 ({error.reason}); convert it") from None
     if not text.strip():
         raise UserError("the prompt on stdin is empty; give some text")
     return [("0", text)]
