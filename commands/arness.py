@@ -145,7 +145,7 @@ def arness(
     from dcoder_cli.base.runs import distinct, model_labels
 
     measure = decoded.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
-    names = label or distinct([*(path.stem for path in trajectories), *model_labels(model)])
+    names = distinct(label or [*(path.stem for path in trajectories), *model_labels(model)])
     reader = _tokenizer(tokenizer)
     series = [
         decoded.of_file(path, measure, name, reader)
@@ -173,7 +173,7 @@ def arness(
         )
         asked = [*decoding_order.of_files(prompts), *decoding_order.of_tasks(task, data, limit)]
         places = list(zip(model, names[len(trajectories) :], strict=True))
-        with console.bar("decoding", plan.total(len(places), asked)) as bar:
+        with console.bar("decoding", plan.total(len(places), asked), quiet=json) as bar:
             decoding_order.run(findings, measure, places, asked, plan, bar.advance)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
     if task:

@@ -13,6 +13,7 @@ from dcoder_cli.analysis.entropy_sink import EntropyMap
 from dcoder_cli.analysis.measure import Findings
 from dcoder_cli.analysis.series import Measure, Series
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.runs import distinct
 from dcoder_cli.benchmarks import answers, suites
 from dcoder_cli.benchmarks.answers import Asked
 from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
@@ -112,6 +113,7 @@ def run(
         UserError: a model or prompts that do not fit the plan.
         WorkFailed: several samples in a row could not be judged.
     """
+    sets = [replace(one, name=name) for one, name in zip(sets, distinct([one.name for one in sets]), strict=True)]
     with ExitStack() as stack:  # sandboxes start once for all models
         judging = {
             one.name: stack.enter_context(Judging(one.suite, unsafe=plan.unsafe))
@@ -152,6 +154,9 @@ def run(
                 findings.series.extend(found)
                 if plan.sensitivity:
                     findings.sensitivity[place] = sensitivity.compare(found)
+    # A file may be called as a model at a temperature is: "sft T=0.2". Pictures know series by their labels.
+    labels = distinct([one.label for one in findings.series])
+    findings.series[:] = [replace(one, label=label) for one, label in zip(findings.series, labels, strict=True)]
 
 
 def _encoded(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:
