@@ -31,7 +31,7 @@ NEEDS = (
         "it slows --watch and --replay, and neither is given; leave it out",
     ),
     Needs(
-        ("system",), lambda call: call["chat"] is not False and not call["infill"],
+        ("system",), lambda call: call["file"] or (call["chat"] is not False and not call["infill"]),
         "it is of a chat, and the prompt goes as it stands; give --chat, or leave it out",
     ),
 )  # fmt: skip
@@ -149,6 +149,8 @@ def generate(
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
         options.refuse_unused(written, {**context.params, "chat": chat}, NEEDS)
+    if "chat" in written and not any(isinstance(prompt, str) for _, prompt in found):
+        raise UserError(f"{written['chat']} has no effect: no prompt of {file} is plain text; leave it out")
     names, asked = [name for name, _ in found], reading.prepare(found, chat, system, infill)
     if whole and not all(isinstance(prompt, Infill) for prompt in asked):
         raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")

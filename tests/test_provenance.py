@@ -322,4 +322,5 @@ def test_stage_1_does_not_end_half_causal(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     StageConfig(anneal_steps=30).check_annealing(30)  # its last step attends in full
     dcoder(*base, *SETS, "--set=anneal_steps=4", "--out", tmp_path / "run")
-    dcoder(*stage2(place, tmp_path / "two", "--set=anneal_steps=9"))  # nothing is annealed in stage 2
+    line = refused(*stage2(place, tmp_path / "two", "--set=anneal_steps=9"))
+    assert "--set anneal_steps=9 has no effect: attention opens in stage 1 alone" in line

@@ -56,12 +56,16 @@ def prepare(
         infill: each text has one `<FILL>`, the hole to write.
 
     Raises:
-        UserError: a text to infill without its marker, or a system message that no prompt takes.
+        UserError: a text to infill without its marker, an infill without a text, or a system message that no prompt takes.
     """
     lead = system_message(system)
+    if infill and not any(isinstance(prompt, str) for _, prompt in found):
+        raise UserError(f"--infill has no effect: no prompt is plain text with {HOLE}; leave it out")
     asked = [_asked(name, prompt, chat, lead, infill) for name, prompt in found]
-    if lead and not any(_is_chat(prompt) for prompt in asked):
-        raise UserError(f"--system {system!r} has no effect, as no prompt is a chat; add --chat, or leave it out")
+    chats = [prompt for prompt in asked if _is_chat(prompt)]
+    if lead and not any(prompt[0] is lead[0] for prompt in chats):  # type: ignore[index]
+        why = "every chat has one of its own" if chats else "no prompt is a chat; add --chat, or"
+        raise UserError(f"--system {system!r} has no effect: {why}{';' if chats else ''} leave it out")
     return asked
 
 
