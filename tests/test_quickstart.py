@@ -22,7 +22,7 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
         monkeypatch.setattr(stages, name, value)
     heard: list[str] = []
     out = tmp_path / "q"
-    outcome = quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
+    outcome = quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append)
     assert heard == [step.name for step in outcome.steps]
     assert [name for name in heard if name.startswith("stage")] == [
         "stage 0 (ar)", "stage 1 (adapt)", "stage 2 (mid)", "stage 3 (sft)", "stage 4 (grpo)",
@@ -46,12 +46,12 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
         and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
     )
     with pytest.raises(UserError, match="already holds a quickstart"):
-        quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
+        quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append)
     with pytest.raises(UserError, match="--step-scale nan must be a number above 0"):
-        quickstart.quickstart(out, seed=0, effort=float("nan"), announce=heard.append, force=True)
+        quickstart.quickstart(out, seed=0, step_scale=float("nan"), announce=heard.append, force=True)
     monkeypatch.setattr(judge.sandbox, "best_tier", lambda: "C")
     with pytest.raises(UserError, match="give --unsafe-exec"):
-        quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append, force=True)
+        quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append, force=True)
     assert (out / "report.html").is_file(), "what is refused removes nothing"
 
 

@@ -15,7 +15,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.benchmarks import data
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
-from dcoder_cli.benchmarks.external_samples import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_samples
 from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.ngrams import word_codes
@@ -55,10 +55,10 @@ def contamination(path: Path) -> list[Any]:
     return [ODD] * 2 if found.find(word_codes(f"{ODD} {WORDS}")) == f"{path.parent.name}: t" else []
 
 
-def elsewhere(path: Path) -> list[Any]:
+def other_samples(path: Path) -> list[Any]:
     own = Benchmark("own", "", None, None)
     suite = Suite(own, "", (Item("t", "whole", "", "f", None),), (), "", "", "", 1)
-    return [row["text"] for row in read_elsewhere(path, suite)]
+    return [row["text"] for row in read_samples(path, suite)]
 
 
 def store(path: Path) -> list[Any]:
@@ -96,7 +96,7 @@ READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, 
     ),
     "benchmark": (benchmark, lambda number: {"text": ODD}),
     "contamination": (contamination, lambda number: {"text": f"{ODD} {WORDS}", "task_id": "t"}),
-    "samples elsewhere": (elsewhere, lambda number: {"task_id": "t", "solution": ODD}),
+    "other samples": (other_samples, lambda number: {"task_id": "t", "solution": ODD}),
     "judged samples": (store, lambda number: {"task_id": "t", "sample": number, "text": ODD, "status": "failed"}),
     "run's log": (log, lambda number: {"text": ODD}),
     "trajectories": (lambda path: [one.text for one in trajectory.read(path)], a_trajectory),
@@ -107,7 +107,7 @@ READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, 
 }  # fmt: skip
 
 
-CANDIDATES = ("samples elsewhere", "judged samples")  # a half of a surrogate pair there is one bad sample
+CANDIDATES = ("other samples", "judged samples")  # a half of a surrogate pair there is one bad sample
 
 
 @pytest.fixture

@@ -61,14 +61,14 @@ class QuickstartOutcome:
 
 
 def quickstart(
-    out: Path, seed: int, effort: float, announce: Announce, force: bool = False, unsafe: bool = False
+    out: Path, seed: int, step_scale: float, announce: Announce, force: bool = False, unsafe: bool = False
 ) -> QuickstartOutcome:
     """Run everything into `out`.
 
     Args:
         out: a new folder.
         seed: of weights, order, noise and tasks.
-        effort: factor on the training steps; 1 is what the preset says.
+        step_scale: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
         force: replace `out` if it is of an earlier quickstart.
         unsafe: agree to run model-written code without a sandbox where none holds.
@@ -79,17 +79,21 @@ def quickstart(
     from dcoder_cli.analysis.series import Series
     from dcoder_cli.experiments.quickstart_report import write_report
 
-    if not 0 < effort < float("inf"):
-        raise UserError(f"--step-scale {effort} must be a number above 0")
+    if not 0 < step_scale < float("inf"):
+        raise UserError(f"--step-scale {step_scale} must be a number above 0")
     resolve_tier(unsafe=unsafe)
     check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, 500 * 2**20, "quickstart")
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    write_json(out / _RECORD, {"seed": seed, "effort": effort})  # the mark that --force looks for
+    write_json(out / _RECORD, {"seed": seed, "step_scale": step_scale})  # the mark that --force looks for
     began = time.perf_counter()
-    pipeline, scores, series = Pipeline(out, seed, effort, announce, unsafe=unsafe), dict[str, float](), list[Series]()
+    pipeline, scores, series = (
+        Pipeline(out, seed, step_scale, announce, unsafe=unsafe),
+        dict[str, float](),
+        list[Series](),
+    )
     pipeline.tasks()
     tokenizer = pipeline.tokenizer()
     pipeline.tokenize_code(tokenizer)

@@ -33,7 +33,7 @@ def reproduce(
     claims: Sequence[Claim],
     settings: StudySettings,
     seeds: int,
-    effort: float,
+    step_scale: float,
     models: dict[str, str],
     pretrain: str | None,
     rl: str | None,
@@ -48,7 +48,7 @@ def reproduce(
         claims: what to check.
         settings: how models are decoded.
         seeds: replicates trained at small scale, where no `models` are given.
-        effort: factor on their training steps.
+        step_scale: factor on their training steps.
         models: role -> checkpoint; a single replicate.
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
@@ -60,8 +60,8 @@ def reproduce(
         UserError: wrong input.
     """
     began = time.perf_counter()
-    if seeds < 1 or not 0 < effort < float("inf"):
-        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
+    if seeds < 1 or not 0 < step_scale < float("inf"):
+        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {step_scale} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
     made = [replicates.given(models, pretrain, rl, out)] if models else []
@@ -73,7 +73,7 @@ def reproduce(
         resolve_tier(unsafe=unsafe)
     asked = {
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
-        "effort": effort, "pretrain": pretrain, "rl": rl,
+        "step_scale": step_scale, "pretrain": pretrain, "rl": rl,
         "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
         "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
@@ -83,11 +83,13 @@ def reproduce(
     ran_with = _ran_with(count)
     _same_call(out, asked, ran_with)
     if not models:
-        replicates.prepare(out, effort, announce)
+        replicates.prepare(out, step_scale, announce)
         if count > 1:
-            processes.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+            processes.train_and_measure(out, seeds, step_scale, wanted, settings, unsafe, count, announce)
         roles = list(dict.fromkeys(quantity.role for quantity in wanted))
-        made = [replicates.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
+        made = [
+            replicates.trained(out, seed, step_scale, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)
+        ]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     for one in measures:
         one.measure(wanted)
