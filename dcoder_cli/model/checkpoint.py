@@ -47,7 +47,12 @@ def find(name: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder. Raises UserError if it is broken."""
-    return jsonl.document(folder / "config.json", "config")
+    config = jsonl.document(folder / "config.json", "config")
+    if config.get("dcoder") is None:  # no section, and one that is empty
+        config.pop("dcoder", None)
+    elif not isinstance(config["dcoder"], dict):
+        raise UserError(f"{str(folder / 'config.json')!r} has 'dcoder', which is no section of names; mend it")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
