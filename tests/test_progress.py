@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -232,3 +233,20 @@ def test_prompts_of_stage_4_are_heard_of_while_they_are_read(
     assert any(line.startswith("reading rows: ") for line in lines) and lines[0].split(": ")[1] in "0123456"
     rl.tokenize_rl(rl.RlSettings(settings.sources, settings.out, settings.tokenizer, overwrite=True, quiet=True))
     assert capsys.readouterr().err == ""
+
+
+def test_the_evaluation_before_stage_4_is_no_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a real size it takes minutes: the first line stands before it, and more follow every 30 s."""
+    from dcoder_cli.main import main
+    from dcoder_cli.training.grpo import train
+
+    make_place(tmp_path)
+    heard, real = [], train._evaluate
+    monkeypatch.setattr(train, "_evaluate", lambda *asked: heard.append(capsys.readouterr().err) or real(*asked))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dcoder", *map(str, common(tmp_path, tmp_path / "run")), "--set=steps=1"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert "stage 4 (grpo): 0/1" in heard[0] and len(heard) == 2
