@@ -38,7 +38,7 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, 1.0 if step_scale is None else step_scale, announce, force, unsafe_exec)
+    result = run(out, seed, 1.0 if step_scale is None else step_scale, announce, force, unsafe_exec, quiet=json)
     if json:
         console.emit_json(result.to_json())
     else:

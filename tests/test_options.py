@@ -460,7 +460,7 @@ def test_json_and_trajectories_are_written(
     line = ("--model", places["model"], "--max-new-tokens", "4", "--trajectories", str(file), "--json", "hello")
     told = printed("generate", *line)
     assert len(told["tokens"]) == 4 and json.loads(file.read_text())["tokens"] == told["tokens"]
-    monkeypatch.setattr(quickstart, "quickstart", lambda *_: SimpleNamespace(to_json=lambda: {"made": 1}))
+    monkeypatch.setattr(quickstart, "quickstart", lambda *_, **__: SimpleNamespace(to_json=lambda: {"made": 1}))
     assert printed("quickstart", "--json") == {"made": 1}
     monkeypatch.setattr(environment, "describe", lambda: {"dcoder": "1"})
     assert printed("doctor", "--json") == {"dcoder": "1"}

@@ -61,7 +61,13 @@ class QuickstartOutcome:
 
 
 def quickstart(
-    out: Path, seed: int, step_scale: float, announce: Announce, force: bool = False, unsafe: bool = False
+    out: Path,
+    seed: int,
+    step_scale: float,
+    announce: Announce,
+    force: bool = False,
+    unsafe: bool = False,
+    quiet: bool = False,
 ) -> QuickstartOutcome:
     """Run everything into `out`.
 
@@ -72,6 +78,7 @@ def quickstart(
         announce: told each step's name as it begins.
         force: replace `out` if it is of an earlier quickstart.
         unsafe: agree to run model-written code without a sandbox where none holds.
+        quiet: no progress bars.
 
     Raises:
         UserError: `out` exists, there is no space, or no sandbox holds here.
@@ -89,11 +96,8 @@ def quickstart(
     out.mkdir(parents=True)
     write_json(out / _RECORD, {"seed": seed, "step_scale": step_scale})  # the mark that --force looks for
     began = time.perf_counter()
-    pipeline, scores, series = (
-        Pipeline(out, seed, step_scale, announce, unsafe=unsafe),
-        dict[str, float](),
-        list[Series](),
-    )
+    pipeline = Pipeline(out, seed, step_scale, announce, quiet=quiet, unsafe=unsafe)
+    scores, series = dict[str, float](), list[Series]()
     pipeline.tasks()
     tokenizer = pipeline.tokenizer()
     pipeline.tokenize_code(tokenizer)
