@@ -145,12 +145,13 @@ def generate(
     from dcoder_cli.model.backbone import load
 
     found = reading.collect(prompts or [], file)
+    if "chat" in written and not any(isinstance(prompt, str) for _, prompt in found):
+        raise UserError(f"{written['chat']} has no effect: no prompt of {file} is plain text; leave it out")
+    reading.prepare(found, infill=infill)  # whether each has its gap, before the model is loaded
     loaded = load(model, device, dtype, attention)
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill
         options.refuse_unused(written, {**context.params, "chat": chat}, NEEDS)
-    if "chat" in written and not any(isinstance(prompt, str) for _, prompt in found):
-        raise UserError(f"{written['chat']} has no effect: no prompt of {file} is plain text; leave it out")
     names, asked = [name for name, _ in found], reading.prepare(found, chat, system, infill)
     if whole and not all(isinstance(prompt, Infill) for prompt in asked):
         raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")
