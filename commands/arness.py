@@ -147,7 +147,7 @@ def arness(
     from dcoder_cli.base.runs import distinct, model_labels
 
     measure = decoded.Measure(local_k, global_k, convention, ties, until, tuple(end_id))
-    names = label or distinct([*(path.stem for path in trajectories), *model_labels(model)])
+    names = distinct(label or [*(path.stem for path in trajectories), *model_labels(model)])
     reader = _tokenizer(tokenizer)
     series = [
         decoded.of_file(path, measure, name, reader)
@@ -181,7 +181,7 @@ def arness(
 
             return plans.show(decoding_order.plan_of(places, asked, plan, launcher.planned(nproc, {}).processes), json)
         launcher.spread(nproc, device)
-        with console.bar("decoding", plan.total(len(places), asked) / console.world_size()) as bar:
+        with console.bar("decoding", plan.total(len(places), asked) / console.world_size(), quiet=json) as bar:
             decoding_order.run(findings, measure, places, asked, plan, bar.advance)
     record = {"trajectories": [*map(str, trajectories)], "model": model, "prompts": [*map(str, prompts)]}
     if task:

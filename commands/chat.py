@@ -17,7 +17,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 
 NEEDS = (
     Needs(("preset",), lambda call: call["load"] is None, "--load brings the conversation's own settings; use --set"),
-    Needs(("watch",), lambda call: not (call["watch"] and call["json"]), "--json draws nothing; leave one of them out"),
+    Needs(("watch",), lambda call: not call["json"], "--json draws nothing; leave one of them out"),
 )
 
 

@@ -32,7 +32,7 @@ NEEDS = (
         "it slows --watch and --replay, and neither is given; leave it out",
     ),
     Needs(
-        ("system",), lambda call: call["chat"] is not False and not call["infill"],
+        ("system",), lambda call: call["file"] or (call["chat"] is not False and not call["infill"]),
         "it is of a chat, and the prompt goes as it stands; give --chat, or leave it out",
     ),
 )  # fmt: skip
@@ -153,6 +153,9 @@ def generate(
     ranks.join()
     # What is on stdin is there once.
     found = ranks.gathered(reading.collect(prompts or [], file) if console.rank() == 0 else None)[0]
+    if "chat" in written and not any(isinstance(prompt, str) for _, prompt in found):
+        raise UserError(f"{written['chat']} has no effect: no prompt of {file} is plain text; leave it out")
+    reading.prepare(found, infill=infill)  # whether each has its gap, before the model is loaded
     loaded = (
         outline(model, device, dtype, attention) if dry_run else load(model, ranks.device(device), dtype, attention)
     )

@@ -87,18 +87,23 @@ def grpo(
 
       dcoder grpo --measure-variance --model runs/sft/checkpoints/last --data data/rl --out variance
     """
-    from dcoder_cli.training import launch, launcher
+    from dcoder_cli.training import launch, launcher, unused
     from dcoder_cli.training.grpo.config import GrpoConfig
 
     written = options.given(context)
     options.refuse_unused(written, context.params, NEEDS)
     rewards = dict(_weight(text) for text in reward or [])
+    for option, given, key in (("--estimator", estimator, "estimator"), ("--reward", reward, "rewards")):
+        for name, text in options.given_by_set(settings).items():
+            if given and name.partition(".")[0] == key:
+                raise UserError(f"{text} is given beside {option}; give one of them")
     more = {"estimator": estimator} if estimator else {}
     chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name, more)
     asked = launch.resolve(4, "grpo", chosen)
     merged = {**asked.settings, "rewards": rewards} if rewards else asked.settings
     resolved = configs.build(GrpoConfig, merged, where="the configuration of stage 4")
     options.refuse_unused(written, {**context.params, "rewards": resolved.rewards}, NEEDS)
+    unused.refuse(chosen.settings, 4, resolved)
     if dry_run:
         from dcoder_cli.base import plan as plans
         from dcoder_cli.training.grpo import train as stage4

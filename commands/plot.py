@@ -52,7 +52,7 @@ def plot(
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"run {twice!r} is named twice; leave one out")
     curves = {name: training_plot.read_curves(run) for name, run in zip(names, runs, strict=True)}
-    panels = training_plot.chosen(curves, metrics or [])
+    panels = training_plot.chosen(curves, list(dict.fromkeys(metrics or [])))
     picture = out if out is not None or json else Path("curves.png")
     if picture is not None:
         save_as(training_plot.compare(curves, panels), picture)

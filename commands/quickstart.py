@@ -45,7 +45,7 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, scale, announce, force, unsafe_exec)
+    result = run(out, seed, scale, announce, force, unsafe_exec, quiet=json)
     if json:
         console.emit_json(result.to_json())
     else:

@@ -80,6 +80,7 @@ NEEDS = {
     "sft": _COMMON,
     "rl": (
         *_COMMON,
+        Needs(("seed",), lambda call: call["heldout"], "nothing is drawn but --heldout; give that, or leave it out"),
         Needs(
             ("hard_mean", "hard_spread"), lambda call: call["hard"] != "all",
             "--hard all keeps every row; leave one of them out",
@@ -174,6 +175,7 @@ def pretrain(
         filters=filters,
         eos_token=eos_token or None,
         overwrite=overwrite,
+        quiet=json,
     )
     if dry_run:
         return plans.show(plan_pretrain(settings), json)
@@ -238,11 +240,12 @@ def sft(
         workers=workers,
         shard=shard,
         pad_token=pad_token or None,
-        system=system or None,
+        system=system,
         extensions=tuple(extensions),
         exclude=tuple(exclude),
         filters=filters,
         overwrite=overwrite,
+        quiet=json,
     )
     if dry_run:
         return plans.show(plan_sft(settings), json)
@@ -313,13 +316,14 @@ def rl(
         hard_spread=hard_spread,
         complete=complete,
         baseline=baseline,
-        system=system or None,
+        system=system,
         seed=seed,
         heldout=heldout,
         extensions=tuple(extensions),
         exclude=tuple(exclude),
         filters=filters,
         overwrite=overwrite,
+        quiet=json,
     )
     if dry_run:
         return plans.show(plan_rl(settings), json)

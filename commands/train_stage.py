@@ -45,13 +45,14 @@ def train_stage(
 
       dcoder train-stage 1 --config runs/adapt/config.yaml --set seed=1 --out runs/again
     """
-    from dcoder_cli.training import launch, launcher
+    from dcoder_cli.training import launch, launcher, unused
     from dcoder_cli.training.config import StageConfig, stage_number
 
     number = stage_number(stage)
     chosen = launch.LaunchOptions(out, model, data, preset, config, settings or [], resume, track, run_name)
     asked = launch.resolve(number, f"train-stage {stage}", chosen)
     resolved = configs.build(StageConfig, asked.settings, where=f"the configuration of stage {number}")
+    unused.refuse(chosen.settings, number, resolved)
     if dry_run:
         from dcoder_cli.base import plan as plans
         from dcoder_cli.training import denoise

@@ -31,5 +31,7 @@ SETS = [
 ]  # fmt: skip
 
 
-def common(place: Path, out: Path) -> list[str | Path]:
-    return ["grpo", "--model", place / "model", "--data", place / "data", "--out", out, *SETS]
+def common(place: Path, out: Path, without: str = "nothing") -> list[str | Path]:
+    """`without`: a setting that is not given."""
+    sets = [one for one in SETS if not one.startswith(f"--set={without}=")]
+    return ["grpo", "--model", place / "model", "--data", place / "data", "--out", out, *sets]

@@ -1,4 +1,4 @@
-"""The generated parts of the README: `python tests/readme.py` writes them, a test checks them."""
+"""The generated parts of the README and of docs/: `python tests/readme.py` writes them, a test checks them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dcoder_cli.base import presets
 from dcoder_cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
+# Where each part stands.
+FILES = {"README.md": ("presets", "commands"), "docs/CONTRIBUTING.md": ("tree",)}
 
 
 def tables() -> dict[str, str]:
@@ -57,7 +59,7 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    before = file.read_text(encoding="utf-8")
-    file.write_text(fill(before), encoding="utf-8")
+    for name in FILES:
+        file = ROOT / name
+        file.write_text(fill(file.read_text(encoding="utf-8")), encoding="utf-8")
     sys.exit(0)

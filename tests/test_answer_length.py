@@ -69,7 +69,7 @@ def test_a_number_that_is_none_is_one_line(tmp_path: Path, value: Any) -> None:
     told = refused("generate", "--model", folder, "--device", "cpu", "sort")
     assert f"max_new_tokens = {value!r}" in told and "generation_config.json" in told
     (folder / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"generation_config.json' cannot be read"):
+    with pytest.raises(UserError, match=r"generation_config.json' is not JSON"):
         load(folder, device="cpu")
 
 

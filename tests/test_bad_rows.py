@@ -217,3 +217,21 @@ def test_a_function_under_a_builtins_name_is_found_by_the_reference() -> None:
     assert entry_point_of(["assert sum(2, 1) == 1"]) is None
     assert entry_point_of(["assert len([sum(2, 1)]) == 1"], reference=code) == "sum"
     assert entry_point_of(["assert sum(f(2)) == 1"], reference=code) == "f"
+
+
+def rated(name: str, *rates: Any) -> dict[str, Any]:
+    """A question with the pass rates of the two models that hardness is judged by."""
+    models = ("qwen_coder_2.5", "llama3_instruct")
+    inferences = [{"model_name": model, "pass_rate": rate} for model, rate in zip(models, rates, strict=True)]
+    return {"question": f"Write {name}.", "test_cases": [f"assert {name}(1) == 1"], "inferences": inferences}
+
+
+def test_one_row_without_a_pass_rate_does_not_make_all_others_easy(tmp_path: Path, tokenizer: str) -> None:
+    """Quantiles over a NaN are NaN, and nothing lies below them."""
+    plain = [rated("f", 0.0, 0.6), rated("g", 1.0, 1.0), rated("h", 1.0, 0.9), rated("i", 1.0, 0.9)]
+    kept = rl(write(tmp_path / "a.jsonl", plain), tokenizer)["splits"]["train"]["rows"]
+    odd = [rated("j", float("nan"), None), rated("k", float("inf"), 0.5), rated("l", True, 0.5), rated("m", -1, 0.5)]
+    manifest = rl(write(tmp_path / "b.jsonl", [*plain, *odd]), tokenizer, overwrite=True)
+    assert manifest["dropped"]["inferences of another form"]["documents"] == 3
+    names = {row["entry_point"] for row in load_prompts(tmp_path / "out")}
+    assert kept == 1 and names == {"f", "j"}, "the hard one, and the one of which nothing is known"

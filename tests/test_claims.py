@@ -340,7 +340,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
         assert words in page, words
     settings_json = json.loads((out / "settings.json").read_text())
     assert settings_json["ran_with"] == [record["ran_with"]] and record["ran_with"]["jobs"] == 1
-    with pytest.raises(UserError, match="begun with other effort"):
+    with pytest.raises(UserError, match="begun with other step_scale"):
         reproduce(out, CLAIMS, settings, 1, 0.5, {}, None, None, again.append)
     small["stage1"]["steps"] += 1
     with pytest.raises(UserError, match="begun with other preset"):

@@ -102,6 +102,17 @@ def test_every_file_that_a_recipe_names_is_there(root: Path) -> None:
         assert (root / name).parent.is_dir() and ("NAME" in name or (root / name).is_file()), name
 
 
+def test_what_a_recipe_names_stands_in_the_file_it_names(root: Path) -> None:
+    text = (root / "docs" / "extending.md").read_text(encoding="utf-8")
+    pairs = re.findall(r"`(\w+)` \(`(dcoder_cli/[^`]+)`\)", text)
+    for file, what in re.findall(r"^\| `(dcoder_cli/[^`]+\.py)` \| (.*) \|$", text, re.MULTILINE):
+        if "NAME" not in file and "help text" not in what:
+            pairs += [(name, file) for name in re.findall(r"`(?:\w+\.)?([A-Za-z_]+)`", what)]
+    assert len(pairs) >= 10
+    for name, file in pairs:
+        assert re.search(rf"\b{name}\b", (root / file).read_text(encoding="utf-8")), f"{file} has no {name}"
+
+
 def test_add_an_unmasking_rule(copy: Copy, root: Path, tmp_path: Path) -> None:
     """From right to left: nobody else's order, so the reveal steps prove that the rule was asked."""
     copy.edit(

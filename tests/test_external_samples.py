@@ -16,7 +16,7 @@ from helpers import dcoder, refused
 
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
-from dcoder_cli.benchmarks.external_samples import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_samples
 from dcoder_cli.benchmarks.protocols import NAMES, Protocol
 from dcoder_cli.execution.judge import Judge
 
@@ -92,7 +92,7 @@ def test_extract_takes_the_program_out_of_any_answer(tmp_path: Path, column: str
             {"task_id": item.task_id, column: FORMS[form].format(item.reference if whole else item.source.answer)}
             for item in suite.items
         ]
-        found = read_elsewhere(write(tmp_path / "s.jsonl", rows), suite, column, extract=True)
+        found = read_samples(write(tmp_path / "s.jsonl", rows), suite, column, extract=True)
         programs = [(item, row["solution"]) for item, row in zip(suite.items, found, strict=True)]
         assert len(found) == 20 and not lost(programs), whole
 
@@ -128,7 +128,7 @@ def test_lists_columns_and_ids_of_other_systems(tmp_path: Path) -> None:
         ([{"task_id": 1, "solution": None, "completion": [" 1"]}], None, [("Own/1", 0, "def f():\n 1")]),
         ([{"task_id": 1, "solution": "x", "answer": "a"}], "answer", [("Own/1", 0, "a")]),
     ):  # fmt: skip
-        rows_found = read_elsewhere(write(tmp_path / "s.jsonl", rows), suite, column)
+        rows_found = read_samples(write(tmp_path / "s.jsonl", rows), suite, column)
         assert [(row["task_id"], row["sample"], row["solution"]) for row in rows_found] == found
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_sample_is_named(tmp_path: Path, row: Any, column: str | None
 
     file = write(tmp_path / "s.jsonl", [{"task_id": 1, "solution": "", "answer": ""}, row])
     with pytest.raises(UserError) as caught:
-        read_elsewhere(file, whole_suite("Own/1", "Own/2"), column)
+        read_samples(file, whole_suite("Own/1", "Own/2"), column)
     assert says in str(caught.value) and "line 2" in str(caught.value)
 
 

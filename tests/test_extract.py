@@ -216,3 +216,20 @@ def test_further_names_are_kept_with_what_they_reach() -> None:
     source = extract_solution(text, "f", also=["Node", "missing"])
     found = run(source)
     assert found["f"](found["Node"]) == 2 and "Other" not in source  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("lead", ["  ", "   ", "\t", "        "])
+@pytest.mark.parametrize("fence", ["```python", "```", "~~~py", "````python"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_block_within_a_list_is_moved_to_the_margin(lead: str, fence: str, closed: bool) -> None:
+    inner = "".join(f"{lead}{line}\n" if line else "\n" for line in BODY.splitlines())
+    end = fence.rstrip("python") if closed else ""
+    text = f"1. Here it is:\n\n{lead}{fence}\n{inner}{lead}{end}\n2. Done.\n" if closed else f"{fence}\n{inner}"
+    assert run(extract_solution(text, "f"))["f"](2) == 3  # type: ignore[operator]
+    assert ast.parse(extract_solution(text, "")) if closed else True
+    assert fence_format(text, strict=True) != "parses", "the format is judged as it stands"
+
+
+def test_a_block_that_is_no_program_at_the_margin_stays() -> None:
+    assert extract_solution("```\n    some words here\n```", "f") == "    some words here\n"
+    assert extract_solution("```python\n    x = 1\n      y = 2\n```", "f") == "    x = 1\n      y = 2\n"

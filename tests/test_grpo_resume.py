@@ -161,7 +161,7 @@ def test_what_a_resumed_run_cannot_change_is_refused(
     finally:
         reference.write_bytes(data)
     without = tmp_path / "without"
-    dcoder(*common(place, without), "--set=kl_coef=0", "--set=steps=2", cwd=place)
+    dcoder(*common(place, without, without="reference_sync"), "--set=kl_coef=0", "--set=steps=2", cwd=place)
     told = refused("grpo", "--out", without, "--resume", "--device=cpu", "--set=steps=3", "--set=kl_coef=0.1")
     assert "kl_coef = 0.1 cannot be switched on when resuming" in told
     (tmp_path / "other").mkdir()

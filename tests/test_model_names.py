@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -62,3 +63,32 @@ def test_a_run_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
         checkpoint_of(run)
     for command in (["generate", "--model", run, "x"], ["inspect", run]):
         assert "has no checkpoint yet" in refused(*command)
+
+
+def test_equal_labels_and_files_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture or a record knows a series by its label: of two equal ones it would show the last alone."""
+    from dcoder_cli.main import main
+
+    model = make_model(tmp_path / "m")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.jsonl").write_text('{"prompt": "def f"}\n')
+    (tmp_path / "m T=0.5.jsonl").write_text('{"reveal_step": [1, 0]}\n')
+
+    def told(*arguments: object) -> tuple[list[str], list[str]]:
+        monkeypatch.setattr("sys.argv", ["dcoder", "arness", *map(str, arguments), "--json"])
+        with contextlib.suppress(SystemExit):
+            main()
+        printed = capsys.readouterr()
+        assert not printed.err, "no progress beside --json"
+        found = json.loads(printed.out)
+        return [one["label"] for one in found["series"]], list(found["first_step"])
+
+    decoding = ("--model", model, "--prompts", tmp_path / "one" / "p.jsonl", "--max-new-tokens", 4, "--device", "cpu")
+    assert told(*decoding, "--prompts", tmp_path / "two" / "p.jsonl") == (["m, p-1", "m, p-2"], ["m, p-1", "m, p-2"])
+    assert told(*decoding, "--model", model, "--label", "x", "--label", "x") == (["x-1", "x-2"], ["x-1", "x-2"])
+    files = ("--trajectories", tmp_path / "m T=0.5.jsonl")
+    labels, _ = told(*files, *decoding, "--temperatures", "0.5,1")
+    assert labels == ["m T=0.5-1", "m T=0.5-2", "m T=1"]

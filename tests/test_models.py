@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -256,7 +257,7 @@ def test_bad_checkpoints_are_one_line(ar: Path, converted: Path, tmp_path: Path)
     broken.mkdir()
     assert "no config.json" in refused("inspect", broken)
     (broken / "config.json").write_text("{")
-    assert "cannot be read" in refused("inspect", broken)
+    assert "is not JSON" in refused("inspect", broken)
     (broken / "config.json").write_text('{"model_type": "gpt2"}')
     assert "'gpt2'" in refused("inspect", broken)
     config = json.loads((converted / "config.json").read_text())
@@ -276,3 +277,41 @@ def test_bad_checkpoints_are_one_line(ar: Path, converted: Path, tmp_path: Path)
     )
     assert "float8" in refused("generate", "--model", converted, "--dtype", "float8", "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("vocab_size", "x", "vocab_size = 'x'; it must be a whole number"),
+        ("vocab_size", None, "lacks 'vocab_size'"),
+        ("hidden_size", -5, "hidden_size = -5"),
+        ("num_hidden_layers", 2.5, "num_hidden_layers = 2.5"),
+        ("num_attention_heads", 0, "num_attention_heads = 0"),
+        ("num_attention_heads", True, "num_attention_heads = True"),
+        ("rope_theta", "a", "describes no network of the Dream layout"),
+        ("tie_word_embeddings", "no", "describes no network of the Dream layout"),
+        ("hidden_act", "nosuch", "describes no network of the Dream layout"),
+        ("mask_token_id", "<mask>", "mask_token_id = '<mask>'; it must be a token id"),
+        ("eos_token_id", ["x"], r"eos_token_id = \['x'\]; it must be a token id"),
+        ("bos_token_id", {}, "bos_token_id = {}"),
+        ("pad_token_id", 1.0, "pad_token_id = 1.0"),
+        ("model_type", ["Dream"], r"model_type \['Dream'\] of"),
+        ("model_type", 5, "model_type 5 of"),
+        ("dcoder", 5, "has 'dcoder', which is no section"),
+        ("dcoder", ["x"], "has 'dcoder', which is no section"),
+    ],
+)
+def test_a_config_of_other_types_is_one_line(tmp_path: Path, key: str, value: Any, says: str) -> None:
+    folder = make_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=says) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(tmp_path)) + 330
+
+
+def test_an_empty_section_is_none(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dcoder": None}))
+    assert "dcoder" not in load(folder).config

@@ -16,7 +16,7 @@ from helpers import make_shards, make_tokenizer
 POISONED = Path(__file__).with_name("poisoned.py")
 STAGE = [
     "--set=steps=6", "--set=precision=fp32", "--set=global_batch=8", "--set=micro_batch=2", "--set=evaluate_every=0",
-    "--set=checkpoint_every=2", "--set=optimizer.learning_rate=1e-2", "--set=optimizer.warmup_steps=0", "--device=cpu",
+    "--set=checkpoint_every=2", "--set=optimizer.learning_rate=1e-2", "--set=optimizer.warmup_ratio=0", "--device=cpu",
 ]  # fmt: skip
 
 

@@ -96,7 +96,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "tokenize rl": (
         "{folder} --out {tmp}/o --tokenizer t",
         {
-            **_TOKENIZE, "--max-prompt-tokens": "9", "--hard": "all", "--hard-mean": "0.5", "--hard-spread": "0.5",
+            **_TOKENIZE, "--seed": "3 --heldout 0.5", "--max-prompt-tokens": "9", "--hard": "all", "--hard-mean": "0.5", "--hard-spread": "0.5",
             "--no-complete": "", "--baseline": "constant", "--system": "Brief",
         },
     ),
@@ -136,7 +136,10 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "eval humaneval-infilling": (
         "--model {model}",
-        {**{key: value for key, value in _EVALUATION.items() if key != "--max-new-tokens"}, "--infill-lengths": "8"},
+        {
+            **{key: value for key, value in _EVALUATION.items() if key != "--max-new-tokens"},
+            "--instruct": "--protocol dream", "--infill-lengths": "8",
+        },
     ),
     "eval bigcodebench": ("--model {model}", {**_EVALUATION, "--python": "py"}),
     **{
@@ -209,7 +212,7 @@ TESTED_ELSEWHERE = {
 _ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
 
 REFUSED = {
-    "chat": ["--load {chat} --preset paper", "--watch --json"],
+    "chat": ["--load {chat} --preset paper", "--watch --json", "--no-watch --json"],
     "convert": [
         "m --tokenizer t", "m --train-tokenizer {text}", "m --ar", "m --seed 3", "m --vocab-size 400",
         "--init tiny --ar --mask-id 3",
@@ -219,11 +222,29 @@ REFUSED = {
         "--measure-variance --track tensorboard", "--measure-variance --run-name a", "--measure-variance --nproc 2",
         "--measure-variance --dry-run",
         "--model {model} --data d --preset cpu-tiny --reward math=1 --unsafe-exec",
+        *(f"--model {{model}} --data d --preset {line}" for line in (
+            "cpu-tiny --set epochs=2", "paper --set optimizer.floor=0.2 --set optimizer.schedule=constant",
+            "paper --set optimizer.warmup_steps=3 --set optimizer.warmup_ratio=0.1",
+            "paper --estimator d1 --set pairs=2", "paper --estimator full-mask --set t_range=[0.3,0.4]",
+            "paper --set prompt_mask=0.2", "cpu-tiny --set reference_sync=3", "paper --set kl_coef=0 --set reference_alpha=0.5",
+            "cpu-tiny --set clip=0.1", "paper --reward math=1 --set format=lenient",
+        )),
+    ],
+    "train-stage": [
+        f"{stage} --model {{model}} --data d --preset cpu-tiny {line}" for stage, line in (
+            (1, "--set epochs=2"), (2, "--set optimizer.warmup_steps=3"),
+            (3, "--set optimizer.floor=0 --set optimizer.schedule=constant"), (0, "--set anneal_steps=3"),
+            (2, "--set anneal_steps=3"), (3, "--set anneal_steps=3"), (1, "--set conditional_phase_in=1"),
+            (2, "--set conditional_phase_in=1"), (3, "--set isolate_documents=true"), (0, "--set weighting=cart"),
+            (0, "--set normalizer=masked"), (0, "--set t_min=0.1"), (0, "--set stratified_t=true"), (0, "--set cart_p=0.2"), (2, "--set cart_p=0.2"),
+        )
     ],
     "generate": [
         "--model {model} --watch --nproc 2 hello",
         "--infill-by final --infill", "--infill --infill-lengths 8 --max-new-tokens 9", "--infill --chat",
         "--raw --system Brief", "--infill --system Brief",
+        *(f"--model {{model}} --prompts {{prompts}} {one}" for one in ("--chat", "--raw", "--infill", "--system Brief")),
+        "--model {model} --prompts {spoken} --system Brief", "--model {model} --prompts {spoken} --chat",
     ],
     "arness": [
         *(f"--trajectories {{traj}} {name} {value.split(' --')[0]}".replace("--no-early-stop --mode fast", "--no-early-stop")
@@ -258,7 +279,7 @@ REFUSED = {
     ],
     "tokenize rl": [
         f"{{text}} --tokenizer t --out o {one}"
-        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--hard all --hard-mean 0.5",
+        for one in ("--seed 3", "--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--hard all --hard-mean 0.5",
                     "--hard all --hard-spread 0.5")
     ],
 }  # fmt: skip
@@ -287,14 +308,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "folder").mkdir()
     for name, text in {
         "folder/a.py": "x = 1\n", "text.txt": "some text\n", "prompts.jsonl": '{"prompt": [5, 6, 7]}\n',
-        "prompts2.jsonl": '{"prompt": [8, 9]}\n', "stage.yaml": "seed: 5\n",
+        "prompts2.jsonl": '{"prompt": [8, 9]}\n',
+        "spoken.jsonl": '{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}\n', "stage.yaml": "seed: 5\n",
         "traj.jsonl": '{"reveal_step": [1, 0, 2, 3]}\n{"reveal_step": [0, 1, 3, 2]}\n',
         "chat.json": '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "settings": {}}',
     }.items():  # fmt: skip
         (root / name).write_text(text)
     make_model(root / "model", context=512)
     make_model(root / "ar", ar=True, context=512)
-    names = {"folder": "folder", "text": "text.txt", "prompts": "prompts.jsonl", "prompts2": "prompts2.jsonl",
+    names = {"folder": "folder", "text": "text.txt", "prompts": "prompts.jsonl", "prompts2": "prompts2.jsonl", "spoken": "spoken.jsonl",
              "yaml": "stage.yaml", "traj": "traj.jsonl", "chat": "chat.json", "model": "model", "ar": "ar"}  # fmt: skip
     return {name: str(root / file) for name, file in names.items()} | {"tmp": str(root / "tmp")}
 
@@ -452,7 +474,7 @@ def test_json_and_trajectories_are_written(
     line = ("--model", places["model"], "--max-new-tokens", "4", "--trajectories", str(file), "--json", "hello")
     told = printed("generate", *line)
     assert len(told["tokens"]) == 4 and json.loads(file.read_text())["tokens"] == told["tokens"]
-    monkeypatch.setattr(quickstart, "quickstart", lambda *_: SimpleNamespace(to_json=lambda: {"made": 1}))
+    monkeypatch.setattr(quickstart, "quickstart", lambda *_, **__: SimpleNamespace(to_json=lambda: {"made": 1}))
     assert printed("quickstart", "--json") == {"made": 1}
     monkeypatch.setattr(environment, "describe", lambda: {"dcoder": "1"})
     assert printed("doctor", "--json") == {"dcoder": "1"}
@@ -482,6 +504,7 @@ def test_an_option_without_an_effect_is_refused_in_one_line(name: str, line: str
 
 def test_every_need_of_every_command_is_met_by_a_refused_call(places: dict[str, str]) -> None:
     from dcoder_cli.decoding import unused
+    from dcoder_cli.training import unused as of_training
 
     said: dict[str, str] = {}
     for name, line in _LINES:
@@ -498,6 +521,9 @@ def test_every_need_of_every_command_is_met_by_a_refused_call(places: dict[str, 
                     text.startswith(f"{task}: error: {spelling} ") or text.startswith(f"{task}: error: --set {one}=")
                     for text in said if needs.why in text for task in own for spelling in flags[one]
                 ), f"no call in which {name} refuses {one}: {needs.why}"  # fmt: skip
+    for needs in (*of_training.STAGES, *of_training.GRPO):
+        for one in needs.names:
+            assert any(f"--set {one}=" in text and needs.why in text for text in said), (one, needs.why)
     for needs in unused.NEEDS:
         for one in needs.names:
             assert any(f"--{one.replace('_', '-')} " in text and needs.why in text for text in said), (one, needs.why)
@@ -647,3 +673,20 @@ def test_departures_from_a_protocol_are_named(places: dict[str, str]) -> None:
     assert departures() == [{}, {"temperature": {"protocol": 0.2, "here": 0.4}}]
     assert departures(top_p=0.5)[0] == {"top_p": {"protocol": 0.95, "here": 0.5}}
     assert departures(top_p=0.95) == departures()
+
+
+def test_a_gap_is_filled_alike_by_chat_and_by_plain_text(
+    places: dict[str, str], own_benchmark_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where the protocol's sampler differs: Dream's instruct models are colder."""
+    monkeypatch.setenv("DCODER_BENCHMARKS", str(own_benchmark_files))
+    line = f"--model {places['model']} --limit 1 --infill-lengths 4 --out {places['tmp']}/gaps"
+    for way in ("--instruct", "--base"):
+        told = refused("eval", "humaneval-infilling", *line.split(), way)
+        assert told.startswith(f"error: {way} has no effect: humaneval-infilling (single) shows the code around a gap")
+    from dcoder_cli.benchmarks import protocols, suites, sweep
+    from dcoder_cli.model.backbone import load
+
+    suite, run = suites.load("humaneval-infilling", limit=1), sweep.Options(written={"instruct": "--instruct"})
+    (setup,) = sweep._setups(load(places["model"]), protocols.Protocol("dream", True), suite, run, print).values()
+    assert setup.chosen["temperature"] == 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -200,3 +201,52 @@ def test_a_total_that_is_known_late(capsys: pytest.CaptureFixture[str]) -> None:
     with console.bar("judging", None) as bar:
         bar.advance(1, total=4)
     assert capsys.readouterr().err.splitlines()[-1].startswith("judging: 1/4  ended")
+
+
+def test_short_work_tells_a_log_nothing_and_long_work_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with console.bar("short", None, late=True) as bar:
+        bar.advance(3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(console, "_EVERY", 0.02)
+    with console.bar("long", None, late=True) as bar:
+        bar.advance(3)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("long: 3") >= 2 and lines[-1] == "long: 3  ended after 0:00:00"
+
+
+def test_prompts_of_stage_4_are_heard_of_while_they_are_read(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcoder_cli.data import rl
+
+    rows = [{"question": f"Write f{n}.", "test_cases": [f"assert f{n}(1) == {n}"]} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(console, "_EVERY", 0.02)
+    slow, real = (lambda text: time.sleep(0.02)), rl.why_unusable
+    monkeypatch.setattr(rl, "why_unusable", lambda problem: slow(problem) or real(problem))
+    settings = rl.RlSettings((str(tmp_path / "rows.jsonl"),), str(tmp_path / "out"), str(place / "model"))
+    assert rl.tokenize_rl(settings)["splits"]["train"]["rows"] == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("reading rows: ") for line in lines) and lines[0].split(": ")[1] in "0123456"
+    rl.tokenize_rl(rl.RlSettings(settings.sources, settings.out, settings.tokenizer, overwrite=True, quiet=True))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_evaluation_before_stage_4_is_no_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a real size it takes minutes: the first line stands before it, and more follow every 30 s."""
+    from dcoder_cli.main import main
+    from dcoder_cli.training.grpo import train
+
+    make_place(tmp_path)
+    heard, real = [], train._evaluate
+    monkeypatch.setattr(train, "_evaluate", lambda *asked: heard.append(capsys.readouterr().err) or real(*asked))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dcoder", *map(str, common(tmp_path, tmp_path / "run")), "--set=steps=1"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert "stage 4 (grpo): 0/1" in heard[0] and len(heard) == 2

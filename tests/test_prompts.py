@@ -171,3 +171,27 @@ def test_samples_of_one_prompt_make_its_ids_once(tmp_path: Path, monkeypatch: py
     done = CliRunner().invoke(app, [*options, "--max-new-tokens", "3"])
     assert done.exit_code == 0 and len(done.stdout.splitlines()) == 6, done.output
     assert asked == [[5, 6], [7]]
+
+
+def test_prompts_that_are_not_utf8_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes the bytes of a command line and of stdin as halves of surrogate pairs, or refuses them."""
+    import io
+    import sys
+
+    from dcoder_cli.decoding.requests import encode_prompt
+    from dcoder_cli.model.backbone import load
+    from dcoder_cli.terminal.chat import Session
+    from dcoder_cli.terminal.conversation import converse
+
+    folder = make_model(tmp_path / "model", context=128)
+    model = load(folder)
+    for prompt in ("\udcff", Infill("a", "\udcff"), Infill("\udcff", [5])):
+        with pytest.raises(UserError, match=r"prompt '0' is not UTF-8"):
+            encode_prompt(model, prompt)
+    assert "prompt '0' is not UTF-8" in refused("generate", "--model", folder, "--max-new-tokens", "4", "\udcff")
+    for errors, says in (("strict", "on stdin is not UTF-8"), ("surrogateescape", "prompt '0' is not UTF-8")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb\n"), "utf-8", errors))
+        assert says in refused("generate", "--model", folder, "--max-new-tokens", "4", "-")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb\n"), "utf-8", errors))
+        with pytest.raises(UserError, match="not UTF-8"):
+            converse(Session(model, {"max_new_tokens": 4}))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from grpo_runs import common, make_place
 from helpers import dcoder, make_model, make_shards, make_tokenizer, refused
@@ -322,4 +323,29 @@ def test_stage_1_does_not_end_half_causal(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     StageConfig(anneal_steps=30).check_annealing(30)  # its last step attends in full
     dcoder(*base, *SETS, "--set=anneal_steps=4", "--out", tmp_path / "run")
-    dcoder(*stage2(place, tmp_path / "two", "--set=anneal_steps=9"))  # nothing is annealed in stage 2
+    line = refused(*stage2(place, tmp_path / "two", "--set=anneal_steps=9"))
+    assert "--set anneal_steps=9 has no effect: attention opens in stage 1 alone" in line
+
+
+@pytest.mark.parametrize("device", ["cuda:97", "nosuch", "cuda:x", "mps:9"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    place: Path, tmp_path: Path, device: str
+) -> None:
+    """It had been ignored: the run went to whatever Accelerate chose."""
+    out = tmp_path / "run"
+    line = refused(
+        "train-stage", "2", "--model", place / "model", "--data", place / "data", "--out", out, "--device", device
+    )
+    assert f"device '{device}' is not available here" in line and not out.exists()
+
+
+def test_a_device_that_the_launcher_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from dcoder_cli.training import setup
+
+    monkeypatch.setattr(setup, "choose_device", torch.device)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(UserError, match=r"--device mps, but Accelerate's configuration gives cpu"):
+        setup.make_accelerator("fp32", "mps", None, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--device cuda:1 is one device, and each process has its own; give cuda"):
+        setup.make_accelerator("fp32", "cuda:1", None, tmp_path)

@@ -15,14 +15,17 @@ from dcoder_cli.execution import judge
 from dcoder_cli.experiments import quickstart, stages
 
 
-def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_method_from_source_code_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value in {"SCORED_TASKS": {"micro": 7, "micro-kinds": 5}, "MANY": 2}.items():
         monkeypatch.setattr(quickstart, name, value)
     for name, value in {"TRAIN_TASKS": 300, "RL_TASKS": 40, "STDLIB_SHARE": 0.01}.items():
         monkeypatch.setattr(stages, name, value)
     heard: list[str] = []
     out = tmp_path / "q"
-    outcome = quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
+    outcome = quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append, quiet=True)
+    assert capsys.readouterr().err == "", "as with --json"
     assert heard == [step.name for step in outcome.steps]
     assert [name for name in heard if name.startswith("stage")] == [
         "stage 0 (ar)", "stage 1 (adapt)", "stage 2 (mid)", "stage 3 (sft)", "stage 4 (grpo)",
@@ -46,12 +49,12 @@ def test_the_whole_method_from_source_code_to_the_report(tmp_path: Path, monkeyp
         and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
     )
     with pytest.raises(UserError, match="already holds a quickstart"):
-        quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append)
+        quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append)
     with pytest.raises(UserError, match="--step-scale nan must be a number above 0"):
-        quickstart.quickstart(out, seed=0, effort=float("nan"), announce=heard.append, force=True)
+        quickstart.quickstart(out, seed=0, step_scale=float("nan"), announce=heard.append, force=True)
     monkeypatch.setattr(judge.sandbox, "best_tier", lambda: "C")
     with pytest.raises(UserError, match="give --unsafe-exec"):
-        quickstart.quickstart(out, seed=0, effort=0.003, announce=heard.append, force=True)
+        quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append, force=True)
     assert (out / "report.html").is_file(), "what is refused removes nothing"
 
 

@@ -15,7 +15,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.benchmarks import data
 from dcoder_cli.benchmarks.benchmark import Benchmark, Item, Suite
-from dcoder_cli.benchmarks.external_samples import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_samples
 from dcoder_cli.benchmarks.samples import Store
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.ngrams import word_codes
@@ -55,10 +55,10 @@ def contamination(path: Path) -> list[Any]:
     return [ODD] * 2 if found.find(word_codes(f"{ODD} {WORDS}")) == f"{path.parent.name}: t" else []
 
 
-def elsewhere(path: Path) -> list[Any]:
+def other_samples(path: Path) -> list[Any]:
     own = Benchmark("own", "", None, None)
     suite = Suite(own, "", (Item("t", "whole", "", "f", None),), (), "", "", "", 1)
-    return [row["text"] for row in read_elsewhere(path, suite)]
+    return [row["text"] for row in read_samples(path, suite)]
 
 
 def store(path: Path) -> list[Any]:
@@ -96,7 +96,7 @@ READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, 
     ),
     "benchmark": (benchmark, lambda number: {"text": ODD}),
     "contamination": (contamination, lambda number: {"text": f"{ODD} {WORDS}", "task_id": "t"}),
-    "samples elsewhere": (elsewhere, lambda number: {"task_id": "t", "solution": ODD}),
+    "other samples": (other_samples, lambda number: {"task_id": "t", "solution": ODD}),
     "judged samples": (store, lambda number: {"task_id": "t", "sample": number, "text": ODD, "status": "failed"}),
     "run's log": (log, lambda number: {"text": ODD}),
     "trajectories": (lambda path: [one.text for one in trajectory.read(path)], a_trajectory),
@@ -107,7 +107,7 @@ READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, 
 }  # fmt: skip
 
 
-CANDIDATES = ("samples elsewhere", "judged samples")  # a half of a surrogate pair there is one bad sample
+CANDIDATES = ("other samples", "judged samples")  # a half of a surrogate pair there is one bad sample
 
 
 @pytest.fixture
@@ -148,3 +148,41 @@ def test_damage_is_one_line_with_its_place(file: Path, name: str, line: bytes, s
         reader(file)
     message = str(caught.value)
     assert says in message and "line 3" in message and str(file.parent) in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"settings": 5}, "settings is 5; it must be an object"),
+        ({"settings": [1]}, r"settings is \[1\]; it must be an object"),
+        ({"prompt_length": "x"}, "prompt_length is 'x'; it must be a number of tokens"),
+        ({"prompt_length": 1.5}, "prompt_length is 1.5"),
+        ({"tokens": [1.5, 2]}, r"tokens\[0\] is 1.5; a token id is a whole number"),
+        ({"tokens": [1, -2]}, r"tokens\[1\] is -2"),
+        ({"tokens": [1, 10**40]}, r"tokens\[1\] is 1000\d*\.\.\.\d*;"),
+        ({"tokens": ["a", 2]}, r"tokens\[0\] is 'a'"),
+        ({"reveal_step": [0, 10**40]}, r"reveal_step\[1\] is 1000"),
+        ({"confidence": [1, 10**400]}, r"confidence\[1\] is 1000"),
+        ({"entropy": ["x", 1]}, r"entropy\[0\] is 'x', not a number"),
+    ],
+)
+@pytest.mark.parametrize("form", ["reveal_step", "order"])
+def test_a_trajectory_of_other_types_is_one_line(file: Path, form: str, changes: dict[str, Any], says: str) -> None:
+    if form == "order" and not changes.keys() & {"settings", "tokens"}:
+        return  # the short form has none of these
+    file.write_text(json.dumps({form: [0, 1], **changes}) + "\n")
+    with pytest.raises(UserError, match=f"line 1: {says}") as caught:
+        read_trajectories(file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(file)) + 150
+
+
+def test_what_a_trajectory_leaves_unsaid(file: Path) -> None:
+    from dcoder_cli.terminal.replay import _plan
+
+    names = dict.fromkeys(("id", "prompt", "text", "model", "settings", "prompt_length", "suffix"))
+    file.write_text(json.dumps({"reveal_step": [0, 1], **names}) + "\n")
+    (one,) = read_trajectories(file)
+    assert (one.prompt, one.text, one.model, one.settings, one.prompt_length) == ("", "", "", {}, 0)
+    assert one.id.endswith("rows.jsonl line 1")
+    file.write_text(json.dumps({"reveal_step": [0], "settings": {"end_ids": [[1], 7, "x"]}}) + "\n")
+    assert _plan(read_trajectories(file)[0], None).stops == {7}  # type: ignore[arg-type]

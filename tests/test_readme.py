@@ -14,16 +14,23 @@ from pathlib import Path
 import pytest
 import typer
 from helpers import make_model
-from readme import fill, tables
+from readme import FILES, fill, tables
 
 import dcoder_cli
 from dcoder_cli.main import COMMANDS
 
 
 def test_generated_parts_are_up_to_date(root: Path) -> None:
-    text = (root / "README.md").read_text(encoding="utf-8")
-    assert all(f"<!-- {name} -->" in text for name in tables())
-    assert fill(text) == text, "run `python tests/readme.py`"
+    for file, parts in FILES.items():
+        text = (root / file).read_text(encoding="utf-8")
+        assert all(f"<!-- {name} -->" in text for name in parts)
+        assert fill(text) == text, "run `python tests/readme.py`"
+    assert sorted(tables()) == sorted(part for parts in FILES.values() for part in parts)
+
+
+def test_the_readme_fits_two_screens(root: Path) -> None:
+    """What belongs to docs/ goes there; of these lines a third are the generated tables and the block to paste."""
+    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 140
 
 
 def test_it_starts_with_two_commands(root: Path) -> None:
@@ -59,6 +66,25 @@ def test_ci_runs_the_readmes_test_command(root: Path) -> None:
     text = (root / "README.md").read_text(encoding="utf-8")
     found = [line for line in text.splitlines() if re.search(pattern[1], line)]
     assert len(found) == 1 and found[0].endswith("pytest -n 2 --dist loadfile"), found
+
+
+def test_the_workflow_names_what_is_there(root: Path) -> None:
+    """Test files, the Pythons that pyproject.toml names, and torch's version in the README's commands."""
+    import tomllib
+
+    import yaml
+
+    text = (root / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    files = re.findall(r"tests/\w+\.py", text)
+    assert len(files) >= 20 and all((root / file).is_file() for file in files)
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python :: 3." in one]
+    assert jobs["linux"]["strategy"]["matrix"]["python"] == known and set(
+        jobs["macos"]["strategy"]["matrix"]["python"]
+    ) <= set(known)
+    texts = (text, (root / "README.md").read_text(encoding="utf-8"))
+    assert len({version for one in texts for version in re.findall(r"torch==([\d.]+\d)", one)}) == 1
 
 
 def block(root: Path) -> str:
@@ -132,3 +158,45 @@ def test_its_links_lead_somewhere(root: Path) -> None:
                 anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
                 assert anchor in anchors, f"{file.name}: {link}"
     assert (root / "docs" / "report.png").stat().st_size < 100_000
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    found: list[str] = []
+    inside = False
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            inside = line == f"```{language}"
+            found += [""] * inside
+        elif inside:
+            found[-1] += line + "\n"
+    return found
+
+
+def test_the_examples_of_the_formats_work(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows for training are read, and the reward, the batch reward and the estimator do what is said of them."""
+    import torch
+
+    from dcoder_cli.data.formats import messages_of
+    from dcoder_cli.data.problems import read_problem
+    from dcoder_cli.diffusion.coupled import MaskSettings
+    from dcoder_cli.diffusion.estimators import make_passes
+    from dcoder_cli.training.grpo.rewards import Rewarder
+
+    chats, problems, prompts, _ = blocks(root / "docs" / "formats.md", "json")
+    for line in chats.splitlines():
+        assert [turn["role"] for turn in messages_of(json.loads(line), "row")][-2:] == ["user", "assistant"]
+    coded, counted = (read_problem(json.loads(line), "row", "doc") for line in problems.splitlines())
+    assert (coded.entry_point, coded.pass_rates, counted.answer) == ("add", [0.4], "7")
+    assert json.loads(prompts)["entry_point"] == "add"
+
+    monkeypatch.chdir(tmp_path)
+    one, batch, estimator = blocks(root / "docs" / "formats.md", "python")
+    for name, code in {"shown_reward": one, "shown_batch": batch, "shown_estimator": estimator}.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    for module, batched in (("shown_reward", False), ("shown_batch", True)):
+        rewarder = Rewarder({f"{module}:short": 0.5}, None)
+        assert bool(rewarder.batched) == batched
+        assert [rewarder.result(rewarder.submit({}, text)).total for text in ("a b", "a " * 50)] == [0.5, 0.0]
+    passes = make_passes("shown_estimator:halves", 9, 3, torch.Generator(), MaskSettings())
+    assert bool((passes.masked_PN.sum(dim=0) == 1).all())

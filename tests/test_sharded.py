@@ -26,6 +26,7 @@ from dcoder_cli.model import checkpoint
 SETS = [
     "--set=precision=fp32", "--set=global_batch=12", "--set=micro_batch=2", "--set=steps=8", "--set=evaluate_every=4",
     "--set=checkpoint_every=4", "--set=optimizer.learning_rate=0.01", "--set=optimizer.warmup_steps=3", "--device=cpu",
+    "--set=optimizer.warmup_ratio=null",
 ]  # fmt: skip
 # The order is left to right: that of a random model's near equal entropies would move with the last bits of a gradient.
 GRPO = [

@@ -141,11 +141,28 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+LINES = 320  # about 300 fit in a head
+# Files that are longer, and how long they may be. These numbers may only shrink, and no file comes to them.
+LONGER = {
+    "commands/tokenize.py": 375,  # the options of three commands
+    "dcoder_cli/decoding/requests.py": 330,
+    "dcoder_cli/execution/extract.py": 380,
+    "dcoder_cli/execution/zygote.py": 340,
+    "dcoder_cli/model/backbone.py": 375,
+    "dcoder_cli/training/context.py": 345,
+}
+
+
 def test_files_are_small_and_have_docstrings(root: Path) -> None:
+    long = {}
     for file in [*(root / "dcoder_cli").rglob("*.py"), *(root / "commands").glob("*.py")]:
-        text = file.read_text()
-        assert len(text.splitlines()) <= 400, f"{file} is too long to hold in a head"
-        assert ast.get_docstring(ast.parse(text)), f"{file} does not say what it is"
+        name, text = file.relative_to(root).as_posix(), file.read_text()
+        assert ast.get_docstring(ast.parse(text)), f"{name} does not say what it is"
+        if (length := len(text.splitlines())) > LINES:
+            long[name] = length
+    too_long = {name: length for name, length in long.items() if length > LONGER.get(name, LINES)}
+    assert not too_long, f"too long to hold in a head: {too_long}"
+    assert long.keys() == LONGER.keys(), "one of them is short by now: take it out"
 
 
 # Who may split what was read into lines, or load lines as JSON, and why.
@@ -204,20 +221,16 @@ def test_json_lines_are_read_in_one_place(root: Path) -> None:
     assert not wild, f"read JSON lines with base/jsonl.py: {sorted(wild)}"
 
 
-TWICE: set[str] = set()
-
-
 def test_a_public_class_name_occurs_once(root: Path) -> None:
     found: dict[str, list[str]] = {}
     for file in [*(root / "dcoder_cli").rglob("*.py"), *(root / "commands").glob("*.py")]:
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(str(file.relative_to(root)))
-    twice = {name: files for name, files in found.items() if len(files) > 1 and name not in TWICE}
+    twice = {name: files for name, files in found.items() if len(files) > 1}
     assert not twice, twice
 
 
-# Modules whose types name each other; may only shrink.
 def test_no_modules_import_each_other_even_for_types(root: Path) -> None:
     names = {}
     for file in (root / "dcoder_cli").rglob("*.py"):

@@ -35,10 +35,20 @@ TEMPLATES: dict[str, Any] = {
     "unknown variable": "{{ missing.attribute }}",
     "type error": "{{ messages + 3 }}",
     "named without default": {"rag": TURNS, "tool_use": TURNS},
+    "last turn": TURNS.replace("in messages %}", "in messages[-1:] %}"),
+    "leaves the question out": TURNS.replace("in messages %}", "in messages if m.role != 'user' %}"),
+    "constant": "<user>Hello!<|im_end|>{% if add_generation_prompt %}<assistant>{% endif %}",
+    "blank": " \n",
+    "cuts": TURNS.replace("m.content", "m.content[:12]"),
+    "loud": TURNS.replace("m.content", "m.content | upper"),
     "empty": "",
     "none": None,
 }  # fmt: skip
-WORKS = ("plain", "no system", "leaves system out", "named")
+# What no tokenizer's file can hold, and a program can set.
+UNSAVED: dict[str, Any] = {
+    "half a pair": TURNS + "\ud800", "no name": [{"template": TURNS}, "x"], "no text": {"default": 5},
+}  # fmt: skip
+WORKS = ("plain", "no system", "leaves system out", "named", "last turn")
 SYSTEM, USER = "Be brief.", "Add two numbers."
 FOLDED = f"<user>{SYSTEM}\n\n{USER}<|im_end|><assistant>"
 MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
@@ -52,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_template(folder: Path, name: str) -> Model:
     model = load(folder)
     assert model.tokenizer is not None
-    model.tokenizer.chat_template = TEMPLATES[name]
+    model.tokenizer.chat_template = {**TEMPLATES, **UNSAVED}[name]
     return model
 
 
@@ -109,13 +119,17 @@ CALLERS: dict[str, Callable[[Model, Path], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("caller", CALLERS)
+_EACH = [(caller, template) for caller in CALLERS for template in TEMPLATES]
+_EACH += [(caller, template) for caller in CALLERS if "tokenize" not in caller for template in UNSAVED]
+
+
+@pytest.mark.parametrize(("caller", "template"), _EACH)
 def test_every_template_behaves_the_same_everywhere(folder: Path, tmp_path: Path, caller: str, template: str) -> None:
     """It works, with the system's text in the user's turn where there is no place for it, or it is one line."""
     model = with_template(folder, template)
-    if template in WORKS:
-        expected = FOLDED if template in ("no system", "leaves system out") else None
+    answers_only = (caller, template) == ("tokenize sft", "last turn")  # once answered, the prompt is gone
+    if template in WORKS and not answers_only:
+        expected = FOLDED if template in ("no system", "leaves system out", "last turn") else None
         expected = expected or f"<system>{SYSTEM}<|im_end|><user>{USER}<|im_end|><assistant>"
         assert CALLERS[caller](model, tmp_path) == expected
         return
@@ -155,6 +169,24 @@ def test_a_row_that_the_template_refuses_or_whose_answer_it_changes_is_dropped_a
     assert dropped.pop("chat template changes the answer") == ["rows.jsonl:2"]
     ((reason, names),) = dropped.items()
     assert reason.startswith("refused by the chat template") and "no tools" in reason and names == ["rows.jsonl:3"]
+
+
+def test_a_turn_that_is_left_out_is_refused_wherever_it_stands(folder: Path) -> None:
+    """A later system message has no user's turn to go to; an earlier answer may lose its reasoning."""
+    model = with_template(folder, "leaves system out")
+    later = [MESSAGES[1], {"role": "assistant", "content": "3"}, MESSAGES[0], MESSAGES[1]]
+    with pytest.raises(chat.Refused, match="leaves out or changes the system's text"):
+        chat.render(model.tokenizer, later, "m")
+    model = with_template(folder, "last turn")
+    with pytest.raises(chat.Refused, match="leaves out or changes the user's text"):
+        chat.render(model.tokenizer, [MESSAGES[1], later[1], {"role": "user", "content": "And now?"}], "m")
+    model.tokenizer.chat_template = TURNS.replace("m.content", "m.content.split('</think>')[-1].strip()")  # type: ignore[union-attr]
+    turns = [
+        MESSAGES[1],
+        {"role": "assistant", "content": "<think>so</think> 3"},
+        {"role": "user", "content": " Why?\n"},
+    ]
+    assert chat.render(model.tokenizer, turns, "m").endswith("<assistant>3<|im_end|><user>Why?<|im_end|><assistant>")
 
 
 def test_only_one_place_renders_templates(root: Path) -> None:

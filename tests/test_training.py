@@ -88,7 +88,8 @@ def test_the_same_run_twice_is_the_same_to_the_bit(place: Path, tmp_path: Path) 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_gives_the_undisturbed_metrics(place: Path, tmp_path: Path, stage: int) -> None:
     model, data = place / "diffusion", place / ("sft" if stage == 3 else "pretrain")
-    extra = ["--set=anneal_steps=12", "--set=conditional_phase_in=2", "--set=steps=60", "--set=truncate_share=0.3"]
+    own = "--set=anneal_steps=12" if stage == 1 else "--set=conditional_phase_in=2"
+    extra = [own, "--set=steps=60", "--set=truncate_share=0.3"]
     common = ["train-stage", str(stage), "--model", model, "--data", data, "--device", "cpu", *SETS, *extra]
     dcoder(*common, "--out", tmp_path / "whole")
     killed = subprocess.Popen(

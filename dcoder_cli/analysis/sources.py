@@ -57,18 +57,14 @@ def _from_order(record: Any, where: str) -> Trajectory:
     if tokens is not None and (not isinstance(tokens, list) or len(tokens) != length):
         size = len(tokens) if isinstance(tokens, list) else "no list"
         raise UserError(f"{where}: tokens has {size} entries but order names {length} positions; they must match")
-    settings = record.get("settings")
+    trajectory.check_numbers(tokens or [], "tokens", where)
     return Trajectory(
-        id=str(record.get("id", where)),
-        prompt=str(record.get("prompt", "")),
         tokens=[0] * length if tokens is None else tokens,
-        text=str(record.get("text", "")),
         reveal_step=[steps[position] for position in range(length)],
         confidence=[float("nan")] * length,
         entropy=[float("nan")] * length,
         prompt_length=0,
-        model=str(record.get("model", "")),
-        settings=settings if isinstance(settings, dict) else {},
+        **trajectory.read_names(record, where),
         **trajectory.read_ties(record, [steps[position] for position in range(length)], where),
     )
 

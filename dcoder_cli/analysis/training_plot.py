@@ -65,7 +65,7 @@ def labels(folders: Sequence[str | Path]) -> list[str]:
         depth = 1
         while depth < len(own) and sum(other[-depth:] == own[-depth:] for other in parts) > 1:
             depth += 1
-        result.append("/".join(own[-depth:]))
+        result.append("/".join(part.strip("/") for part in own[-depth:]) if depth < len(own) else str(Path(*own)))
     return result
 
 

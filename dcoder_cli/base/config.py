@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,18 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError if it is missing, broken or not a mapping."""
+    """The mapping in a YAML file. Raises UserError if it is missing, broken, nested too deeply or not a mapping."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"config file {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        ) from None
+    except RecursionError:
+        raise UserError(f"config file {str(path)!r} is nested too deeply to be read; write it flatter") from None
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError) as error:  # a date or a number that is none
         raise UserError(f"config file {str(path)!r} is not valid YAML: {one_line(error)}") from None
     if value is None:
         return {}
@@ -49,7 +54,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             )
         try:
             value = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError):
             value = text
         *parents, last = key.strip().split(".")
         place = layer
@@ -208,8 +213,9 @@ def _scalar(hint: Any, value: Any, name: str, where: str) -> Any:
                 pass
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            if not math.isnan(number := float(value)):  # a comparison with NaN refuses nothing
+                return number
+        except (TypeError, ValueError, OverflowError):
             pass
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)

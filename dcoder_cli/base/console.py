@@ -118,7 +118,9 @@ class Bar:
 
 
 @contextmanager
-def bar(label: str, total: float | None, done: float = 0, quiet: bool = False, at_once: bool = False) -> Iterator[Bar]:
+def bar(
+    label: str, total: float | None, done: float = 0, quiet: bool = False, at_once: bool = False, late: bool = False
+) -> Iterator[Bar]:
     """Progress on stderr with count, status and time left, on the first process: a bar, or lines in a log.
 
     Where stderr is no terminal (nohup, Slurm, CI) it is plain lines: one at the start, one every `_EVERY` seconds and
@@ -130,6 +132,7 @@ def bar(label: str, total: float | None, done: float = 0, quiet: bool = False, a
         done: how much of it was done before.
         quiet: show nothing.
         at_once: the first line comes now; for work whose input is checked already.
+        late: a log hears nothing of what ends within `_EVERY`; for work that is short but for large inputs.
     """
     if quiet or rank() != 0:
         yield Bar(lambda amount, status, total: None)
@@ -137,7 +140,7 @@ def bar(label: str, total: float | None, done: float = 0, quiet: bool = False, a
     console = stderr()
     # FORCE_COLOR makes rich take a file for a terminal, and a dumb terminal cannot redraw a line.
     if not (sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal):
-        with _Lines(label, total, done, at_once) as lines:
+        with _Lines(label, total, done, at_once, late) as lines:
             yield Bar(lines.advance)
         return
     columns = (
@@ -164,9 +167,9 @@ _EVERY = 30.0  # seconds between the lines of a log (ours)
 class _Lines:
     """Progress as lines of a log: no escape codes, no carriage returns. A thread writes them, however long a step takes."""
 
-    def __init__(self, label: str, total: float | None, done: float, at_once: bool) -> None:
+    def __init__(self, label: str, total: float | None, done: float, at_once: bool, late: bool = False) -> None:
         self._label, self._total, self._done, self._before = visible(label), total, done, done
-        self._status, self._told, self._at_once = "", False, at_once
+        self._status, self._told, self._at_once, self._late = "", False, at_once, late
         self._began, self._lock, self._ended = time.monotonic(), threading.Lock(), threading.Event()
         self._first: tuple[float, float] | None = None  # when the first step ended, and how much was done by then
         self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
@@ -180,7 +183,7 @@ class _Lines:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        if kind is None:  # else the error's own line is the last
+        if kind is None and (self._told or not self._late):  # else the error's own line is the last
             self._tell(ended=True)
 
     def advance(self, amount: float, status: str | None, total: float | None) -> None:
@@ -189,7 +192,7 @@ class _Lines:
             self._status = self._status if status is None else visible(status)
             self._total = self._total if total is None else total
             self._first = self._first or (time.monotonic(), self._done)
-            first = not self._told
+            first = not (self._told or self._late)
         if first:
             self._tell()
 

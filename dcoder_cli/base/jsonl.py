@@ -1,4 +1,4 @@
-r"""Reading JSON lines: the one reader of every file that holds a JSON value a line.
+r"""Reading JSON: the one reader of every file that holds a JSON value a line, or is one.
 
 A line ends at \n and nowhere else: U+2028, U+0085 and their like are text inside a value, though `str.splitlines`
 breaks there. A byte-order mark before a line is skipped, .gz and .zst are unpacked, empty lines count but hold nothing.
@@ -113,6 +113,16 @@ def table(path: str | Path, what: str = "file") -> Iterator[Entry]:
         return
     for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
         yield Entry(number, f"{place} entry {number}", row)
+
+
+def document(path: str | Path, what: str = "file") -> dict[str, Any]:
+    """The object that a whole file is: a config, a manifest, a record.
+
+    Raises:
+        UserError: as `read` and `parse`, or another kind of value.
+    """
+    place = f"{what} {str(path)!r}"
+    return as_object(parse(read(path, what), place), place)
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:

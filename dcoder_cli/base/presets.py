@@ -40,8 +40,10 @@ def section(name: str, part: str) -> dict[str, Any]:
     """A preset's section. Raises UserError where it has none: its numbers would be the defaults' and not the preset's."""
     values = load(name)
     if part not in values:
-        raise UserError(f"preset {name!r} has no section {part!r}; it has {', '.join(values)}")
-    found: dict[str, Any] = values[part] or {}
+        raise UserError(f"preset {name!r} has no section {part!r}; it has {', '.join(map(str, values))}")
+    found = {} if values[part] is None else values[part]
+    if not isinstance(found, dict):
+        raise UserError(f"section {part!r} of preset {name!r} must hold a mapping of keys, not {type(found).__name__}")
     return found
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, write_json
-from dcoder_cli.base.jsonl import objects
 from dcoder_cli.base.provenance import started
 
 
@@ -75,10 +75,9 @@ class RunFolder:
         if not file.is_file():
             return []
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-            return (
-                list(value["starts"]) if "starts" in value else [value]
-            )  # an earlier release kept the last start alone
+            value = jsonl.document(file)
+            # an earlier release kept the last start alone
+            return [jsonl.as_object(one, "a start") for one in value.get("starts", [value])]
         except (ValueError, TypeError):
             raise UserError(
                 f"{str(file)!r} is damaged; move it away, and what it tells of earlier starts is lost"
@@ -100,7 +99,7 @@ class RunFolder:
             UserError: another line is no JSON object; it is named.
         """
         file = self.path / f"{name}.jsonl"
-        return [record for _, record in objects(file, "log", torn=True)] if file.is_file() else []
+        return [record for _, record in jsonl.objects(file, "log", torn=True)] if file.is_file() else []
 
     def cut_after(self, step: int) -> None:
         """Drop lines of later steps from the metrics, all of them at step 0: a resumed run writes them again."""

@@ -15,6 +15,7 @@ from dcoder_cli.analysis.series import Measure, Series
 from dcoder_cli.base.config import to_dict
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.base.runs import distinct
 from dcoder_cli.benchmarks import answers, suites
 from dcoder_cli.benchmarks.answers import Asked
 from dcoder_cli.benchmarks.benchmark import ByUnittests, Suite
@@ -150,6 +151,7 @@ def run(
         WorkFailed: several samples in a row could not be judged.
     """
     ranks.join()
+    sets = [replace(one, name=name) for one, name in zip(sets, distinct([one.name for one in sets]), strict=True)]
     with ExitStack() as stack:  # sandboxes start once for all models
         judging = {
             one.name: stack.enter_context(Judging(one.suite, ranks.workers(None), plan.unsafe))
@@ -187,6 +189,9 @@ def run(
                 findings.series.extend(found)
                 if plan.sensitivity:
                     findings.sensitivity[place] = sensitivity.compare(found)
+    # A file may be called as a model at a temperature is: "sft T=0.2". Pictures know series by their labels.
+    labels = distinct([one.label for one in findings.series])
+    findings.series[:] = [replace(one, label=label) for one, label in zip(findings.series, labels, strict=True)]
     ranks.leave()
 
 

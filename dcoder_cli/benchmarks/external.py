@@ -12,7 +12,7 @@ from dcoder_cli.base.files import write_json
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import Row
 from dcoder_cli.benchmarks.evaluation import Result, summarize
-from dcoder_cli.benchmarks.external_samples import read_elsewhere
+from dcoder_cli.benchmarks.external_samples import read_samples
 from dcoder_cli.benchmarks.judging import Judging
 from dcoder_cli.benchmarks.samples import Key, Store, key_of
 
@@ -30,7 +30,7 @@ def judge_file(
     column: str | None = None,
     extract: bool = False,
 ) -> Result:
-    """Judge and score a samples file (see `external_samples.read_elsewhere`).
+    """Judge and score a samples file (see `external_samples.read_samples`).
 
     What is judged is written at once, so that a call that was stopped goes on. Scores are over the tasks that have
     samples; `tasks` and `tasks_of_benchmark` of the result say how many those are.
@@ -46,7 +46,7 @@ def judge_file(
     if (out / "results.json").exists() or out.is_file() or ((out / "judged.jsonl").exists() and not begun):
         raise UserError(f"--out {str(out)!r} holds results already; choose another folder")
     suite = suites.load(task, subset or suites.find(task).widest or None, data)
-    rows = read_elsewhere(file, suite, column, extract)
+    rows = read_samples(file, suite, column, extract)
     named = {row["task_id"] for row in rows}
     items = {item.task_id: item for item in suite.items if item.task_id in named}
     suite = suites.only(suite, tuple(items.values()))

@@ -20,7 +20,7 @@ _CONTINUES = ("completion", "resps")
 _OPEN = ("complete", "infill")  # what an answer may continue
 
 
-def read_elsewhere(file: Path, suite: Suite, column: str | None = None, extract: bool = False) -> list[Row]:
+def read_samples(file: Path, suite: Suite, column: str | None = None, extract: bool = False) -> list[Row]:
     """Samples of JSON lines with `task_id` and a text, a list of texts, or lists of lists.
 
     A task is named as published or by its number (MBPP's 12 is Mbpp/12); lm-evaluation-harness's samples name it in `doc`.

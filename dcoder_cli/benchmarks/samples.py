@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base import jsonl
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import json_line, write_json, write_jsonl
-from dcoder_cli.base.jsonl import objects
 from dcoder_cli.benchmarks.benchmark import Row
 
 _IDENTITY = "settings.json"
@@ -119,9 +119,9 @@ def check(folder: Path, identity: Mapping[str, Any]) -> bool:
             raise UserError(f"--out {str(folder)!r} holds samples of something else; choose another folder")
         return False
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); choose another --out") from None
+        before = jsonl.document(file)
+    except UserError as error:
+        raise UserError(f"{error}; choose another --out") from None
     now = json.loads(json.dumps(identity))
     before.setdefault("weights", now.get("weights"))  # earlier releases did not note them
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
@@ -155,7 +155,7 @@ def _drop_cut_line(file: Path) -> None:
 
 def _whole_lines(file: Path) -> list[Row]:
     rows = []
-    for number, row in objects(file, "evaluation's file", torn=True, halves=True):
+    for number, row in jsonl.objects(file, "evaluation's file", torn=True, halves=True):
         try:
             key_of(row)
         except KeyError:

@@ -217,6 +217,10 @@ def _setups(
 ) -> dict[tuple[float, int], Setup]:
     """The evaluation at each temperature and speed, all settings checked."""
     settings = config.merge(protocol.settings(suite.kind, suite.benchmark.settings), options.settings)
+    if suite.kind == "infill" and "instruct" in options.written and _same_gaps(protocol):
+        raise UserError(
+            f"{options.written['instruct']} has no effect: {suite.name} shows the code around a gap, never a chat; leave it out"
+        )
     room = model.max_length // 2  # ours: half the context for the prompt
     if "max_new_tokens" not in options.settings and settings["max_new_tokens"] > room:
         announce(
@@ -251,6 +255,12 @@ def _setups(
             suite, protocol, chosen, options.n, options.seed, options.infill_lengths, departures
         )
     return found
+
+
+def _same_gaps(protocol: Protocol) -> bool:
+    """Whether a protocol fills gaps alike by chat and by plain text; how long they are is searched."""
+    by_chat, plain = ({**Protocol(protocol.name, way).settings("infill"), "max_new_tokens": 0} for way in (True, False))
+    return by_chat == plain
 
 
 def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,13 +111,15 @@ def _texts(value: Any, column: str, where: str) -> list[str]:
 
 
 def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
-    """Those with a pass rate."""
+    """Those with a pass rate; null and NaN, as tables have it, are none."""
     entries = value or []
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
         raise BadRow(f"{where}: 'inferences' must be a list of objects", "inferences of another form")
-    known = [entry for entry in entries if entry.get("pass_rate") is not None]
-    if not all(isinstance(entry["pass_rate"], (int, float)) for entry in known):
-        raise BadRow(f"{where}: 'pass_rate' in 'inferences' must be a number", "inferences of another form")
+    known = [
+        entry for entry in entries if entry.get("pass_rate") is not None and entry["pass_rate"] == entry["pass_rate"]
+    ]
+    if not all(type(entry["pass_rate"]) in (int, float) and 0 <= entry["pass_rate"] <= 1 for entry in known):
+        raise BadRow(f"{where}: 'pass_rate' in 'inferences' must be a share from 0 to 1", "inferences of another form")
     return known
 
 

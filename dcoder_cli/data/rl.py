@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dcoder_cli.base import jsonl
+from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, write_jsonl
 from dcoder_cli.base.plan import RunPlan
@@ -37,6 +38,8 @@ from dcoder_cli.data.workspace import open_workspace
 from dcoder_cli.data.writing import describe, write_manifest
 from dcoder_cli.model.chat import Refused
 from dcoder_cli.model.tokenizer import load_tokenizer
+
+T = TypeVar("T")
 
 _FILES = {"train": "prompts.jsonl", "heldout": "heldout-prompts.jsonl"}
 # DiffuCoder B.2: the question of a completion-style prompt, as in its evaluation.
@@ -93,10 +96,11 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             for piece in unit.pieces
             for record in read_records(piece)
         )
-        problems = list(_unique(_problems(records, dropped), settings.filters, dropped))
+        heard = _progress("reading rows", records, settings.quiet)
+        problems = list(_unique(_problems(heard, dropped), settings.filters, dropped))
         read = len(problems) + dropped.count()
         shares: list[float] = []
-        for problem in _hard(problems, settings, dropped):
+        for problem in _progress("making prompts", _hard(problems, settings, dropped), settings.quiet):
             share = constant_share(problem.hidden, problem.entry_point)
             if settings.baseline == "constant" and share == 1:
                 dropped.add("a constant answer passes every test", problem.task_id)
@@ -169,6 +173,14 @@ def _ready(settings: RlSettings) -> tuple[Any, ChatEncoder, list[Source], list[U
         raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
     units, _ = plan_units(sources, settings.extensions, settings.exclude)
     return tokenizer, chat, sources, units
+
+
+def _progress(label: str, rows: Iterable[T], quiet: bool) -> Iterator[T]:
+    """The rows, one by one, with a bar: tens of thousands of questions take minutes."""
+    with bar(label, None, quiet=quiet, late=True) as progress:
+        for row in rows:
+            yield row
+            progress.advance()
 
 
 def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 
 FORMAT_VERSION = 1
@@ -107,7 +108,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except OSError as error:
         raise UserError(f"shard {str(path)!r} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"shard {str(path)!r} is not a safetensors file: {one_line(error)}") from None
@@ -127,13 +128,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no {MANIFEST} in {str(folder)!r}: not a finished output of dcoder tokenize")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = jsonl.document(path)
         version, kind, files = manifest["format_version"], manifest["kind"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is broken: {one_line(error)}; make the data again") from None
+    except UserError as error:
+        raise UserError(f"{error}; make the data again") from None
+    except KeyError as error:
+        raise UserError(f"{str(path)!r} is broken: it has no {error}; make the data again") from None
     if version != FORMAT_VERSION or kind not in (*COLUMNS, "rl") or not isinstance(files, list):
         raise UserError(f"{str(path)!r} has format {version!r}, kind {kind!r}; this dcoder reads {FORMAT_VERSION}")
-    assert isinstance(manifest, dict)
     return manifest
 
 

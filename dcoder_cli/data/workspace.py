@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, is_out_of_space, write_json
@@ -34,8 +34,8 @@ class Workspace:
         """Keep the work of an earlier run with the same plan and return True; else start empty."""
         path = self.root / "plan.json"
         try:
-            same = bool(json.loads(path.read_text(encoding="utf-8")) == plan)
-        except (OSError, ValueError):
+            same = jsonl.document(path) == plan
+        except UserError:  # none, or cut off
             same = False
         if not same:
             if path.exists() and not quiet:

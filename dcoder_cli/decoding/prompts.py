@@ -35,7 +35,10 @@ def collect(texts: Sequence[str], file: Path | None) -> list[tuple[str, Prompt]]
         return [(str(index), text) for index, text in enumerate(texts)]
     if not texts and sys.stdin.isatty():
         raise UserError("no prompt; give one as an argument, with --prompts FILE, or on stdin")
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt on stdin is not UTF-8 ({error.reason}); convert it") from None
     if not text.strip():
         raise UserError("the prompt on stdin is empty; give some text")
     return [("0", text)]
@@ -53,12 +56,16 @@ def prepare(
         infill: each text has one `<FILL>`, the hole to write.
 
     Raises:
-        UserError: a text to infill without its marker, or a system message that no prompt takes.
+        UserError: a text to infill without its marker, an infill without a text, or a system message that no prompt takes.
     """
     lead = system_message(system)
+    if infill and not any(isinstance(prompt, str) for _, prompt in found):
+        raise UserError(f"--infill has no effect: no prompt is plain text with {HOLE}; leave it out")
     asked = [_asked(name, prompt, chat, lead, infill) for name, prompt in found]
-    if lead and not any(_is_chat(prompt) for prompt in asked):
-        raise UserError(f"--system {system!r} has no effect, as no prompt is a chat; add --chat, or leave it out")
+    chats = [prompt for prompt in asked if _is_chat(prompt)]
+    if lead and not any(prompt[0] is lead[0] for prompt in chats):  # type: ignore[index]
+        why = "every chat has one of its own" if chats else "no prompt is a chat; add --chat, or"
+        raise UserError(f"--system {system!r} has no effect: {why}{';' if chats else ''} leave it out")
     return asked
 
 

@@ -313,6 +313,10 @@ def _tokens(model: Model, prompt: str | Sequence[int], name: str, begins: bool =
             raise UserError(
                 f"model {model.name!r} has no tokenizer, so prompt {name!r} must be a list of ids, not text"
             )
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of a command line or of stdin in another encoding
+            raise UserError(f"prompt {name!r} is not UTF-8 (half of a surrogate pair); convert it") from None
         if begins:
             return prompt, list(model.tokenizer(prompt)["input_ids"])
         return prompt, encode_after(model.tokenizer, "\n", prompt)

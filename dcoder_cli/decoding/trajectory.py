@@ -7,6 +7,7 @@ and a line of JSON holds one, so any system's decoding can be measured.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,27 +121,43 @@ def from_record(record: Any, where: str) -> Trajectory:
         )
     steps = record["reveal_step"]
     for position, step in enumerate(steps):
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if type(step) is not int or not 0 <= step < 2**63:
             raise UserError(
-                f"{where}: reveal_step[{position}] is {step!r}; every new token needs the step (0, 1, ..) that committed it"
+                f"{where}: reveal_step[{position}] is {reprlib.repr(step)}; every new token needs the step (0, 1, ..) that committed it"
             )
     length = len(steps)
     if not length:
         raise UserError(f"{where}: reveal_step is empty; there is no token to measure")
+    prompt_length = _said(record, "prompt_length", 0)
+    if type(prompt_length) is not int or prompt_length < 0:
+        raise UserError(f"{where}: prompt_length is {prompt_length!r}; it must be a number of tokens")
     return Trajectory(
-        id=str(record.get("id", where)),
-        prompt=str(record.get("prompt", "")),
         tokens=[int(token) for token in _column(record, "tokens", length, where, 0)],
-        text=str(record.get("text", "")),
         reveal_step=steps,
         confidence=[float(value) for value in _column(record, "confidence", length, where, math.nan)],
         entropy=[float(value) for value in _column(record, "entropy", length, where, math.nan)],
-        prompt_length=int(record.get("prompt_length", 0)),
-        model=str(record.get("model", "")),
-        settings=dict(record.get("settings") or {}),
+        prompt_length=prompt_length,
         suffix=str(record["suffix"]) if isinstance(record.get("suffix"), str) else None,
+        **read_names(record, where),
         **read_ties(record, steps, where),
     )
+
+
+def read_names(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a record in any form says of its sample: `id`, `prompt`, `text`, `model` and `settings`; null is unsaid.
+
+    Raises:
+        UserError: `settings` are none; the message begins with `where`.
+    """
+    settings = _said(record, "settings", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: settings is {reprlib.repr(settings)}; it must be an object of names and values")
+    texts = {name: str(_said(record, name, "")) for name in ("prompt", "text", "model")}
+    return {"id": str(_said(record, "id", where)), **texts, "settings": settings}
+
+
+def _said(record: dict[str, Any], name: str, default: Any) -> Any:
+    return default if record.get(name) is None else record[name]
 
 
 def read_ties(record: dict[str, Any], steps: list[int], where: str) -> dict[str, Any]:
@@ -174,7 +191,20 @@ def _column(record: dict[str, Any], name: str, length: int, where: str, default:
     if not isinstance(values, list) or len(values) != length:
         size = len(values) if isinstance(values, list) else "no list"
         raise UserError(f"{where}: {name} has {size} entries but reveal_step has {length}; they must match")
-    for position, value in enumerate(values):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise UserError(f"{where}: {name}[{position}] is {value!r}, not a number")
+    check_numbers(values, name, where)
     return values
+
+
+def check_numbers(values: Sequence[Any], name: str, where: str) -> None:
+    """Raises UserError, which begins with `where`, for what is no number in a column; in `tokens`, for what is no id."""
+    for position, value in enumerate(values):
+        if name == "tokens" and (type(value) is not int or not 0 <= value < 2**63):
+            raise UserError(
+                f"{where}: tokens[{position}] is {reprlib.repr(value)}; a token id is a whole number from 0"
+            )
+        if (
+            not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or (type(value) is int and abs(value) > 2**63)
+        ):
+            raise UserError(f"{where}: {name}[{position}] is {reprlib.repr(value)}, not a number")

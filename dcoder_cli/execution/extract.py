@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ def extract_solution(text: str, entry_point: str, prefill: str = "", also: Itera
 
     Looks at the first fenced Python block (of `prefill + text`), else the first fence, else everything; where the first
     fence closes code that no fence opened, as a base model ends what its prompt began, at what stands before; where the
-    block is the indented rest of a function that stands before, at both. Code at the top
+    block is the indented rest of a function that stands before, at both; a block that is indented as a whole, as within a
+    list, is moved to the margin. Code at the top
     level that the function does not need (examples, prints, tests) is left out. Where nothing defines `entry_point`,
     what parses is returned; where nothing parses, the block as it is, for the judge to report.
 
@@ -100,7 +102,15 @@ def _block(text: str, entry_point: str) -> str:
             first = body
     if first is None:
         return text
-    return _joined(text, first, entry_point) or first
+    return _joined(text, first, entry_point) or _flush(first, entry_point)
+
+
+def _flush(body: str, entry_point: str) -> str:
+    """A block moved to the left margin, where only there it is a program: a fence within a list stands further in."""
+    if not body.lstrip("\n").startswith((" ", "\t")):
+        return body
+    moved = textwrap.dedent(body)
+    return moved if (defines(moved, entry_point) if entry_point else _parsed(moved) is not None) else body
 
 
 def _joined(text: str, body: str, entry_point: str) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import build
 from dcoder_cli.base.files import write_json
 from dcoder_cli.experiments.effects import Values
@@ -78,7 +79,7 @@ class Measures:
         """What `make` measures, kept under all that decides it."""
         path = self.replicate.folder / "measures" / f"{role}.json"
         if role not in self._kept:
-            self._kept[role] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            self._kept[role] = jsonl.document(path) if path.is_file() else {}
         kept, key = self._kept[role], f"{name} {json.dumps(about, sort_keys=True)}"
         if key not in kept:
             self.announce(f"seed {self.replicate.seed}: measure {role}, {name}")

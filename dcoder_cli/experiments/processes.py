@@ -26,7 +26,7 @@ _Unit = TypeVar("_Unit", bound=Hashable)
 def train_and_measure(
     out: Path,
     seeds: int,
-    effort: float,
+    step_scale: float,
     quantities: Sequence[Quantity],
     settings: StudySettings,
     unsafe: bool,
@@ -45,7 +45,7 @@ def train_and_measure(
     needs = {part: before(part) for part in parts(roles)}
     needs |= {_MEASURE + role: {role} for role in roles}
     units = {(seed, unit): {(seed, other) for other in needs[unit]} for seed in range(seeds) for unit in needs}
-    work = partial(_replicate_unit, out, effort, tuple(quantities), settings, unsafe)
+    work = partial(_replicate_unit, out, step_scale, tuple(quantities), settings, unsafe)
     run_units(units, work, jobs, announce)
 
 
@@ -114,7 +114,7 @@ def _call(work: Callable[[_Unit, Callable[[str], None]], None], unit: _Unit) -> 
 
 def _replicate_unit(
     out: Path,
-    effort: float,
+    step_scale: float,
     quantities: Sequence[Quantity],
     settings: StudySettings,
     unsafe: bool,
@@ -123,8 +123,8 @@ def _replicate_unit(
 ) -> None:
     seed, part = unit
     if not part.startswith(_MEASURE):
-        train_part(out, seed, part, effort, tell, quiet=True, unsafe=unsafe)
+        train_part(out, seed, part, step_scale, tell, quiet=True, unsafe=unsafe)
         return
     role = part.removeprefix(_MEASURE)
-    replicate = trained(out, seed, effort, tell, quiet=True, roles=[role], unsafe=unsafe)
+    replicate = trained(out, seed, step_scale, tell, quiet=True, roles=[role], unsafe=unsafe)
     Measures(replicate, settings, tell, unsafe).measure(one for one in quantities if one.role == role)

@@ -63,16 +63,16 @@ class QuickstartOutcome:
         }
 
 
-def plan(out: Path, seed: int, effort: float, force: bool = False, unsafe: bool = False) -> RunPlan:
+def plan(out: Path, seed: int, step_scale: float, force: bool = False, unsafe: bool = False) -> RunPlan:
     """What `quickstart` would do, once its input is checked; nothing is written. Args and errors are its."""
     from dcoder_cli.training.config import STAGE_NAMES
 
-    tier = _check(out, effort, force, unsafe)
+    tier = _check(out, step_scale, force, unsafe)
     values = presets.load("cpu-tiny")
-    found = RunPlan("quickstart", {"seed": seed, "step_scale": effort, "preset": "cpu-tiny"})
+    found = RunPlan("quickstart", {"seed": seed, "step_scale": step_scale, "preset": "cpu-tiny"})
     sections = {f"stage{number}": f"stage {number} ({name})" for number, name in enumerate(STAGE_NAMES)}
     for section, name in {**sections, "grpo": "stage 4 (grpo)"}.items():
-        steps = max(2, round(values[section]["steps"] * effort))
+        steps = max(2, round(values[section]["steps"] * step_scale))
         found.add(name, steps, f"{steps:,} steps")
     scored = ", ".join(f"{count} tasks of {name}" for name, count in SCORED_TASKS.items())
     found.add("scored", SCORED_TASKS, f"after stages 3 and 4: {scored}")
@@ -81,10 +81,10 @@ def plan(out: Path, seed: int, effort: float, force: bool = False, unsafe: bool 
     return found
 
 
-def _check(out: Path, effort: float, force: bool, unsafe: bool) -> str:
+def _check(out: Path, step_scale: float, force: bool, unsafe: bool) -> str:
     """The sandbox's tier. Raises UserError where the command would."""
-    if not 0 < effort < float("inf"):
-        raise UserError(f"--step-scale {effort} must be a number above 0")
+    if not 0 < step_scale < float("inf"):
+        raise UserError(f"--step-scale {step_scale} must be a number above 0")
     tier = resolve_tier(unsafe=unsafe)
     check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, _DISK, "quickstart")
@@ -92,17 +92,24 @@ def _check(out: Path, effort: float, force: bool, unsafe: bool) -> str:
 
 
 def quickstart(
-    out: Path, seed: int, effort: float, announce: Announce, force: bool = False, unsafe: bool = False
+    out: Path,
+    seed: int,
+    step_scale: float,
+    announce: Announce,
+    force: bool = False,
+    unsafe: bool = False,
+    quiet: bool = False,
 ) -> QuickstartOutcome:
     """Run everything into `out`.
 
     Args:
         out: a new folder.
         seed: of weights, order, noise and tasks.
-        effort: factor on the training steps; 1 is what the preset says.
+        step_scale: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
         force: replace `out` if it is of an earlier quickstart.
         unsafe: agree to run model-written code without a sandbox where none holds.
+        quiet: no progress bars.
 
     Raises:
         UserError: `out` exists, there is no space, or no sandbox holds here.
@@ -110,13 +117,14 @@ def quickstart(
     from dcoder_cli.analysis.series import Series
     from dcoder_cli.experiments.quickstart_report import write_report
 
-    _check(out, effort, force, unsafe)
+    _check(out, step_scale, force, unsafe)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    write_json(out / _RECORD, {"seed": seed, "effort": effort})  # the mark that --force looks for
+    write_json(out / _RECORD, {"seed": seed, "step_scale": step_scale})  # the mark that --force looks for
     began = time.perf_counter()
-    pipeline, scores, series = Pipeline(out, seed, effort, announce, unsafe=unsafe), dict[str, float](), list[Series]()
+    pipeline = Pipeline(out, seed, step_scale, announce, quiet=quiet, unsafe=unsafe)
+    scores, series = dict[str, float](), list[Series]()
     pipeline.tasks()
     tokenizer = pipeline.tokenizer()
     pipeline.tokenize_code(tokenizer)

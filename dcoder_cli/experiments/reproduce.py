@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli import __version__
-from dcoder_cli.base import presets
+from dcoder_cli.base import jsonl, presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import require_space, write_json
 from dcoder_cli.base.machine import cores
@@ -35,7 +35,7 @@ def reproduce(
     claims: Sequence[Claim],
     settings: StudySettings,
     seeds: int,
-    effort: float,
+    step_scale: float,
     models: dict[str, str],
     pretrain: str | None,
     rl: str | None,
@@ -50,7 +50,7 @@ def reproduce(
         claims: what to check.
         settings: how models are decoded.
         seeds: replicates trained at small scale, where no `models` are given.
-        effort: factor on their training steps.
+        step_scale: factor on their training steps.
         models: role -> checkpoint; a single replicate.
         pretrain, rl: data of given checkpoints.
         announce: told what begins.
@@ -62,15 +62,17 @@ def reproduce(
         UserError: wrong input.
     """
     began = time.perf_counter()
-    ready = _ready(out, claims, settings, seeds, effort, models, pretrain, rl, unsafe, jobs)
+    ready = _ready(out, claims, settings, seeds, step_scale, models, pretrain, rl, unsafe, jobs)
     made, wanted, count, ran_with = ready.made, ready.wanted, ready.jobs, ready.ran_with
     _note(out, ready.asked, ran_with)
     if not models:
-        replicates.prepare(out, effort, announce)
+        replicates.prepare(out, step_scale, announce)
         if count > 1:
-            processes.train_and_measure(out, seeds, effort, wanted, settings, unsafe, count, announce)
+            processes.train_and_measure(out, seeds, step_scale, wanted, settings, unsafe, count, announce)
         roles = list(dict.fromkeys(quantity.role for quantity in wanted))
-        made = [replicates.trained(out, seed, effort, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)]
+        made = [
+            replicates.trained(out, seed, step_scale, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)
+        ]
     measures = [Measures(one, settings, announce, unsafe) for one in made]
     for one in measures:
         one.measure(wanted)
@@ -88,7 +90,7 @@ def plan(
     claims: Sequence[Claim],
     settings: StudySettings,
     seeds: int,
-    effort: float,
+    step_scale: float,
     models: dict[str, str],
     pretrain: str | None,
     rl: str | None,
@@ -96,7 +98,7 @@ def plan(
     jobs: int | None = None,
 ) -> RunPlan:
     """What `reproduce` would do, once its input is checked; nothing is written. Args and errors are its."""
-    ready = _ready(out, claims, settings, seeds, effort, models, pretrain, rl, unsafe, jobs)
+    ready = _ready(out, claims, settings, seeds, step_scale, models, pretrain, rl, unsafe, jobs)
     found = RunPlan("reproduce", asdict(settings))
     found.add("claims", [claim.name for claim in claims], ", ".join(claim.name for claim in claims))
     roles = list(dict.fromkeys(quantity.role for quantity in ready.wanted))
@@ -134,15 +136,15 @@ def _ready(
     claims: Sequence[Claim],
     settings: StudySettings,
     seeds: int,
-    effort: float,
+    step_scale: float,
     models: dict[str, str],
     pretrain: str | None,
     rl: str | None,
     unsafe: bool,
     jobs: int | None,
 ) -> _Ready:
-    if seeds < 1 or not 0 < effort < float("inf"):
-        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {effort} a number above 0")
+    if seeds < 1 or not 0 < step_scale < float("inf"):
+        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {step_scale} a number above 0")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs} must be at least 1")
     made = [replicates.given(models, pretrain, rl, out)] if models else []
@@ -154,7 +156,7 @@ def _ready(
         resolve_tier(unsafe=unsafe)
     asked = {
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
-        "effort": effort, "pretrain": pretrain, "rl": rl,
+        "step_scale": step_scale, "pretrain": pretrain, "rl": rl,
         "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
         "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
@@ -213,8 +215,5 @@ def _note(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
 
 def _before(out: Path) -> dict[str, Any] | None:
     """What a call has noted in a folder; None where there was none."""
-    import json
-
     note = out / _SETTINGS
-    found: dict[str, Any] | None = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return found
+    return jsonl.document(note) if note.is_file() else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.experiments.stages import Announce, Pipeline
@@ -69,10 +69,10 @@ def given(models: Mapping[str, str], pretrain: str | None, rl: str | None, out: 
     return Replicate(0, dict(models), pretrain, rl, out)
 
 
-def prepare(out: Path, effort: float, announce: Announce) -> None:
+def prepare(out: Path, step_scale: float, announce: Announce) -> None:
     """What all seeds share, into `out`/shared: tasks, tokenizer and shards, those of seed 0."""
     shared = _shared(out)
-    record, pipeline = _Record(shared), Pipeline(shared, 0, effort, announce)
+    record, pipeline = _Record(shared), Pipeline(shared, 0, step_scale, announce)
     record.once("tasks", pipeline.tasks)
     tokenizer = record.once("tokenizer", pipeline.tokenizer)
     record.once("data/pretrain", lambda: pipeline.tokenize_code(tokenizer))
@@ -109,7 +109,7 @@ def is_trained(out: Path, seed: int, part: str) -> bool:
 def trained(
     out: Path,
     seed: int,
-    effort: float,
+    step_scale: float,
     announce: Announce,
     quiet: bool = False,
     roles: Iterable[str] = ROLES,
@@ -119,21 +119,21 @@ def trained(
 
     Each finished checkpoint is written down, so a stopped call goes on after the last of them.
     """
-    models = {part: str(train_part(out, seed, part, effort, announce, quiet, unsafe)) for part in parts(roles)}
+    models = {part: str(train_part(out, seed, part, step_scale, announce, quiet, unsafe)) for part in parts(roles)}
     models.pop(RANDOM, None)
     data = _shared(out) / "data"
     return Replicate(seed, models, str(data / "pretrain"), str(data / "rl"), out / f"seed-{seed}")
 
 
 def train_part(
-    out: Path, seed: int, part: str, effort: float, announce: Announce, quiet: bool = False, unsafe: bool = False
+    out: Path, seed: int, part: str, step_scale: float, announce: Announce, quiet: bool = False, unsafe: bool = False
 ) -> Path:
     """One of `parts` of a replicate, once what it starts from is there. Several may run at the same time."""
     folder, shared = out / f"seed-{seed}", _shared(out)
     record = _Record(folder)
     again = "run the same command again to go on"
     pipeline = Pipeline(
-        folder, seed, effort, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe
+        folder, seed, step_scale, lambda name: announce(f"seed {seed}: {name}"), shared, quiet, again, unsafe
     )
 
     def stage(number: int, model: Path, data: str, name: str) -> Path:
@@ -141,7 +141,7 @@ def train_part(
 
     if part == RANDOM:
         return record.once("models/random", lambda: pipeline.new_model(shared / "tokenizer"))
-    start = train_part(out, seed, STARTS[part] or RANDOM, effort, announce, quiet, unsafe)
+    start = train_part(out, seed, STARTS[part] or RANDOM, step_scale, announce, quiet, unsafe)
     if part in ("adapted", "scratch"):
         source = "from-ar" if part == "adapted" else "from-random"
         if part == "adapted":
@@ -153,7 +153,7 @@ def train_part(
         from dcoder_cli.model.backbone import load
         from dcoder_cli.training.evaluation import heldout_loss
 
-        adapted = train_part(out, seed, "adapted", effort, announce, quiet, unsafe)
+        adapted = train_part(out, seed, "adapted", step_scale, announce, quiet, unsafe)
         pretrain = str(shared / "data" / "pretrain")
 
         def go_on() -> Path:
@@ -178,12 +178,11 @@ class _Record:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "family.json"
+        self.folder, self.path = folder, folder / "made.json"
 
     def made(self) -> dict[str, str]:
         """What is finished, by paths within the folder, which may be moved."""
-        known: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-        return known
+        return jsonl.document(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, make: Callable[[], Path | None]) -> Path:
         """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""

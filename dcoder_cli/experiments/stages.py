@@ -61,7 +61,7 @@ class Pipeline:
     Args:
         out: folder of everything that is made.
         seed: of weights, order, noise and tasks.
-        effort: factor on the training steps; 1 is what the preset says.
+        step_scale: factor on the training steps; 1 is what the preset says.
         announce: told each step's name as it begins.
         shared: another pipeline's folder, whose tasks, tokenizer and shards are used; None makes them in `out`.
         quiet: no progress bars, for one of several pipelines at work.
@@ -73,14 +73,14 @@ class Pipeline:
         self,
         out: Path,
         seed: int,
-        effort: float,
+        step_scale: float,
         announce: Announce,
         shared: Path | None = None,
         quiet: bool = False,
         again: str = "start again with --force",
         unsafe: bool = False,
     ) -> None:
-        self.out, self.seed, self.effort, self.announce, self.quiet = out, seed, effort, announce, quiet
+        self.out, self.seed, self.step_scale, self.announce, self.quiet = out, seed, step_scale, announce, quiet
         self.source, self.again, self.unsafe = shared or out, again, unsafe
         self.preset = presets.load("cpu-tiny")
         self.steps: list[Step] = []
@@ -208,9 +208,9 @@ class Pipeline:
         assert config.steps is not None
         config = replace(
             config,
-            steps=max(2, round((config.steps if until is None else LONGEST) * self.effort)),
-            anneal_steps=round(config.anneal_steps * self.effort),
-            evaluate_every=0 if until is None else max(1, round(LOOKS * self.effort)),
+            steps=max(2, round((config.steps if until is None else LONGEST) * self.step_scale)),
+            anneal_steps=round(config.anneal_steps * self.step_scale),
+            evaluate_every=0 if until is None else max(1, round(LOOKS * self.step_scale)),
             stop_at_loss=until,
             checkpoint_every=0,
         )
@@ -252,7 +252,7 @@ class Pipeline:
 
         config = build(GrpoConfig, self.preset["grpo"], {"seed": self.seed, "estimator": estimator})
         assert config.steps is not None
-        config = replace(config, steps=max(2, round(config.steps * self.effort)), checkpoint_every=0)
+        config = replace(config, steps=max(2, round(config.steps * self.step_scale)), checkpoint_every=0)
         name = "grpo" if estimator == "coupled" else f"grpo-{estimator}"
         with self.step(f"stage 4 ({name})") as done:
             data, out = self.source / "data" / "rl", self.out / "runs" / name

@@ -9,7 +9,6 @@ A merged weight is W + alpha / rank * B A, in float32, stored in W's number form
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.model import checkpoint
@@ -116,8 +116,7 @@ def read(folder: Path, layout: Layout) -> tuple[dict[str, Tensor], Mapping[str, 
     for key, value in stored.items():
         module, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         state[f"{layout.to_ours(f'{module}.weight').removesuffix('.weight')}.lora_{part}"] = value
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    return state, config, Base(**json.loads((folder / _BASE).read_text(encoding="utf-8")))
+    return state, jsonl.document(folder / _CONFIG), Base(**jsonl.document(folder / _BASE))
 
 
 def stands_alone(folder: Path) -> bool:
@@ -176,8 +175,8 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 def base_of(folder: Path) -> Base:
     """What a checkpoint's adapter lies on. Raises UserError where that cannot be read."""
     try:
-        return Base(**json.loads((folder / FOLDER / _BASE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return Base(**jsonl.document(folder / FOLDER / _BASE))
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{str(folder)!r} holds an adapter but not what it lies on ({type(error).__name__} in {FOLDER}/{_BASE}); copy the checkpoint again"
         ) from None

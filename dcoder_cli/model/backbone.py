@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values
-from dcoder_cli.model.layouts import Layout, layout_of, network_class, shift_of, transformers_config
+from dcoder_cli.model.layouts import Layout, layout_of, network_of, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 from dcoder_cli.model.varlen import Varlen
 
@@ -336,7 +336,7 @@ def empty_network(config: dict[str, Any], layout: Layout, implementation: str, d
     theirs = transformers_config(config, layout)
     theirs._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
     with torch.device("meta"):
-        network = network_class(layout)(theirs)
+        network = network_of(theirs, layout)
     with device:  # the rotary angles are computed, not stored
         network.model.rotary_emb = type(network.model.rotary_emb)(theirs)
     for block in network.model.layers:

@@ -1,8 +1,9 @@
 """A chat becomes text and ids: the one place that renders a tokenizer's chat template.
 
 A template is a program that came with a checkpoint. It may be missing, know no system role, refuse an order of roles,
-need variables that nobody gives, or fail in any way a program can: here that is one line, and a `reason` by which rows
-are counted. A system message that a template refuses or leaves out is put before the first user's message.
+leave out or change what was asked, need variables that nobody gives, or fail in any way a program can: here that is one line,
+and a `reason` by which rows are counted. A system message that a template refuses or leaves out is put before the first
+user's message. Answers of earlier turns may be shortened, as templates do that delete reasoning.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def _named(tokenizer: Any) -> dict[str, str]:
     if isinstance(templates, Mapping):
         return dict(templates)
     if isinstance(templates, (list, tuple)):
-        return {str(entry["name"]): entry["template"] for entry in templates}
+        whole = [one for one in templates if isinstance(one, Mapping) and {"name", "template"} <= set(one)]
+        return {str(one["name"]): one["template"] for one in whole}
     return {}
 
 
@@ -169,11 +171,12 @@ def _prompt(tokenizer: Any, messages: Chat, name: str, what: str, goes_on: bool)
     except Refused:
         if folded is None:
             raise
-        return _apply(tokenizer, folded, name, what, **options), folded
-    if folded is not None and messages[0]["content"].strip() not in text:  # left out without a word
-        other = _apply(tokenizer, folded, name, what, **options)
-        if messages[0]["content"].strip() in other:
-            return other, folded
+        text = ""
+    if folded is not None and messages[0]["content"].strip() not in text:  # refused, or left out without a word
+        messages, text = folded, _apply(tokenizer, folded, name, what, **options)
+    for message in messages:
+        if message["role"] in ("system", "user") and message["content"].strip() not in text:
+            raise Refused(what, name, f"chat template leaves out or changes the {message['role']}'s text")
     return text, messages
 
 
@@ -193,4 +196,9 @@ def _apply(tokenizer: Any, messages: Chat, name: str, what: str, **options: bool
         reason = one_line(error)[:200] or type(error).__name__
         raise Refused(what, name, f"refused by the chat template: {reason}") from None
     assert isinstance(text, str)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Refused(what, name, "its text is not UTF-8 (half of a surrogate pair)") from None
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
 from dcoder_cli.base.runs import checkpoint_of
@@ -47,13 +47,12 @@ def find(name: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder. Raises UserError if it is broken."""
-    try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{folder / 'config.json'} must hold a JSON object")
-    return value
+    config = jsonl.document(folder / "config.json", "config")
+    if config.get("dcoder") is None:  # no section, and one that is empty
+        config.pop("dcoder", None)
+    elif not isinstance(config["dcoder"], dict):
+        raise UserError(f"{str(folder / 'config.json')!r} has 'dcoder', which is no section of names; mend it")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -61,10 +60,9 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+            files = [folder / name for name in sorted(set(jsonl.document(index)["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise UserError(f"{index} is broken; copy the checkpoint again") from None
-        files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
@@ -142,11 +140,9 @@ def read_answer_length(folder: Path) -> int | None:
     if not file.is_file():
         return None
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))["max_new_tokens"]
-    except KeyError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{str(file)!r} cannot be read: {one_line(error)}; mend it or remove it") from None
+        value = jsonl.document(file).get("max_new_tokens")
+    except UserError as error:
+        raise UserError(f"{error}; mend it or remove it") from None
     if value is not None and (type(value) is not int or value < 1):
         raise UserError(f"max_new_tokens = {value!r} in {str(file)!r} must be a number of tokens, at least 1; mend it")
     return None if value is None else int(value)

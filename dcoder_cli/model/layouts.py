@@ -9,11 +9,12 @@ name (docs/extending.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.model.public_code import DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
@@ -188,7 +189,7 @@ LAYOUTS: dict[str, Layout] = {
 def layout_of(config: Config, name: str) -> Layout:
     """The layout of a checkpoint by its `model_type`. Raises UserError for one we cannot read."""
     model_type = config.get("model_type")
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         raise UserError(f"model_type {model_type!r} of {name!r} is not supported; dcoder reads {', '.join(LAYOUTS)}")
     return LAYOUTS[model_type]
 
@@ -202,29 +203,50 @@ def shift_of(config: Config, layout: Layout) -> bool:
 
 
 def arguments_of(config: Config, layout: Layout) -> dict[str, Any]:
-    """A checkpoint's config as arguments of the transformers config. Raises UserError where a needed key is missing."""
-    try:
-        arguments = layout.to_config(config)
-        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for key in required:
-            if key not in arguments:
-                raise KeyError(key)
-    except KeyError as error:
-        raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
+    """A checkpoint's config as arguments of the transformers config. Raises UserError where a key is missing or no number."""
+    with _described(layout):
+        try:
+            arguments = layout.to_config(config)
+            for key in _SIZES:
+                if key not in arguments:
+                    raise KeyError(key)
+        except KeyError as error:
+            raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
+    for key in _SIZES:
+        if type(arguments[key]) is not int or arguments[key] < 1:
+            raise UserError(f"config.json has {key} = {arguments[key]!r}; it must be a whole number, at least 1")
     return arguments
 
 
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 def transformers_config(config: Config, layout: Layout) -> Any:
-    """The transformers config that computes a checkpoint. Raises UserError where a needed key is missing."""
+    """The transformers config that computes a checkpoint. Raises UserError for keys that are missing or make none."""
     import transformers
 
-    result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments_of(config, layout))
+    arguments = arguments_of(config, layout)
+    with _described(layout):
+        result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments)
     result.is_causal = not layout.diffusion
     return result
 
 
-def network_class(layout: Layout) -> Any:
-    """The causal-LM class of transformers that computes a layout."""
+def network_of(theirs: Any, layout: Layout) -> Any:
+    """The causal-LM of transformers that a transformers config describes. Raises UserError where it describes none."""
     import transformers
 
-    return getattr(transformers, BLOCKS[layout.blocks].network)
+    with _described(layout):
+        return getattr(transformers, BLOCKS[layout.blocks].network)(theirs)
+
+
+@contextmanager
+def _described(layout: Layout) -> Iterator[None]:
+    """What transformers makes of a value of another kind than it expects differs by release; here it is one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = one_line(error)[-200:]
+        raise UserError(f"config.json describes no network of the {layout.name} layout: {told}; mend it") from None

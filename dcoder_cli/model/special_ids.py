@@ -62,10 +62,10 @@ def resolve(
         UserError: a diffusion checkpoint has no mask token, an id lies outside the vocabulary, or a layout's key is missing.
     """
     findings: list[Finding] = []
-    config_eos = _ids(config.get("eos_token_id"))
-    mask = _prefer("mask", _first(config.get("mask_token_id")), _of(tokenizer, "mask"), "config", findings)
-    pad = _prefer("pad", _of(tokenizer, "pad"), _first(config.get("pad_token_id")), "tokenizer", findings)
-    bos = _prefer("bos", _first(config.get("bos_token_id")), _of(tokenizer, "bos"), "config", findings)
+    config_eos = _ids(config, "eos_token_id")
+    mask = _prefer("mask", _first(config, "mask_token_id"), _of(tokenizer, "mask"), "config", findings)
+    pad = _prefer("pad", _of(tokenizer, "pad"), _first(config, "pad_token_id"), "tokenizer", findings)
+    bos = _prefer("bos", _first(config, "bos_token_id"), _of(tokenizer, "bos"), "config", findings)
     eos = _prefer("eos", config_eos[0] if config_eos else None, _of(tokenizer, "eos"), "config", findings)
     end_of_turn = None
     try:
@@ -74,7 +74,7 @@ def resolve(
     except chat.Refused as refused:  # the model may still be used without chats
         findings.append(Finding("chat template", str(refused)))
     if end_of_turn is None:
-        end_of_turn = _first(_recorded(config).get("end_of_turn_token_id"))
+        end_of_turn = _first(_recorded(config), "end_of_turn_token_id")
 
     vocabulary = int(arguments_of(config, layout_of(config, name))["vocab_size"])
     if needs_mask and mask is None:
@@ -97,7 +97,7 @@ def resolve(
             Finding("vocabulary", f"the tokenizer has {len(tokenizer)} tokens but the model only {vocabulary} rows")
         )
 
-    candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config.get("pad_token_id")), end_of_turn]
+    candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config, "pad_token_id"), end_of_turn]
     stops = frozenset(value for value in candidates if value is not None and value != mask)
     return SpecialIds(mask, pad, bos, eos, end_of_turn, stops), findings
 
@@ -107,14 +107,17 @@ def _recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return recorded if isinstance(recorded, Mapping) else {}
 
 
-def _ids(value: Any) -> list[int]:
-    if value is None:
-        return []
-    return [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]
+def _ids(config: Mapping[str, Any], key: str) -> list[int]:
+    """The ids under a key of a config: none, one or several. Raises UserError for what is no id."""
+    value = config.get(key)
+    ids = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if any(type(one) is not int for one in ids):
+        raise UserError(f"config.json has {key} = {value!r}; it must be a token id, a whole number")
+    return ids
 
 
-def _first(value: Any) -> int | None:
-    ids = _ids(value)
+def _first(config: Mapping[str, Any], key: str) -> int | None:
+    ids = _ids(config, key)
     return ids[0] if ids else None
 
 

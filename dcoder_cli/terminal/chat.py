@@ -5,7 +5,6 @@ The model sees as many of the latest turns as fit its context beside `max_new_to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dcoder_cli.base import config
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base import config, jsonl
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.decoding import sampler, trajectory
 from dcoder_cli.decoding.exact import OnCommit
@@ -136,12 +135,8 @@ class Session:
         Raises:
             UserError: no such file, or no messages in it that alternate between user and assistant.
         """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"it is not JSON ({one_line(error)})"
-            raise UserError(f"conversation {str(path)!r} cannot be read: {why}") from None
-        messages = record.get("messages") if isinstance(record, dict) else None
+        record = jsonl.document(path, "conversation")
+        messages = record.get("messages")
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise UserError(f"{str(path)!r} has no list 'messages' of role and content; write one with /save")
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None

@@ -106,7 +106,10 @@ def _typed_line(goes_on: bool) -> str:
 
 
 def _piped_line(goes_on: bool) -> str:
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise UserError(f"what was said is not UTF-8 ({error.reason}); convert it") from None
     if not line:
         raise EOFError
     return line.rstrip("\r\n")

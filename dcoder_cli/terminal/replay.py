@@ -78,7 +78,7 @@ def _plan(trajectory: Trajectory, pieces: Pieces) -> StepPlan:
     ends, blocks = (trajectory.settings.get(name) for name in ("end_ids", "block_length"))
     return StepPlan(
         pieces=pieces,
-        stops=frozenset(ends if isinstance(ends, list) else ()),
+        stops=frozenset(one for one in (ends if isinstance(ends, list) else ()) if type(one) is int),
         new_tokens=len(trajectory.reveal_step),
         steps=max(trajectory.reveal_step) + 1,
         blocks=blocks if type(blocks) is int and blocks > 0 else 0,

@@ -46,8 +46,8 @@ class OptimizerConfig:
     fused: bool = True
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate = {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"optimizer.learning_rate = {self.learning_rate} must be above 0, and finite")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"optimizer.warmup_ratio = {self.warmup_ratio} must lie between 0 and 1")
         if self.warmup_steps < 0 or not 0 <= self.floor <= 1:

@@ -27,7 +27,7 @@ from dcoder_cli.training import lora, optimizers, saving, setup, sharded, tracki
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
-from dcoder_cli.training.totals import totals
+from dcoder_cli.training.totals import seen, totals
 from dcoder_cli.training.tracking import Tracking
 
 
@@ -316,7 +316,8 @@ class Context:
             clipped = sharded.clip_grad_norm(self.module, most)
         else:
             clipped = self.accelerator.clip_grad_norm_(self.module.parameters(), most)
-        norm, loss_sum, norm_sum, self._stops = self._look(loss, clipped)
+        own, everyone = self._look(loss, clipped)
+        loss_sum, norm_sum, self._stops = everyone["loss"], everyone["norm"], everyone["stops"]
         if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
             what, value = ("gradient norm", norm_sum) if math.isfinite(loss_sum) else ("loss", loss_sum)
             last = self.folder.last()
@@ -327,27 +328,18 @@ class Context:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(loss_sum, norm, rate)
+        return Update(loss_sum, own["norm"], rate)
 
-    def _look(self, loss: float | Tensor, norm: Any) -> list[float]:
-        """This process's gradient norm; then loss, norm and requests to stop, each summed over all processes.
-
-        One transfer, and one collective: it is the only place of a step where the host waits for the device. NaN and
-        infinity of one process reach all.
-        """
+    def _look(self, loss: float | Tensor, norm: Any) -> tuple[dict[str, float], dict[str, float]]:
+        """Loss, gradient norm and requests to stop, as this process has them and summed over all processes."""
         if hasattr(norm, "full_tensor"):  # of sharded gradients
             norm = norm.full_tensor()
-        number = torch.float32 if norm.device.type == "mps" else torch.float64  # mps has no float64
         value = torch.tensor(loss, dtype=torch.float64) if isinstance(loss, float) else loss
-        own = torch.stack(
-            [
-                value.to(norm.device, number),
-                norm.to(number),
-                torch.full_like(norm, float(self._stop.asked), dtype=number),
-            ]
+        return seen(
+            self.accelerator,
+            {"loss": value, "norm": norm, "stops": torch.full_like(norm, float(self._stop.asked))},
+            norm.device,
         )
-        everyone = self.accelerator.reduce(own.clone(), reduction="sum") if self.processes > 1 else own
-        return torch.cat([own[1:2], everyone]).tolist()
 
     def log(self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         """A step's line in metrics.jsonl, the same for the same run, and in timings.jsonl; and for the tracker."""

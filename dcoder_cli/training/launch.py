@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import presets
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.training import record as records
 from dcoder_cli.training.record import Preset
 from dcoder_cli.training.tracking import Tracking
@@ -175,8 +175,7 @@ def launch_section(options: LaunchOptions) -> dict[str, Any]:
     Empty where there is none.
     """
     name = options.preset
-    if options.resume and (options.out / "environment.json").is_file():
-        starts = json.loads((options.out / "environment.json").read_text(encoding="utf-8")).get("starts", [])
+    if options.resume and (starts := RunFolder(options.out).starts()):
         name = next((start["preset"] for start in starts if start.get("preset")), None)
     if name is None:
         return {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import kernels
-from dcoder_cli.model.backbone import Model, check_attention, load, outline, skeleton
+from dcoder_cli.model.backbone import Model, check_attention, choose_device, load, outline, skeleton
 from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -22,20 +24,28 @@ _PATIENCE = timedelta(hours=2)
 
 
 def make_accelerator(precision: str, device: str | None, track: str | None, run: Path) -> Any:
-    """The Accelerator of a run; `accelerate launch` and torchrun decide everything else about it."""
+    """The Accelerator of a run; `accelerate launch` and torchrun decide everything else about it.
+
+    Raises:
+        UserError: the device, the precision or the tracker is not to be had, or the launcher decides for another device.
+    """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    if device == "cpu" and torch.cuda.is_available():
-        import os
-
+    asked = None if device is None else choose_device(device)
+    on_cpu = asked is not None and asked.type == "cpu"
+    if on_cpu and torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    if asked is not None and asked.index is not None and not on_cpu:
+        if console.world_size() > 1:
+            raise UserError(f"--device {device} is one device, and each process has its own; give {asked.type}")
+        torch.cuda.set_device(asked)  # Accelerate takes the current one
     if track is not None:
         _check_tracker(track)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision="bf16" if precision == "bf16" else "no",
-            cpu=device == "cpu",
+            cpu=on_cpu,
             log_with=track,
             project_dir=str(run),
             step_scheduler_with_optimizer=False,
@@ -43,6 +53,11 @@ def make_accelerator(precision: str, device: str | None, track: str | None, run:
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"precision {precision!r} cannot run here: {error}") from None
+    if asked is not None and accelerator.device.type != asked.type:
+        raise UserError(
+            f"--device {device}, but Accelerate's configuration gives {accelerator.device.type}; change one of them"
+        )
+    return accelerator
 
 
 def _check_tracker(track: str) -> None:

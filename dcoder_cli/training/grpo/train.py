@@ -94,12 +94,12 @@ def train(
         _begin(learner)
         began, stopped, after = time.perf_counter(), None, None
 
-        if heldout and state["before"] is None:
-            before = _evaluate(learner, heldout, ready.heldout_ids)
-            state["before"] = before
-            context.log_heldout(0, before)
         step = context.start
         with context.running(total_steps, quiet) as bar:
+            if heldout and state["before"] is None:
+                before = _evaluate(learner, heldout, ready.heldout_ids)
+                state["before"] = before
+                context.log_heldout(0, before)
             while step < total_steps:
                 done = take_step(learner, step, total_steps)
                 step += 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.sizes import SIZES, config_of
@@ -107,10 +107,4 @@ def read_config(model: str) -> dict[str, Any]:
             f"model {model!r} is no size, no folder with a config.json and no config.json{nearest(model, list(SIZES))}; "
             "nothing is downloaded"
         )
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(file)!r} cannot be read as a config.json ({type(error).__name__})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{str(file)!r} must hold a JSON object")
-    return value
+    return jsonl.document(file, "config")
