@@ -145,7 +145,8 @@ def generate(
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import ranks, requests, spread, trajectory
-    from dcoder_cli.model.backbone import load, outline
+    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.outline import outline
     from dcoder_cli.training import launcher
 
     if not dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -177,11 +178,7 @@ def pretrain(
         overwrite=overwrite,
         quiet=json,
     )
-    if dry_run:
-        return plans.show(plan_pretrain(settings), json)
-    begin = time.monotonic()
-    manifest = tokenize_pretrain(settings)
-    _show(manifest, str(out), time.monotonic() - begin, json)
+    _run(plan_pretrain, tokenize_pretrain, settings, dry_run, json)
 
 
 @app.command()
@@ -247,11 +244,7 @@ def sft(
         overwrite=overwrite,
         quiet=json,
     )
-    if dry_run:
-        return plans.show(plan_sft(settings), json)
-    begin = time.monotonic()
-    manifest = tokenize_sft(settings)
-    _show(manifest, str(out), time.monotonic() - begin, json)
+    _run(plan_sft, tokenize_sft, settings, dry_run, json)
 
 
 @app.command()
@@ -325,11 +318,7 @@ def rl(
         overwrite=overwrite,
         quiet=json,
     )
-    if dry_run:
-        return plans.show(plan_rl(settings), json)
-    begin = time.monotonic()
-    manifest = tokenize_rl(settings)
-    _show(manifest, str(out), time.monotonic() - begin, json)
+    _run(plan_rl, tokenize_rl, settings, dry_run, json)
 
 
 def _check(context: typer.Context, sources: list[str]) -> None:
@@ -338,6 +327,13 @@ def _check(context: typer.Context, sources: list[str]) -> None:
 
     values = {**context.params, "kinds": {kind_of(source) for source in parse_sources(sources)}}
     options.refuse_unused(options.given(context), values, NEEDS[str(context.info_name)])
+
+
+def _run(plan: Callable[..., Any], tokenize: Callable[..., Any], settings: Any, dry_run: bool, json: bool) -> None:
+    if dry_run:
+        return plans.show(plan(settings), json)
+    begin = time.monotonic()
+    _show(tokenize(settings), settings.out, time.monotonic() - begin, json)
 
 
 def _names(text: str) -> tuple[str, ...]:

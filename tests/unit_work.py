@@ -12,7 +12,7 @@ from pathlib import Path
 def work(folder: str, unit: str, tell: Callable[[str], None]) -> None:
     """Train for a minute, or fail or be killed once another trains, or end."""
     from dcoder_cli.base.errors import UserError
-    from dcoder_cli.training.context import stoppable
+    from dcoder_cli.training.stopping import stoppable
 
     training = Path(folder) / "trains"
     if unit == "trains":

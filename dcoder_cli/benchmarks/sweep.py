@@ -25,7 +25,8 @@ from dcoder_cli.benchmarks.protocols import Protocol
 from dcoder_cli.decoding import ranks, unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.model.backbone import Model, load, outline
+from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.outline import outline
 from dcoder_cli.training.memory.foresee import Decodings, add_decoding
 
 

@@ -312,24 +312,6 @@ def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") ->
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)
 
 
-def outline(
-    path: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None, attention: str = "sdpa"
-) -> Model:
-    """What `load` would load, on the meta device: that the weights are there is told by their files' headers alone.
-
-    Raises:
-        UserError: as `load`, but for damage within the weights.
-    """
-    place = choose_device(device)
-    check_attention(attention, place)
-    model = skeleton(path, torch.device("cpu"))
-    choose_dtype(dtype, model.config, place)
-    folder = checkpoint.find(model.name)
-    check_weights(model.network, checkpoint.weight_shapes(adapters.below(folder), model.layout), model.name)
-    model.weights_id = identity.weights_id(folder)
-    return model
-
-
 def empty_network(config: dict[str, Any], layout: Layout, implementation: str, device: torch.device) -> Any:
     """The transformers module of a config with weights on the meta device. Raises UserError for a missing attention."""
     check_attention(implementation, device)

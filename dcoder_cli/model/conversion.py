@@ -12,7 +12,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import human_bytes, require_space
 from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.model.backbone import Model, choose_dtype, empty_network, load, outline
+from dcoder_cli.model.backbone import Model, choose_dtype, empty_network, load
 from dcoder_cli.model.convert import (
     ar_config_with_tokenizer,
     diffusion_config,
@@ -22,6 +22,7 @@ from dcoder_cli.model.convert import (
 )
 from dcoder_cli.model.inspection import inspect
 from dcoder_cli.model.layouts import layout_of
+from dcoder_cli.model.outline import outline
 from dcoder_cli.model.sizes import SIZES, config_of
 from dcoder_cli.model.tokenizer import train_tokenizer
 

@@ -6,8 +6,6 @@ It holds no loop and calls none: `denoise.train` and `grpo.train.train` read fro
 from __future__ import annotations
 
 import math
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,45 +21,13 @@ from dcoder_cli.base.files import require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint, kernels
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import lora, optimizers, saving, setup, sharded, tracking
+from dcoder_cli.training import optimizers, saving, setup, sharded, tracking
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.stopping import Stop, stoppable
 from dcoder_cli.training.totals import seen, totals
 from dcoder_cli.training.tracking import Tracking
-
-
-class Stop:
-    """Set by Ctrl-C or a polite kill: the loop ends after its step, with a checkpoint."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-
-_SAME = 1.0  # seconds (ours)
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second one stops at once.
-
-    Within a moment of the first it is the same one: a launcher passes on what the terminal has sent to all.
-    """
-    stop, asked_at = Stop(), 0.0
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked_at
-        if not stop.asked:
-            stop.asked, asked_at = True, time.monotonic()
-        elif time.monotonic() - asked_at > _SAME:
-            raise KeyboardInterrupt
-
-    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 @dataclass(frozen=True)
@@ -175,7 +141,7 @@ class Context:
     def checkpoint_bytes(self, copies: int = 0) -> int:
         """What one checkpoint will take on disk; `copies`: references in it."""
         if self.dry is not None and self.config.lora is not None:  # no adapter has been put into the model
-            return lora.planned_bytes(self.model, self.config.lora, self.config.precision)
+            return saving.planned_bytes(self.model, self.config.lora, self.config.precision)
         return saving.checkpoint_bytes(self.model, copies)
 
     def check_space(self, copies: int = 0) -> None:

@@ -141,13 +141,6 @@ def planned_numbers(model: Model, config: LoraConfig) -> int:
     return sum(config.rank * (layer.in_features + layer.out_features) for layer in _adaptable(model, config))
 
 
-def planned_bytes(model: Model, config: LoraConfig, precision: str) -> int:
-    """What a checkpoint of it would take on disk: the adapter, its moments, and the merged weights where they are wanted."""
-    number = 4 if config.base(precision) == "float32" else 2
-    merged = number * sum(parameter.numel() for parameter in model.parameters()) if config.save_merged else 0
-    return merged + 12 * planned_numbers(model, config)
-
-
 def _peft_config(adapter: Adapter, target_modules: list[str]) -> Any:
     from peft import LoraConfig as PeftConfig
 

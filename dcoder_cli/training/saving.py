@@ -16,6 +16,7 @@ from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import lora, optimizers, sharded
+from dcoder_cli.training.config import LoraConfig
 from dcoder_cli.training.gathered import load_whole_state, whole, whole_state
 
 OPTIMIZER_PARTS = "optimizer"  # the folder of torch.distributed.checkpoint, of a sharded run
@@ -30,6 +31,13 @@ def checkpoint_bytes(model: Model, copies: int = 0) -> int:
     if model.adapter is None:
         return (copies + 1) * 4 * sum(parameter.numel() for parameter in model.parameters()) + 8 * trained
     return (lora.merged_bytes(model) if model.adapter.save_merged else 0) + 12 * trained
+
+
+def planned_bytes(model: Model, config: LoraConfig, precision: str) -> int:
+    """As `checkpoint_bytes`, of a model that has not got its adapter yet."""
+    number = 4 if config.base(precision) == "float32" else 2
+    merged = number * sum(parameter.numel() for parameter in model.parameters()) if config.save_merged else 0
+    return merged + 12 * lora.planned_numbers(model, config)
 
 
 def save_checkpoint(

@@ -1,0 +1,28 @@
+"""A checkpoint as far as it is known without reading a weight: what `--dry-run` looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dcoder_cli.model import adapters, checkpoint, identity
+from dcoder_cli.model.backbone import Model, check_attention, check_weights, choose_device, choose_dtype, skeleton
+
+
+def outline(
+    path: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None, attention: str = "sdpa"
+) -> Model:
+    """What `load` would load, on the meta device: that the weights are there is told by their files' headers alone.
+
+    Raises:
+        UserError: as `load`, but for damage within the weights.
+    """
+    place = choose_device(device)
+    check_attention(attention, place)
+    model = skeleton(path, torch.device("cpu"))
+    choose_dtype(dtype, model.config, place)
+    folder = checkpoint.find(model.name)
+    check_weights(model.network, checkpoint.weight_shapes(adapters.below(folder), model.layout), model.name)
+    model.weights_id = identity.weights_id(folder)
+    return model
