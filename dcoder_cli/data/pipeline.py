@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,12 +33,15 @@ from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
+from dcoder_cli.model.encoding import EnginesDiffer, choose
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TRAINING_BYTES = 100 * 2**20  # text a tokenizer is trained on (ours): more changes few merges
+# Text on which two engines are compared before they are used (ours): 0.1 s.
+_SAMPLED_UNITS, _SAMPLED_CHARACTERS = 32, 2**14
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,18 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             system=settings.system if isinstance(settings, SftSettings) else None,
         )
         special = _special_tokens(settings, tokenizer)
-        run_units(job, mine, settings.workers, settings.quiet)
+        engine = "tokenizers"
+        if kind == "pretrain":
+            text_size = sys.maxsize if any(source.is_hub for source in sources) else size
+            pairs, engine = choose(job.tokenizer_json, job.vocab_size, text_size, _sample(mine, mapping))
+            job = replace(job, pairs=pairs)
+        try:
+            run_units(job, mine, settings.workers, settings.quiet)
+        except EnginesDiffer as difference:
+            note(f"{difference}: starting afresh with tokenizers alone")
+            engine = f"tokenizers ({difference})"
+            workspace.forget_units()
+            run_units(replace(job, pairs=None), mine, settings.workers, settings.quiet)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
@@ -160,6 +175,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             **describe(kind, settings, tokenizer, settings.tokenizer),
             "sequence_length": settings.seq_len,
             "special_tokens": special,
+            "engine": engine,
             "splits": splits,
             "sources": [{**one, "taught_tokens": of} for one, of in zip(chosen.sources, taught, strict=True)],
             "dropped": chosen.dropped,
@@ -250,6 +266,18 @@ def _texts(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
                             record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
                         )
                         yield text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sample(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
+    """Texts from all over the data; of the hub from its first part alone, since each is a connection."""
+    local = [unit for unit in units if unit.pieces[0].form != "hub"] or units[:1]
+    for unit in local[:: max(1, len(local) // _SAMPLED_UNITS)]:
+        left = _SAMPLED_CHARACTERS
+        for text in _texts([unit], mapping):
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
 
 
 def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

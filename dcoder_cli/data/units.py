@@ -25,6 +25,8 @@ from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
+from dcoder_cli.model.byte_pairs import BytePairs
+from dcoder_cli.model.encoding import TextEncoder
 
 _BATCH_CHARACTERS = 2**20
 
@@ -43,6 +45,7 @@ class TokenizeJob:
     contamination: Contamination | None
     sequence_length: int
     system: str | None = None
+    pairs: BytePairs | None = None  # pretrain: what tiktoken works by, where it gives the tokenizer's ids
 
 
 def unit_path(folder: str | Path, index: int) -> Path:
@@ -67,22 +70,24 @@ class UnitWorker:
     """Processes units of one job."""
 
     def __init__(self, job: TokenizeJob) -> None:
-        from tokenizers import Tokenizer
-
         self.job = job
+        self._dtype = token_dtype(job.vocab_size)
         self._signatures = Signatures() if job.filters.near_duplicates else None
         self._chat: ChatEncoder | None = None
         if job.kind == "sft":
             from dcoder_cli.model.tokenizer import load_tokenizer
 
             self._chat = ChatEncoder(load_tokenizer(job.tokenizer_path), job.system)
-        self._tokenizer = Tokenizer.from_str(job.tokenizer_json)
-        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the end of it
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        else:
+            self._texts = TextEncoder(job.tokenizer_json, job.pairs, self._dtype)
 
     def process(self, index: int, unit: Unit) -> int:
-        """Do one unit and write its file; returns the bytes of text read. Raises UserError for damaged sources."""
+        """Do one unit and write its file; returns the bytes of text read.
+
+        Raises:
+            UserError: a damaged source.
+            EnginesDiffer: see `TextEncoder.encode`.
+        """
         result = _Result()
         waiting: list[tuple[str, str, Rendered | None]] = []
         characters = 0
@@ -150,7 +155,7 @@ class UnitWorker:
             if self.job.kind == "sft" and len(tokens) > self.job.sequence_length:
                 result.dropped.add("longer than the row", name, f"{len(tokens)} tokens", _size(text))
                 continue
-            result.tokens.append(np.array(tokens, token_dtype(self.job.vocab_size)))
+            result.tokens.append(tokens)
             result.prompt_lengths.append(prompt)
             result.contents.append(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())
             result.sizes.append(_size(text))
@@ -158,17 +163,18 @@ class UnitWorker:
             if signature is not None:
                 result.signatures.append(signature)
 
-    def _encode(self, kept: list[tuple[str, str, Rendered | None, Any]]) -> list[tuple[list[int], int]]:
+    def _encode(self, kept: list[tuple[str, str, Rendered | None, Any]]) -> list[tuple[Any, int]]:
         """(token ids, how many of them are the prompt) of each text."""
         if self._chat is not None:
             samples = [rendered for _, _, rendered, _ in kept if rendered is not None]
-            return [(prompt + answer, len(prompt)) for prompt, answer in self._chat.encode(samples)]
-        encoded = self._tokenizer.encode_batch_fast([text for _, text, _, _ in kept], add_special_tokens=False)
-        return [(entry.ids, 0) for entry in encoded]
+            return [
+                (np.array(prompt + answer, self._dtype), len(prompt)) for prompt, answer in self._chat.encode(samples)
+            ]
+        return [(ids, 0) for ids in self._texts.encode([text for _, text, _, _ in kept])]
 
     def _write(self, path: Path, result: _Result) -> None:
         count = len(result.tokens)
-        empty = np.empty(0, token_dtype(self.job.vocab_size))
+        empty = np.empty(0, self._dtype)
         arrays = {
             "tokens": np.concatenate([empty, *result.tokens]),
             "lengths": np.array([len(tokens) for tokens in result.tokens], np.int64),
