@@ -28,12 +28,12 @@ from dcoder_cli.data.formats import ChatEncoder, messages_of
 from dcoder_cli.data.parallel import run_units
 from dcoder_cli.data.records import TextMapping, first_record, read_records
 from dcoder_cli.data.selection import select
-from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
+from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name, token_dtype
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
-from dcoder_cli.model.encoding import EnginesDiffer, choose
+from dcoder_cli.model.encoding import EnginesDiffer, TextEncoder, choose
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -139,31 +139,32 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             assert isinstance(settings, PretrainSettings)
             tokenizer = _trained(workspace, settings, units, mapping)
             _check_length(settings.seq_len, tokenizer)
+        texts, engine = None, "tokenizers"
+        if kind == "pretrain":
+            told = sys.maxsize if any(source.is_hub for source in sources) else size
+            backend, dtype = tokenizer.backend_tokenizer.to_str(), token_dtype(len(tokenizer))
+            texts, engine = choose(backend, len(tokenizer), dtype, told, _sample(mine, mapping))
         job = TokenizeJob(
             kind="sft" if kind == "sft" else "pretrain",
             folder=str(workspace.units),
             filters=settings.filters,
             mapping=mapping,
-            tokenizer_json=tokenizer.backend_tokenizer.to_str(),
             tokenizer_path=settings.tokenizer or str(workspace.tokenizer),
+            texts=texts,
             vocab_size=len(tokenizer),
             contamination=contamination,
             sequence_length=settings.seq_len,
             system=settings.system if isinstance(settings, SftSettings) else None,
         )
         special = _special_tokens(settings, tokenizer)
-        engine = "tokenizers"
-        if kind == "pretrain":
-            text_size = sys.maxsize if any(source.is_hub for source in sources) else size
-            pairs, engine = choose(job.tokenizer_json, job.vocab_size, text_size, _sample(mine, mapping))
-            job = replace(job, pairs=pairs)
         try:
             run_units(job, mine, settings.workers, settings.quiet)
         except EnginesDiffer as difference:
             note(f"{difference}: starting afresh with tokenizers alone")
             engine = f"tokenizers ({difference})"
             workspace.forget_units()
-            run_units(replace(job, pairs=None), mine, settings.workers, settings.quiet)
+            job = replace(job, texts=TextEncoder(backend, None, dtype))
+            run_units(job, mine, settings.workers, settings.quiet)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)

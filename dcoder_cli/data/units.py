@@ -25,7 +25,6 @@ from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
-from dcoder_cli.model.byte_pairs import BytePairs
 from dcoder_cli.model.encoding import TextEncoder
 
 _BATCH_CHARACTERS = 2**20
@@ -33,19 +32,23 @@ _BATCH_CHARACTERS = 2**20
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What every worker needs to know. Travels to other processes, so it holds plain values only."""
+    """What every worker needs to know. Travels to other processes.
+
+    Attributes:
+        texts: pretrain: encodes the documents.
+        tokenizer_path: sft: where the tokenizer with its chat template lies.
+    """
 
     kind: Literal["pretrain", "sft"]
     folder: str
     filters: FilterSettings
     mapping: TextMapping
-    tokenizer_json: str
     tokenizer_path: str
+    texts: TextEncoder | None
     vocab_size: int
     contamination: Contamination | None
     sequence_length: int
     system: str | None = None
-    pairs: BytePairs | None = None  # pretrain: what tiktoken works by, where it gives the tokenizer's ids
 
 
 def unit_path(folder: str | Path, index: int) -> Path:
@@ -78,8 +81,6 @@ class UnitWorker:
             from dcoder_cli.model.tokenizer import load_tokenizer
 
             self._chat = ChatEncoder(load_tokenizer(job.tokenizer_path), job.system)
-        else:
-            self._texts = TextEncoder(job.tokenizer_json, job.pairs, self._dtype)
 
     def process(self, index: int, unit: Unit) -> int:
         """Do one unit and write its file; returns the bytes of text read.
@@ -170,7 +171,8 @@ class UnitWorker:
             return [
                 (np.array(prompt + answer, self._dtype), len(prompt)) for prompt, answer in self._chat.encode(samples)
             ]
-        return [(ids, 0) for ids in self._texts.encode([text for _, text, _, _ in kept])]
+        assert self.job.texts is not None
+        return [(ids, 0) for ids in self.job.texts.encode([text for _, text, _, _ in kept])]
 
     def _write(self, path: Path, result: _Result) -> None:
         count = len(result.tokens)

@@ -23,16 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 # The two ways of cutting in use. Both name nothing but letters, numbers, white space and ASCII, so whether two engines
-# cut alike is a question of single characters (`model.encoding.Characters`).
+# cut alike is a question of single characters (`characters`). The group around all that looks at nothing behind it makes
+# tiktoken a third faster and changes no match.
+_BLANKS = r"|\s+(?!\S)|\s+"
 _CL100K = re.compile(  # Llama 3 with {1,3}, Qwen2 and all after it with one number at a time, ours with {1,1} to {1,3}
-    re.escape(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}")
-    + r"(\{1,[1-9]\}|\+)?"
-    + re.escape(r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    "("
+    + re.escape(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}")
+    + r"(?:\{1,[1-9]\}|\+)?"
+    + re.escape(r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+")
+    + ")"
+    + re.escape(_BLANKS)
 )
 # What ByteLevel does by itself (GPT-2).
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_GPT2 = rf"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+){_BLANKS}"
 # The same behind Digits (SmolLM, StarCoder 2): numbers stand alone, and white space before one ends a piece.
-_GPT2_BEHIND_DIGITS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_GPT2_BEHIND_DIGITS = r"(?:'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+)|\s+(?![^\s\p{N}])|\s+"
 
 _MODEL_KEYS = {
     *("type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk"),
@@ -53,7 +58,7 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True)
 class BytePairs:
-    """Travels to worker processes.
+    """What tiktoken works by.
 
     Attributes:
         cut: regular expression whose matches are the pieces that merges stay in.
@@ -138,9 +143,9 @@ def _cut(part: Mapping[str, Any] | None) -> str:
         return _GPT2_BEHIND_DIGITS.replace("NUMBER", r"\p{N}" if first["individual_digits"] else r"\p{N}+")
     if kinds[0] == "Split" and not cuts_itself:
         _only(first, {"type", "pattern", "behavior", "invert"}, "Split")
-        pattern = first["pattern"].get("Regex", "")
-        if first["behavior"] == "Isolated" and not first["invert"] and _CL100K.fullmatch(pattern):
-            return str(pattern)
+        known = _CL100K.fullmatch(first["pattern"].get("Regex", ""))
+        if known is not None and first["behavior"] == "Isolated" and not first["invert"]:
+            return f"(?:{known[1]}){_BLANKS}"
         raise NotUnderstood("the pre-tokenizer's pattern")
     raise NotUnderstood(f"pre-tokenizer {' + '.join(map(str, kinds))}")
 
@@ -159,17 +164,19 @@ def _ranked(model: Mapping[str, Any]) -> tuple[tuple[bytes, ...], npt.NDArray[np
     # Where every byte of a text is in the vocabulary, unk_token, fuse_unk and byte_fallback have nothing to act on; a
     # text with another byte is no task for tiktoken (`BytePairs.literals`).
     alphabet = {character: byte for character, byte in byte_alphabet().items() if character in vocab}
-    merges = [_pair(pair) for pair in model["merges"]]
+    merges = [_pair(merge) for merge in model["merges"]]
     # Tokens with another character, such as added ones with a space, are no bytes: nothing becomes them.
-    longer = [token for token in vocab if len(token) > 1 and alphabet.keys() >= set(token)]
-    alone = _alone(vocab, merges, longer)
-    made = {token for token, ids in zip(longer, alone, strict=True) if ids == [vocab[token]]}
+    of_bytes = re.compile(f"[{re.escape(''.join(alphabet))}]+")
+    longer = [token for token in vocab if len(token) > 1 and of_bytes.fullmatch(token)]
+    parts = _parts(vocab, merges, longer)
+    made = {token for token, count in zip(longer, parts, strict=True) if count == 1}
     tokens = [*alphabet, *_order(merges, made)]
     if model.get("ignore_merges"):  # a piece that is in the vocabulary is its token, made by merges or not
-        if any(len(ids) == 2 for ids in alone):
+        if 2 in parts:
             raise NotUnderstood("a token that is taken whole, though its two parts are not merged")
         tokens += [token for token in longer if token not in made]
-    as_bytes = tuple(bytes(map(alphabet.__getitem__, token)) for token in tokens)
+    bytes_of = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
+    as_bytes = tuple(token.translate(bytes_of).encode("latin-1") for token in tokens)
     return as_bytes, np.array([vocab[token] for token in tokens], np.uint32)
 
 
@@ -179,26 +186,28 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     return left, right
 
 
-def _alone(vocab: dict[str, int], merges: list[tuple[str, str]], tokens: Sequence[str]) -> list[list[int]]:
-    """What `tokenizers` merges each token's own bytes into."""
-    from tokenizers import Tokenizer, models
+def _parts(vocab: dict[str, int], merges: list[tuple[str, str]], tokens: Sequence[str]) -> list[int]:
+    """Into how many parts `tokenizers` merges each token's own bytes."""
+    from tokenizers import models
 
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    return [entry.ids for entry in backend.encode_batch_fast(tokens, add_special_tokens=False)]
+    tokenize = models.BPE(vocab=vocab, merges=merges).tokenize
+    return [len(tokenize(token)) for token in tokens]
 
 
 def _order(merges: Sequence[tuple[str, str]], made: set[str]) -> list[str]:
     """The tokens `made`, in the order of the merges that make them."""
     order: list[str] = []
     seen: set[str] = set()
+    last = ""
     for left, right in merges:
         token = left + right
-        if token not in made or (order and token == order[-1]):
+        if token == last or token not in made:
             continue
         if token in seen:  # which of its merges is the one that happens decides its rank
             raise NotUnderstood("merges of one token that stand apart")
         seen.add(token)
         order.append(token)
+        last = token
     return order
 
 
