@@ -12,7 +12,7 @@ import pytest
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.decontaminate import load_contamination
-from dcoder_cli.data.duplicates import Duplicates, Signatures
+from dcoder_cli.data.duplicates import Duplicates, signatures
 from dcoder_cli.data.filters import FilterSettings, alphanumeric_share, judge_document, licence_header, parses
 from dcoder_cli.data.ngrams import ngram_hashes, word_codes
 
@@ -104,13 +104,12 @@ def _text(seed: int, words: int = 400) -> list[str]:
 
 
 def test_near_duplicates_are_found_by_their_true_similarity() -> None:
-    signatures = Signatures()
     duplicates = Duplicates(exact=True, threshold=0.7)
 
     def check(name: str, words: list[str]) -> tuple[str, str] | None:
         text = " ".join(words)
         content = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        return duplicates.check(name, content, signatures.of(word_codes(text)))
+        return duplicates.check(name, content, signatures([word_codes(text)])[0])
 
     base = _text(1)
     assert check("base", base) is None

@@ -14,16 +14,17 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 
 _WORD = re.compile(r"[^\W_]+")
+_ASCII_WORDS = bytes(byte if chr(byte).isalnum() else ord(" ") for byte in range(128)).ljust(256)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost
 
 
-class _Codes(dict[str, int]):
+class _Codes(dict[bytes, int]):
     """crc32 of words, remembered: the same on every machine, unlike Python's hash()."""
 
-    def __missing__(self, word: str) -> int:
+    def __missing__(self, word: bytes) -> int:
         if len(self) > 1_000_000:
             self.clear()
-        code = crc32(word.encode("utf-8", "surrogatepass"))
+        code = crc32(word)
         self[word] = code
         return code
 
@@ -31,14 +32,21 @@ class _Codes(dict[str, int]):
 _codes = _Codes()
 
 
+def _words(text: str) -> list[bytes]:
+    lowered = text.lower()
+    if lowered.isascii():  # four times as fast as the regular expression
+        return lowered.encode().translate(_ASCII_WORDS).split()
+    return [word.encode("utf-8", "surrogatepass") for word in _WORD.findall(lowered)]
+
+
 def words(text: str) -> list[str]:
     """The words of `text`, in order."""
-    return _WORD.findall(text.lower())
+    return [word.decode("utf-8", "surrogatepass") for word in _words(text)]
 
 
 def word_codes(text: str) -> Hashes:
     """The words of `text`, each as a number."""
-    found = words(text)
+    found = _words(text)
     return np.fromiter(map(_codes.__getitem__, found), np.uint64, len(found))
 
 

@@ -7,12 +7,11 @@ its tokens stay in that worker's memory until it ends: many files of some 100 MB
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,26 +21,22 @@ from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space
 from dcoder_cli.data.decontaminate import load_contamination
-from dcoder_cli.data.dropped import BadRow
+from dcoder_cli.data.engine import choose_encoder, run_proven
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, messages_of
-from dcoder_cli.data.parallel import run_units
-from dcoder_cli.data.records import TextMapping, first_record, read_records
+from dcoder_cli.data.records import TextMapping, first_record, texts_of
 from dcoder_cli.data.selection import select
-from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name, token_dtype
+from dcoder_cli.data.shards import LONGEST_ROW, parse_part, part_name
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
-from dcoder_cli.model.encoding import EnginesDiffer, TextEncoder, choose
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TRAINING_BYTES = 100 * 2**20  # text a tokenizer is trained on (ours): more changes few merges
-# Text on which two engines are compared before they are used (ours): 0.1 s.
-_SAMPLED_UNITS, _SAMPLED_CHARACTERS = 32, 2**14
 
 
 @dataclass(frozen=True)
@@ -139,11 +134,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             assert isinstance(settings, PretrainSettings)
             tokenizer = _trained(workspace, settings, units, mapping)
             _check_length(settings.seq_len, tokenizer)
-        texts, engine = None, "tokenizers"
-        if kind == "pretrain":
-            told = sys.maxsize if any(source.is_hub for source in sources) else size
-            backend, dtype = tokenizer.backend_tokenizer.to_str(), token_dtype(len(tokenizer))
-            texts, engine = choose(backend, len(tokenizer), dtype, told, _sample(mine, mapping))
+        texts, engine = choose_encoder(tokenizer, mine, mapping) if kind == "pretrain" else (None, "tokenizers")
         job = TokenizeJob(
             kind="sft" if kind == "sft" else "pretrain",
             folder=str(workspace.units),
@@ -157,14 +148,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             system=settings.system if isinstance(settings, SftSettings) else None,
         )
         special = _special_tokens(settings, tokenizer)
-        try:
-            run_units(job, mine, settings.workers, settings.quiet)
-        except EnginesDiffer as difference:
-            note(f"{difference}: starting afresh with tokenizers alone")
-            engine = f"tokenizers ({difference})"
-            workspace.forget_units()
-            job = replace(job, texts=TextEncoder(backend, None, dtype))
-            run_units(job, mine, settings.workers, settings.quiet)
+        engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
@@ -222,8 +206,8 @@ def _plan(kind: str, settings: Settings, units: Sequence[Unit], tokenizer: Any) 
     stamps = hashlib.sha256()
     for unit in units:
         for piece in unit.pieces:
-            path = Path(piece.path)
-            stamp = (path.stat().st_size, path.stat().st_mtime_ns) if piece.form != "hub" else (0, 0)
+            status = os.stat(piece.path) if piece.form != "hub" else None
+            stamp = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
             stamps.update(repr((unit.source, piece, stamp)).encode())
     chosen = replace(settings, out="", workers=0, quiet=False, overwrite=False)
     full = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() if tokenizer is not None else ""
@@ -248,7 +232,7 @@ def _trained(
         begin = time.monotonic()
         assert settings.train_tokenizer is not None
         trained = train_tokenizer(
-            _texts(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
+            texts_of(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
         )
         with atomic_folder(workspace.tokenizer) as folder:
             trained.save_pretrained(folder)
@@ -257,35 +241,12 @@ def _trained(
     return load_tokenizer(workspace.tokenizer)
 
 
-def _texts(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
-    for unit in units:
-        for piece in unit.pieces:
-            for record in read_records(piece):
-                if record.problem is None:
-                    with contextlib.suppress(BadRow):  # dropped and counted where it is tokenized
-                        text = (
-                            record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
-                        )
-                        yield text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _sample(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
-    """Texts from all over the data; of the hub from its first part alone, since each is a connection."""
-    local = [unit for unit in units if unit.pieces[0].form != "hub"] or units[:1]
-    for unit in local[:: max(1, len(local) // _SAMPLED_UNITS)]:
-        left = _SAMPLED_CHARACTERS
-        for text in _texts([unit], mapping):
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                break
-
-
 def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The ids the rows use, each with its token. Raises UserError for one the tokenizer does not have."""
+    vocabulary = tokenizer.get_vocab()
 
     def entry(token: str, option: str) -> dict[str, Any]:
-        index = tokenizer.get_vocab().get(token)
+        index = vocabulary.get(token)
         if index is None:
             raise UserError(f"{option} {token!r} is not in the tokenizer's vocabulary")
         return {"id": index, "token": token}
@@ -300,7 +261,7 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
         special["end_of_turn"] = {"id": end.id, "token": end.token}
         if settings.pad_token is not None:
             pad = settings.pad_token
-        elif (pad is None or pad == tokenizer.eos_token) and "<|dlm_pad|>" in tokenizer.get_vocab():
+        elif (pad is None or pad == tokenizer.eos_token) and "<|dlm_pad|>" in vocabulary:
             pad = "<|dlm_pad|>"  # DiffuCoder's own pad, trained to end and fill the answer
         if pad is None:
             raise UserError("the tokenizer has no pad token; name one with --pad-token")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -12,7 +13,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.data.dropped import BadRow
-from dcoder_cli.data.sources import COMPRESSIONS, Piece, open_hub
+from dcoder_cli.data.sources import COMPRESSIONS, Piece, Unit, open_hub
 
 
 class Record(NamedTuple):
@@ -195,3 +196,16 @@ def _known(row: dict[str, Any]) -> str:
 def first_record(pieces: tuple[Piece, ...]) -> Record | None:
     """The first usable record of some pieces, to check a mapping before the long part."""
     return next((record for piece in pieces for record in read_records(piece) if record.problem is None), None)
+
+
+def texts_of(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
+    """The texts of all usable records, in order, as UTF-8 can hold them."""
+    for unit in units:
+        for piece in unit.pieces:
+            for record in read_records(piece):
+                if record.problem is None:
+                    with contextlib.suppress(BadRow):  # dropped and counted where it is tokenized
+                        text = (
+                            record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
+                        )
+                        yield text.encode("utf-8", "replace").decode("utf-8")

@@ -70,6 +70,11 @@ class TextEncoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return TextEncoder, self._made_of
 
+    def without_tiktoken(self) -> TextEncoder:
+        """One that leaves all to `tokenizers`."""
+        tokenizer_json, _, dtype = self._made_of
+        return TextEncoder(tokenizer_json, None, dtype)
+
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text.
 
