@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ class TextEncoder:
             from tiktoken import Encoding
 
             self._characters = Characters(pairs, self.tokenizer.pre_tokenizer)
+            self._literals = re.compile("|".join(map(re.escape, pairs.literals)) or "(?!)")
             self._ids = pairs.ids.astype(dtype)
             ranks = {token: rank for rank, token in enumerate(pairs.tokens)}
             # `encode_to_numpy` looks for special tokens and needs one to look for. It never matches: none is allowed.
@@ -91,9 +93,7 @@ class TextEncoder:
 
     def by_tiktoken(self, text: str) -> Ids | None:
         """The ids of a text, or None where it is not one for tiktoken."""
-        if self._pairs is None or any(literal in text for literal in self._pairs.literals):
-            return None
-        if not self._characters.are_same(text):
+        if self._pairs is None or self._literals.search(text) or not self._characters.are_same(text):
             return None
         try:
             ranks = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
