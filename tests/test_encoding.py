@@ -263,6 +263,8 @@ def changed(kind: str, change: Callable[[dict[str, Any]], object]) -> str:
         ("gpt2", lambda w: w.update(post_processor={"type": "New"}), "post-processor New"),
         ("gpt2", lambda w: w["added_tokens"][0].update(new=1), "'new' in an added token"),
         ("gpt2", lambda w: w.update(new=1), "'new' in the file"),
+        ("gpt2", lambda w: w["model"]["merges"].append(["a", "b", "c"]), "another form"),
+        ("smollm", lambda w: w["pre_tokenizer"]["pretokenizers"][0].pop("individual_digits"), "another form"),
     ],
 )
 def test_what_is_not_understood_is_left_to_tokenizers(kind: str, change: Any, why: str) -> None:

@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,11 @@ class BytePairs:
     normalizes: bool
     literals: tuple[str, ...]
 
+    @property
+    def single_bytes(self) -> frozenset[int]:
+        """The bytes that the vocabulary has."""
+        return _single_bytes(self.tokens)
+
 
 def byte_alphabet() -> dict[str, int]:
     """The characters that stand for bytes in a byte-level vocabulary (GPT-2): printable ones for themselves, then U+0100 on."""
@@ -89,7 +95,13 @@ def understand(tokenizer_json: str) -> BytePairs:
     Raises:
         NotUnderstood: it is of another kind, or has a part that is not known here.
     """
-    whole = json.loads(tokenizer_json)
+    try:
+        return _understood(json.loads(tokenizer_json))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise NotUnderstood("a file of another form") from None
+
+
+def _understood(whole: dict[str, Any]) -> BytePairs:
     _only(whole, _KEYS, "the file")
     normalizes = _normalizes(whole.get("normalizer"))
     cut = _cut(whole.get("pre_tokenizer"))
@@ -97,7 +109,8 @@ def understand(tokenizer_json: str) -> BytePairs:
         if processor.get("type") not in _POST_PROCESSORS:
             raise NotUnderstood(f"post-processor {processor.get('type')}")
     tokens, ids = _ranked(whole["model"])
-    literals = {*_literals(whole.get("added_tokens") or [], normalizes), *_lacking(tokens)}
+    lacking = {chr(byte) for byte in set(range(128)) - _single_bytes(tokens)}
+    literals = _literals(whole.get("added_tokens") or [], normalizes) | lacking
     return BytePairs(cut, tokens, ids, normalizes, tuple(sorted(literals)))
 
 
@@ -211,8 +224,8 @@ def _order(merges: Sequence[tuple[str, str]], made: set[str]) -> list[str]:
     return order
 
 
-def _lacking(tokens: tuple[bytes, ...]) -> set[str]:
-    return {chr(code) for code in range(128)} - {chr(token[0]) for token in tokens if len(token) == 1}
+def _single_bytes(tokens: Sequence[bytes]) -> frozenset[int]:
+    return frozenset(token[0] for token in takewhile(lambda token: len(token) == 1, tokens))
 
 
 def _literals(added: Sequence[Mapping[str, Any]], normalizes: bool) -> set[str]:

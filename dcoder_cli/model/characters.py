@@ -14,7 +14,8 @@ from typing import Any
 from dcoder_cli.model.byte_pairs import BytePairs, NotUnderstood
 
 _ASCII = re.compile(r"[\x00-\x7f]+")
-_AROUND = ("a", "a ", " !", "!1", "1'", "aa", "", "!")  # what stands between one occurrence and the next
+# What stands between one occurrence and the next: two characters, so that each can be joined to its own, or none.
+_AROUND = ("a", "a ", " !", "!1", "1'", "aa", "", "!")
 _KINDS = ("é", "²", "\u00a0", "×")  # a letter, a number, white space, another, in every version of Unicode
 
 Cuts = tuple[bool, ...]
@@ -32,7 +33,7 @@ class Characters:
         from tiktoken import Encoding
 
         self._pre_tokenizer, self._normalizes = pre_tokenizer, pairs.normalizes
-        self._bytes = {token[0] for token in pairs.tokens if len(token) == 1}
+        self._bytes = pairs.single_bytes
         # tiktoken shows no pieces, but with these tokens what it joins: a character's last byte and its neighbour's first.
         ends, starts = [bytes([byte]) for byte in range(0x80, 0xC0)], [bytes([byte]) for byte in range(0xC2, 0xF5)]
         near = sorted({character.encode() for part in _AROUND for character in part})
