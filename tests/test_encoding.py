@@ -30,7 +30,7 @@ CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PROSE = "größe naïve Ελληνικά русский 日本語です 中文 한국어 العربية עברית हिन्दी 👩‍👩‍👧 ½ ٣٤ 1234 I'm you're x\u00a0y\u3000z\r\n\t\n"
-KINDS = ("qwen2", "llama3", "smollm", "gpt2", "ours", "ours, two digits")
+KINDS = ("qwen2", "llama3", "smollm", "digit runs", "gpt2", "ours", "ours, two digits")
 
 
 def corpus() -> list[str]:
@@ -53,8 +53,19 @@ def split(number: str) -> dict[str, Any]:
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}
-PRE_TOKENIZERS = {"qwen2": split(r"\p{N}"), "llama3": split(r"\p{N}{1,3}"), "smollm": DIGITS, "gpt2": BYTE_LEVEL}
+DIGITS, RUNS = (
+    {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": single}, BYTE_LEVEL]}
+    for single in (True, False)
+)
+PRE_TOKENIZERS = {
+    **{
+        "qwen2": split(r"\p{N}"),
+        "llama3": split(r"\p{N}{1,3}"),
+        "smollm": DIGITS,
+        "digit runs": RUNS,
+        "gpt2": BYTE_LEVEL,
+    }
+}
 
 
 @cache

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
 from dcoder_cli.model.encoding import TextEncoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _BATCH_CHARACTERS = 2**20
 
 
@@ -38,15 +41,15 @@ class TokenizeJob:
 
     Attributes:
         texts: pretrain: encodes the documents.
-        tokenizer_path: sft: where the tokenizer with its chat template lies.
+        tokenizer: sft: renders and encodes the chats. As an object, since to find its class again would bring torch.
     """
 
     kind: Literal["pretrain", "sft"]
     folder: str
     filters: FilterSettings
     mapping: TextMapping
-    tokenizer_path: str
     texts: TextEncoder | None
+    tokenizer: PreTrainedTokenizerBase | None
     vocab_size: int
     contamination: Contamination | None
     sequence_length: int
@@ -77,11 +80,7 @@ class UnitWorker:
     def __init__(self, job: TokenizeJob) -> None:
         self.job = job
         self._dtype = token_dtype(job.vocab_size)
-        self._chat: ChatEncoder | None = None
-        if job.kind == "sft":
-            from dcoder_cli.model.tokenizer import load_tokenizer
-
-            self._chat = ChatEncoder(load_tokenizer(job.tokenizer_path), job.system)
+        self._chat = ChatEncoder(job.tokenizer, job.system) if job.tokenizer is not None else None
 
     def process(self, index: int, unit: Unit) -> int:
         """Do one unit and write its file; returns the bytes of text read.
