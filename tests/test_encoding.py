@@ -57,15 +57,8 @@ DIGITS, RUNS = (
     {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": single}, BYTE_LEVEL]}
     for single in (True, False)
 )
-PRE_TOKENIZERS = {
-    **{
-        "qwen2": split(r"\p{N}"),
-        "llama3": split(r"\p{N}{1,3}"),
-        "smollm": DIGITS,
-        "digit runs": RUNS,
-        "gpt2": BYTE_LEVEL,
-    }
-}
+PRE_TOKENIZERS = {"qwen2": split(r"\p{N}"), "llama3": split(r"\p{N}{1,3}"), "smollm": DIGITS, "gpt2": BYTE_LEVEL}
+PRE_TOKENIZERS["digit runs"] = RUNS
 
 
 @cache
