@@ -187,7 +187,7 @@ def merge_lists(draw: st.DrawFn) -> list[tuple[str, str]]:
     return draw(st.permutations(merges)) if draw(st.booleans()) else merges
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     merges=merge_lists(),
     strays=st.lists(st.text(LETTERS, min_size=2, max_size=5), max_size=2),
@@ -357,6 +357,13 @@ def with_cut(pairs: Any, cut: str) -> Any:
     from dataclasses import replace
 
     return replace(pairs, cut=cut)
+
+
+def test_ids_that_do_not_fit_are_no_ids() -> None:
+    gap = changed("gpt2", lambda w: w["model"]["vocab"].update({"a": 70_000}))
+    with pytest.raises(NotUnderstood, match="ids beyond"):
+        TextEncoder(gap, understand(gap), np.uint16)
+    assert choose(gap, 900, np.uint16, 10**6, [])[1] == "tokenizers (ids beyond the size of the vocabulary)"
 
 
 def test_a_difference_on_the_way_is_found() -> None:

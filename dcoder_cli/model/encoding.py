@@ -43,7 +43,7 @@ class TextEncoder:
         """`pairs`: the same tokenizer's; None leaves all to `tokenizers`. `dtype`: of the ids.
 
         Raises:
-            NotUnderstood: see `Characters`.
+            NotUnderstood: see `Characters`, or an id is beyond `dtype`.
         """
         from tokenizers import Tokenizer
 
@@ -57,6 +57,8 @@ class TextEncoder:
         if pairs is not None:
             from tiktoken import Encoding
 
+            if pairs.ids.max() > np.iinfo(dtype).max:
+                raise NotUnderstood("ids beyond the size of the vocabulary")
             self._characters = Characters(pairs, self.tokenizer.pre_tokenizer)
             self._literals = re.compile("|".join(map(re.escape, pairs.literals)) or "(?!)")
             self._ids = pairs.ids.astype(dtype)
@@ -144,6 +146,17 @@ def choose(
     return encoder, "tiktoken"
 
 
+_HARD_LINES = (
+    "I'm you're he'll they've it's don't we'd I'M YOU'RE HE'LL 'S 'T 'RE 'VE 'M 'LL 'D ''s '' 's' \"'t\" x'sy",
+    "'ſ 'K x'ſ 'ſa",
+    "1 12 123 1234 12345 123456 1234567 0x1F 1_000 1e-10 3.14 ٣٤٥٦٧ ½¼ Ⅷ ²³ 一二三 a1b2 1a 12ab345",
+    "e\u0301 é a\u0308\u0323 Å Å \u1e9b\u0323 ＡＢ ﬁ ﬀ 가 \u1100\u1161 \u0915\u093c क़ ก็ שָׁ اَ ½ i̇ ẞ ß ŉ ǰ",
+    "👩‍👩‍👧 🇩🇪 👍🏽 ☕️ 🧑🏿‍💻 e\u20e3 \U0001d4b3\U00010400 𠮷 \ufeff \u200b \u200d \u2060 \ufffd \ue000 \U0010ffff",
+    "größe ÀÉÎ naïve Ελληνικά русский 日本語です 中文 한국어 العربية עברית ไทย हिन्दी ǅ ʰ ª º",
+    "<|endoftext|><|im_start|>user<|im_end|> <s></s> [INST] <unk> <|fim_prefix|><tool_call> <mask>",
+)
+
+
 def hard_texts(encoder: TextEncoder, pairs: BytePairs) -> Iterator[str]:
     """Texts at which tokenizers are known to part: blanks, line ends, numbers, scripts, marks, runs, tokens' own texts."""
     yield ""
@@ -154,12 +167,8 @@ def hard_texts(encoder: TextEncoder, pairs: BytePairs) -> Iterator[str]:
             yield from (run, f"a{run}b", f"1{run}2", f"){run}(", f"{run}'s", f"x = {run}\n{run}y")
     for code in range(128):
         yield from (f"a{chr(code)}b {chr(code)} 1{chr(code)}2", f"\n{chr(code)}\n", f"'{chr(code)}{chr(code)}x")
-    yield "I'm you're he'll they've it's don't we'd I'M YOU'RE HE'LL 'S 'T 'RE 'VE 'M 'LL 'D 'ſ 'K ''s '' 's' \"'t\" x'sy"
-    yield "1 12 123 1234 12345 123456 1234567 0x1F 1_000 1e-10 3.14 ٣٤٥٦٧ ½¼ Ⅷ ²³ 一二三 a1b2 1a 12ab345"
-    yield "e\u0301 é a\u0308\u0323 Å Å \u1e9b\u0323 ＡＢ ﬁ ﬀ 가 \u1100\u1161 \u0915\u093c क़ ก็ שָׁ اَ ½ i̇ ẞ ß ŉ ǰ"
-    yield "👩‍👩‍👧 🇩🇪 👍🏽 ☕️ 🧑🏿‍💻 e\u20e3 \U0001d4b3\U00010400 𠮷 \ufeff \u200b \u200d \u2060 \ufffd \ue000 \U0010ffff"
-    yield "größe ÀÉÎ naïve Ελληνικά русский 日本語です 中文 한국어 العربية עברית ไทย हिन्दी ǅ ʰ ª º"
-    yield "<|endoftext|><|im_start|>user<|im_end|> <s></s> [INST] <unk> <|fim_prefix|><tool_call> <mask>"
+    for line in _HARD_LINES:
+        yield from (line, *line.split(" "))
     for token in encoder.tokenizer.get_added_tokens_decoder().values():
         yield from (token.content, f"a {token.content} b", token.content * 3)
     for unit in ("a", "ab", "A", "=", "-", "_", "#", "(", "0", "10", "é", "中", "👍", "a1", "aaab", "'s", "x ", "\\n"):
