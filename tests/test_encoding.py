@@ -107,8 +107,17 @@ def every_split(vocab: dict[str, int]) -> list[list[str]]:
 
 @cache
 def encoder(kind: str) -> TextEncoder:
-    whole = tokenizer_json(kind)
-    return TextEncoder(whole, understand(whole), np.uint32)
+    return of_json(tokenizer_json(kind))
+
+
+def loaded(whole: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(whole)
+
+
+def of_json(whole: str, dtype: Any = np.uint32) -> TextEncoder:
+    return TextEncoder(loaded(whole), understand(whole), dtype)
 
 
 def agrees(one: TextEncoder, text: str) -> bool:
@@ -215,7 +224,7 @@ def test_any_list_of_merges_is_given_up_or_gives_the_same_ids(
 
 def of_model(model: dict[str, Any]) -> TextEncoder:
     whole = json.dumps({"version": "1.0", "pre_tokenizer": BYTE_LEVEL, "added_tokens": [], "model": model})
-    return TextEncoder(whole, understand(whole), np.uint32)
+    return of_json(whole)
 
 
 def merged(merges: list[list[str]], ignore_merges: bool = False, extra: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -295,7 +304,7 @@ def test_what_changes_no_id_is_taken() -> None:
         whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]  # the older spelling
 
     whole = changed("gpt2", change)
-    one = TextEncoder(whole, understand(whole), np.uint32)
+    one = of_json(whole)
     assert agrees(one, corpus()[0])
     assert one.encode([corpus()[0]])[0].tolist() == encoder("gpt2").encode([corpus()[0]])[0].tolist()
 
@@ -338,24 +347,26 @@ def test_batches_keep_their_order_and_encoders_travel() -> None:
     for one in (encoder("qwen2"), again):
         assert [ids.tolist() for ids in one.encode(texts)] == expected
     assert again.by_tiktoken("one") is not None and encoder("qwen2").without_tiktoken().by_tiktoken("one") is None
-    assert [ids.dtype for ids in TextEncoder(tokenizer_json("gpt2"), None, np.uint16).encode(["a"])] == [np.uint16]
+    assert [ids.dtype for ids in TextEncoder(loaded(tokenizer_json("gpt2")), None, np.uint16).encode(["a"])] == [
+        np.uint16
+    ]
 
 
 def test_the_choice_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tokenizer_json("qwen2")
-    assert choose(whole, 900, np.uint16, 10**6, corpus())[1] == "tiktoken"
-    assert choose(whole, 900, np.uint16, 10, corpus())[1] == "tokenizers (little text)"
+    assert choose(loaded(whole), np.uint16, 10**6, corpus())[1] == "tiktoken"
+    assert choose(loaded(whole), np.uint16, 10, corpus())[1] == "tokenizers (little text)"
     other = changed("qwen2", lambda w: w.update(normalizer={"type": "NFKC"}))
-    assert choose(other, 900, np.uint16, 10**6, corpus())[1] == "tokenizers (normalizer NFKC)"
+    assert choose(loaded(other), np.uint16, 10**6, corpus())[1] == "tokenizers (normalizer NFKC)"
     # Neither the characters nor the hard texts let a pattern through that cuts otherwise.
     real = encoding.understand
     for wrong in (r"\p{L}+|\P{L}", r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"):
         monkeypatch.setattr(encoding, "understand", lambda text, cut=wrong: with_cut(real(text), cut))
-        one, engine = choose(whole, 900, np.uint16, 10**6, [])
+        one, engine = choose(loaded(whole), np.uint16, 10**6, [])
         assert engine.startswith("tokenizers (") and one.by_tiktoken("a") is None
     monkeypatch.setattr(encoding, "understand", real)
     monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
-    assert choose(whole, 900, np.uint16, 10**6, corpus())[1] == "tokenizers (tiktoken is not installed)"
+    assert choose(loaded(whole), np.uint16, 10**6, corpus())[1] == "tokenizers (tiktoken is not installed)"
 
 
 def with_cut(pairs: Any, cut: str) -> Any:
@@ -374,13 +385,13 @@ def test_a_character_of_two_kinds_is_not_for_tiktoken() -> None:
 def test_ids_that_do_not_fit_are_no_ids() -> None:
     gap = changed("gpt2", lambda w: w["model"]["vocab"].update({"a": 70_000}))
     with pytest.raises(NotUnderstood, match="ids beyond"):
-        TextEncoder(gap, understand(gap), np.uint16)
-    assert choose(gap, 900, np.uint16, 10**6, [])[1] == "tokenizers (ids beyond the size of the vocabulary)"
+        of_json(gap, np.uint16)
+    assert choose(loaded(gap), np.uint16, 10**6, [])[1] == "tokenizers (ids beyond the size of the vocabulary)"
 
 
 def test_a_difference_on_the_way_is_found() -> None:
     whole = tokenizer_json("gpt2")
-    one = TextEncoder(whole, understand(whole), np.uint32)
+    one = of_json(whole)
     one.encode(["x = 1"])
     one._ids = np.roll(one._ids, 1)
     with pytest.raises(EnginesDiffer, match="differ on the text that begins 'return 1'"):

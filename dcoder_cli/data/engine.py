@@ -27,12 +27,13 @@ def choose_encoder(
 ) -> tuple[TextEncoder, str]:
     """What encodes the documents of `units`, and the name of its engine for the manifest.
 
+    From here on `tokenizer` reads special tokens as text: it is the encoder's.
+
     Raises:
         UserError: a source is damaged.
     """
     size = sum(unit.bytes if unit.pieces[0].form != "hub" else sys.maxsize for unit in units)
-    backend, vocab_size = tokenizer.backend_tokenizer.to_str(), len(tokenizer)
-    return choose(backend, vocab_size, token_dtype(vocab_size), size, _sample(units, mapping))
+    return choose(tokenizer.backend_tokenizer, token_dtype(len(tokenizer)), size, _sample(units, mapping))
 
 
 def _sample(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:

@@ -51,9 +51,10 @@ def pack(documents: Iterable[Tokens], length: int, eos: int, dtype: Any, rows_at
 
 def _rows(pieces: list[Tokens], owners: list[int], length: int, padding: int, dtype: Any) -> PackedRows:
     tokens_RL = np.concatenate(pieces, dtype=dtype).reshape(-1, length)
-    numbers = np.array(owners) - owners[0]
-    owner_RL = np.repeat(numbers.astype(np.uint32), [len(piece) for piece in pieces]).reshape(-1, length)
-    document_ids_RL = (owner_RL - owner_RL[:, :1]).astype(np.uint16)
+    # A row of at most 65,536 tokens has as many documents, so differences of numbers modulo 65,536 are exact.
+    numbers = (np.array(owners) % 2**16).astype(np.uint16)
+    document_ids_RL = np.repeat(numbers, [len(piece) for piece in pieces]).reshape(-1, length)
+    document_ids_RL -= document_ids_RL[:, :1].copy()
     return PackedRows(tokens_RL, document_ids_RL, padding)
 
 

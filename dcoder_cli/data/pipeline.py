@@ -243,10 +243,9 @@ def _trained(
 
 def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The ids the rows use, each with its token. Raises UserError for one the tokenizer does not have."""
-    vocabulary = tokenizer.get_vocab()
 
     def entry(token: str, option: str) -> dict[str, Any]:
-        index = vocabulary.get(token)
+        index = tokenizer.backend_tokenizer.token_to_id(token)
         if index is None:
             raise UserError(f"{option} {token!r} is not in the tokenizer's vocabulary")
         return {"id": index, "token": token}
@@ -261,7 +260,9 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
         special["end_of_turn"] = {"id": end.id, "token": end.token}
         if settings.pad_token is not None:
             pad = settings.pad_token
-        elif (pad is None or pad == tokenizer.eos_token) and "<|dlm_pad|>" in vocabulary:
+        elif (pad is None or pad == tokenizer.eos_token) and tokenizer.backend_tokenizer.token_to_id(
+            "<|dlm_pad|>"
+        ) is not None:
             pad = "<|dlm_pad|>"  # DiffuCoder's own pad, trained to end and fill the answer
         if pad is None:
             raise UserError("the tokenizer has no pad token; name one with --pad-token")

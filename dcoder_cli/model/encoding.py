@@ -13,13 +13,16 @@ import importlib.util
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dcoder_cli.model.byte_pairs import BytePairs, NotUnderstood, understand
 from dcoder_cli.model.characters import Characters
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ids = npt.NDArray[Any]
 
@@ -36,22 +39,23 @@ class EnginesDiffer(Exception):
 class TextEncoder:
     """Encodes documents: special tokens in them are text, and nothing is cut off, put before or filled up.
 
-    Travels to other processes as what it was made of.
+    Travels to other processes as a tokenizer.json and what tiktoken works by.
     """
 
-    def __init__(self, tokenizer_json: str, pairs: BytePairs | None, dtype: Any) -> None:
-        """`pairs`: the same tokenizer's; None leaves all to `tokenizers`. `dtype`: of the ids.
+    def __init__(self, tokenizer: Tokenizer, pairs: BytePairs | None, dtype: Any) -> None:
+        """Takes `tokenizer` over, and sets it for documents.
+
+        Args:
+            pairs: what `understand` makes of it; None leaves all to `tokenizers`.
+            dtype: of the ids.
 
         Raises:
             NotUnderstood: see `Characters`, or an id is beyond `dtype`.
         """
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the end of it
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self._made_of = (tokenizer_json, pairs, dtype)
         self._dtype, self._pairs = dtype, pairs
         self._seen = self._checked = 0
         if pairs is not None:
@@ -69,12 +73,11 @@ class TextEncoder:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TextEncoder, self._made_of
+        return _restored, (self.tokenizer.to_str(), self._pairs, self._dtype)
 
     def without_tiktoken(self) -> TextEncoder:
         """One that leaves all to `tokenizers`."""
-        tokenizer_json, _, dtype = self._made_of
-        return TextEncoder(tokenizer_json, None, dtype)
+        return TextEncoder(self.tokenizer, None, self._dtype)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text.
@@ -121,13 +124,17 @@ class TextEncoder:
             raise EnginesDiffer(f"tiktoken and tokenizers differ on the text that begins {text[:40]!r}")
 
 
-def choose(
-    tokenizer_json: str, vocab_size: int, dtype: Any, size: int, sample: Iterable[str]
-) -> tuple[TextEncoder, str]:
+def _restored(tokenizer_json: str, pairs: BytePairs | None, dtype: Any) -> TextEncoder:
+    from tokenizers import Tokenizer
+
+    return TextEncoder(Tokenizer.from_str(tokenizer_json), pairs, dtype)
+
+
+def choose(tokenizer: Tokenizer, dtype: Any, size: int, sample: Iterable[str]) -> tuple[TextEncoder, str]:
     """The encoder, and the engine's name, with the reason where it is `tokenizers`.
 
     Args:
-        tokenizer_json: the tokenizer, of `vocab_size` tokens.
+        tokenizer: is taken over by the encoder.
         dtype: of the ids.
         size: bytes of text to encode, about.
         sample: texts out of the data; read only where tiktoken comes into question.
@@ -135,14 +142,14 @@ def choose(
     try:
         if importlib.util.find_spec("tiktoken") is None:
             raise NotUnderstood("tiktoken is not installed")
-        if size < _WORTH_BYTES_A_TOKEN * vocab_size:
+        if size < _WORTH_BYTES_A_TOKEN * tokenizer.get_vocab_size():
             raise NotUnderstood("little text")
-        pairs = understand(tokenizer_json)
-        encoder = TextEncoder(tokenizer_json, pairs, dtype)
+        pairs = understand(tokenizer.to_str())
+        encoder = TextEncoder(tokenizer, pairs, dtype)
         encoder.prove(hard_texts(encoder, pairs))
         encoder.prove(sample)
     except (NotUnderstood, EnginesDiffer) as reason:
-        return TextEncoder(tokenizer_json, None, dtype), f"tokenizers ({reason})"
+        return TextEncoder(tokenizer, None, dtype), f"tokenizers ({reason})"
     return encoder, "tiktoken"
 
 
