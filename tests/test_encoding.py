@@ -330,9 +330,7 @@ def test_texts_that_are_not_for_tiktoken(kind: str, text: str) -> None:
     assert encoder(kind).encode([text])[0].tolist() == encoder(kind).by_tokenizers([text])[0].tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "unit"), [("qwen2", " "), ("qwen2", "a"), ("qwen2", "\n"), ("gpt2", "="), ("gpt2", "é")]
-)
+@pytest.mark.parametrize(("kind", "unit"), [("qwen2", "a"), ("qwen2", "\n"), ("gpt2", "="), ("gpt2", "é")])
 def test_a_megabyte_of_one_thing_takes_no_time(kind: str, unit: str) -> None:
     text = "x = 1" + unit * (1_000_000 // len(unit)) + "y"
     begin = time.process_time()
