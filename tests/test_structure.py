@@ -28,7 +28,7 @@ LAYERS = (
     "experiments",
     "commands",
 )
-HEAVY = {"torch", "scipy", "transformers", "accelerate", "datasets", "matplotlib", "pyarrow", "datasketch", "numpy"}
+HEAVY = {"torch", "scipy", "transformers", "accelerate", "datasets", "matplotlib", "pyarrow", "tiktoken", "numpy"}
 
 
 def imports(file: Path) -> set[str]:

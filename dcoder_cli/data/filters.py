@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-import string
 import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -102,14 +101,16 @@ def _shape_problem(text: str, settings: FilterSettings) -> tuple[str, str] | Non
     return None
 
 
-_ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
+_LETTERS_AND_DIGITS = bytes(byte < 128 and chr(byte).isalnum() for byte in range(256))
+_ASCII = re.compile(r"[\x00-\x7f]+")
 
 
 def alphanumeric_share(text: str) -> float:
     """The share of characters that are letters or digits."""
+    found = text.encode("utf-8", "surrogatepass").translate(_LETTERS_AND_DIGITS).count(1)
     if text.isascii():
-        return 1 - len(text.encode().translate(None, _ALPHANUMERIC)) / len(text)
-    return sum(map(str.isalnum, text)) / len(text)
+        return 1 - (len(text) - found) / len(text)
+    return (found + sum(map(str.isalnum, _ASCII.sub("", text)))) / len(text)
 
 
 def parses(text: str) -> bool:

@@ -13,33 +13,27 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 
-_WORD = re.compile(r"[^\W_]+")
+_OTHERS = re.compile(r"[^\x00-\x7f]+")
+_TO_SPACES = bytes(byte if byte > 127 or chr(byte).isalnum() else ord(" ") for byte in range(256))
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost
 
 
-class _Codes(dict[str, int]):
-    """crc32 of words, remembered: the same on every machine, unlike Python's hash()."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) > 1_000_000:
-            self.clear()
-        code = crc32(word.encode("utf-8", "surrogatepass"))
-        self[word] = code
-        return code
-
-
-_codes = _Codes()
+def _words(text: str) -> list[bytes]:
+    lowered = text.lower()
+    if not lowered.isascii():
+        lowered = _OTHERS.sub(lambda run: "".join(c if c.isalnum() else " " for c in run[0]), lowered)
+    return lowered.encode().translate(_TO_SPACES).split()
 
 
 def words(text: str) -> list[str]:
     """The words of `text`, in order."""
-    return _WORD.findall(text.lower())
+    return [word.decode() for word in _words(text)]
 
 
 def word_codes(text: str) -> Hashes:
-    """The words of `text`, each as a number."""
-    found = words(text)
-    return np.fromiter(map(_codes.__getitem__, found), np.uint64, len(found))
+    """The words of `text`, each as a number: its crc32, the same on every machine, unlike Python's hash()."""
+    found = _words(text)
+    return np.fromiter(map(crc32, found), np.uint64, len(found))
 
 
 def ngram_hashes(codes: Hashes, n: int) -> Hashes:

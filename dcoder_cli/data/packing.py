@@ -30,33 +30,32 @@ def pack(documents: Iterable[Tokens], length: int, eos: int, dtype: Any, rows_at
     `document_ids` count from 0 in each row. A document that goes on from the row before is 0 there.
     """
     capacity = rows_at_once * length
-    stream = np.empty(capacity, dtype)
-    owner = np.empty(capacity, np.int64)  # the running number of the document each token belongs to
+    end = np.array([eos], dtype)
+    pieces: list[Tokens] = []
+    owners: list[int] = []  # the running number of the document of each piece
     filled = 0
     number = -1
-    end = np.array([eos], dtype)
     for number, document in enumerate(documents):
         for piece in (document, end):
-            taken = 0
-            while taken < len(piece):
-                size = min(len(piece) - taken, capacity - filled)
-                stream[filled : filled + size] = piece[taken : taken + size]
-                owner[filled : filled + size] = number
-                filled, taken = filled + size, taken + size
-                if filled == capacity:
-                    yield _rows(stream, owner, length, 0)
-                    filled = 0
+            while filled + len(piece) >= capacity:
+                room = capacity - filled
+                yield _rows([*pieces, piece[:room]], [*owners, number], length, 0, dtype)
+                pieces, owners, filled, piece = [], [], 0, piece[room:]
+            pieces.append(piece)
+            owners.append(number)
+            filled += len(piece)
     if filled:
         padding = -filled % length
-        stream[filled : filled + padding] = eos
-        owner[filled : filled + padding] = number + 1
-        yield _rows(stream[: filled + padding], owner[: filled + padding], length, padding)
+        yield _rows([*pieces, np.full(padding, eos, dtype)], [*owners, number + 1], length, padding, dtype)
 
 
-def _rows(stream: Tokens, owner: Tokens, length: int, padding: int) -> PackedRows:
-    owner_RL = owner.reshape(-1, length)
-    document_ids_RL = (owner_RL - owner_RL[:, :1]).astype(np.uint16)
-    return PackedRows(stream.reshape(-1, length).copy(), document_ids_RL, padding)
+def _rows(pieces: list[Tokens], owners: list[int], length: int, padding: int, dtype: Any) -> PackedRows:
+    tokens_RL = np.concatenate(pieces, dtype=dtype).reshape(-1, length)
+    # A row of at most 65,536 tokens has as many documents, so differences of numbers modulo 65,536 are exact.
+    numbers = (np.array(owners) % 2**16).astype(np.uint16)
+    document_ids_RL = np.repeat(numbers, [len(piece) for piece in pieces]).reshape(-1, length)
+    document_ids_RL -= document_ids_RL[:, :1].copy()
+    return PackedRows(tokens_RL, document_ids_RL, padding)
 
 
 def unpack(rows: Iterable[Tokens], eos: int) -> Iterator[list[int]]:

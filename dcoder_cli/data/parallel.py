@@ -14,9 +14,9 @@ from dcoder_cli.data.sources import Unit
 from dcoder_cli.data.units import TokenizeJob, UnitWorker, process_unit, start_worker, unit_path
 
 _MEGABYTE = 1e6
-# Below this a single process, whose tokenizer has threads of its own, is done before others have started: starting one
-# takes about 1 s, and 3 s for sft, which needs transformers (ours, measured on 2 cores).
-_WORTH_PROCESSES = 8e6
+# Below this a single process is done before others have started: starting one takes about 1 s, in which one encodes
+# 10 to 15 MB (ours, measured).
+_WORTH_PROCESSES = 16e6
 
 
 def worker_count(asked: int, size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +22,11 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, check_replaceable, require_space
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.decontaminate import load_contamination
+from dcoder_cli.data.engine import choose_encoder, run_proven
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, messages_of
-from dcoder_cli.data.parallel import run_units
 from dcoder_cli.data.plans import estimate_tokens, plan_of
-from dcoder_cli.data.records import TextMapping, first_record, texts
+from dcoder_cli.data.records import TextMapping, first_record, texts_of
 from dcoder_cli.data.selection import select
 from dcoder_cli.data.shards import LONGEST_ROW, MANIFEST, parse_part, part_name
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
@@ -123,20 +124,21 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             assert isinstance(settings, PretrainSettings)
             tokenizer = _trained(workspace, settings, units, mapping)
             _check_length(settings.seq_len, tokenizer)
+        texts, engine = choose_encoder(tokenizer, mine, mapping) if kind == "pretrain" else (None, "tokenizers")
         job = TokenizeJob(
             kind="sft" if kind == "sft" else "pretrain",
             folder=str(workspace.units),
             filters=settings.filters,
             mapping=mapping,
-            tokenizer_json=tokenizer.backend_tokenizer.to_str(),
-            tokenizer_path=settings.tokenizer or str(workspace.tokenizer),
+            texts=texts,
+            tokenizer=tokenizer if kind == "sft" else None,
             vocab_size=len(tokenizer),
             contamination=contamination,
             sequence_length=settings.seq_len,
             system=settings.system if isinstance(settings, SftSettings) else None,
         )
         special = _special_tokens(settings, tokenizer)
-        run_units(job, mine, settings.workers, settings.quiet)
+        engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
@@ -148,6 +150,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             **describe(kind, settings, tokenizer, settings.tokenizer),
             "sequence_length": settings.seq_len,
             "special_tokens": special,
+            "engine": engine,
             "splits": splits,
             "sources": [{**one, "taught_tokens": of} for one, of in zip(chosen.sources, taught, strict=True)],
             "dropped": chosen.dropped,
@@ -251,8 +254,8 @@ def _plan(kind: str, settings: Settings, units: Sequence[Unit], tokenizer: Any) 
     stamps = hashlib.sha256()
     for unit in units:
         for piece in unit.pieces:
-            path = Path(piece.path)
-            stamp = (path.stat().st_size, path.stat().st_mtime_ns) if piece.form != "hub" else (0, 0)
+            status = os.stat(piece.path) if piece.form != "hub" else None
+            stamp = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
             stamps.update(repr((unit.source, piece, stamp)).encode())
     chosen = replace(settings, out="", workers=0, quiet=False, overwrite=False)
     full = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() if tokenizer is not None else ""
@@ -277,7 +280,7 @@ def _trained(
         begin = time.monotonic()
         assert settings.train_tokenizer is not None
         trained = train_tokenizer(
-            texts(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
+            texts_of(units[::step], mapping), settings.train_tokenizer, digits=settings.tokenizer_digits
         )
         with atomic_folder(workspace.tokenizer) as folder:
             trained.save_pretrained(folder)
@@ -290,7 +293,7 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
     """The ids the rows use, each with its token. Raises UserError for one the tokenizer does not have."""
 
     def entry(token: str, option: str) -> dict[str, Any]:
-        index = tokenizer.get_vocab().get(token)
+        index = tokenizer.backend_tokenizer.token_to_id(token)
         if index is None:
             raise UserError(f"{option} {token!r} is not in the tokenizer's vocabulary")
         return {"id": index, "token": token}
@@ -305,7 +308,9 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
         special["end_of_turn"] = {"id": end.id, "token": end.token}
         if settings.pad_token is not None:
             pad = settings.pad_token
-        elif (pad is None or pad == tokenizer.eos_token) and "<|dlm_pad|>" in tokenizer.get_vocab():
+        elif (pad is None or pad == tokenizer.eos_token) and tokenizer.backend_tokenizer.token_to_id(
+            "<|dlm_pad|>"
+        ) is not None:
             pad = "<|dlm_pad|>"  # DiffuCoder's own pad, trained to end and fill the answer
         if pad is None:
             raise UserError("the tokenizer has no pad token; name one with --pad-token")

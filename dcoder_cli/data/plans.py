@@ -9,7 +9,7 @@ from typing import Any
 
 from dcoder_cli.base.files import human_bytes
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.data.records import TextMapping, texts
+from dcoder_cli.data.records import TextMapping, texts_of
 from dcoder_cli.data.sources import Source, Unit
 
 _SAMPLED = 1_000_000  # characters of each source (ours): enough for tokens a character within a few percent
@@ -66,7 +66,7 @@ def estimate_tokens(
             plan.add("tokens", None, "not estimated: compressed files, Parquet or hub data")
             return
         characters, counted = 0, 0
-        for text in texts(mine, mapping):
+        for text in texts_of(mine, mapping):
             counted += len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
             characters += len(text.encode("utf-8", "replace"))
             if characters >= _SAMPLED:

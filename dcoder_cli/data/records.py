@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -198,13 +198,13 @@ def first_record(pieces: tuple[Piece, ...]) -> Record | None:
     return next((record for piece in pieces for record in read_records(piece) if record.problem is None), None)
 
 
-def texts(units: Iterable[Unit], mapping: TextMapping) -> Iterator[str]:
-    """The text of every usable record, valid in UTF-8; the others are dropped and counted where they are tokenized."""
+def texts_of(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
+    """The texts of all usable records, in order, as UTF-8 can hold them."""
     for unit in units:
         for piece in unit.pieces:
             for record in read_records(piece):
                 if record.problem is None:
-                    with contextlib.suppress(BadRow):
+                    with contextlib.suppress(BadRow):  # dropped and counted where it is tokenized
                         text = (
                             record.value if isinstance(record.value, str) else mapping.text(record.value, record.name)
                         )

@@ -154,17 +154,16 @@ def _walk(root: Path, exclude: Sequence[str]) -> list[tuple[Path, str]]:
 
     for folder, subfolders, names in os.walk(root):
         place = Path(folder)
+        within = place.relative_to(root).as_posix()
+        prefix = "" if within == "." else f"{within}/"  # by hand: a Path for every file costs more than to read it
         subfolders[:] = [
             name
             for name in sorted(subfolders)
-            if not name.startswith(".")
-            and name not in _SKIPPED_FOLDERS
-            and not excluded(name, (place / name).relative_to(root).as_posix())
+            if not name.startswith(".") and name not in _SKIPPED_FOLDERS and not excluded(name, prefix + name)
         ]
         for name in sorted(names):
-            relative = (place / name).relative_to(root).as_posix()
-            if not name.startswith(".") and (place / name).is_file() and not excluded(name, relative):
-                found.append((place / name, relative))
+            if not name.startswith(".") and not excluded(name, prefix + name) and (place / name).is_file():
+                found.append((place / name, prefix + name))
     return sorted(found, key=lambda entry: entry[1])
 
 

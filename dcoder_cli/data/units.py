@@ -9,36 +9,47 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.data.decontaminate import Contamination
 from dcoder_cli.data.dropped import BadRow, Dropped
-from dcoder_cli.data.duplicates import PERMUTATIONS, Signatures
+from dcoder_cli.data.duplicates import PERMUTATIONS, signatures
 from dcoder_cli.data.filters import FilterSettings, judge_document
 from dcoder_cli.data.formats import ChatEncoder, Rendered, messages_of
-from dcoder_cli.data.ngrams import word_codes
+from dcoder_cli.data.ngrams import Hashes, word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
+from dcoder_cli.model.encoding import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BATCH_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What every worker needs to know. Travels to other processes, so it holds plain values only."""
+    """What every worker needs to know. Travels to other processes.
+
+    Attributes:
+        texts: pretrain: encodes the documents.
+        tokenizer: sft: renders and encodes the chats. As an object, since to find its class again would bring torch.
+    """
 
     kind: Literal["pretrain", "sft"]
     folder: str
     filters: FilterSettings
     mapping: TextMapping
-    tokenizer_json: str
-    tokenizer_path: str
+    texts: TextEncoder | None
+    tokenizer: PreTrainedTokenizerBase | None
     vocab_size: int
     contamination: Contamination | None
     sequence_length: int
@@ -67,22 +78,17 @@ class UnitWorker:
     """Processes units of one job."""
 
     def __init__(self, job: TokenizeJob) -> None:
-        from tokenizers import Tokenizer
-
         self.job = job
-        self._signatures = Signatures() if job.filters.near_duplicates else None
-        self._chat: ChatEncoder | None = None
-        if job.kind == "sft":
-            from dcoder_cli.model.tokenizer import load_tokenizer
-
-            self._chat = ChatEncoder(load_tokenizer(job.tokenizer_path), job.system)
-        self._tokenizer = Tokenizer.from_str(job.tokenizer_json)
-        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the end of it
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._dtype = token_dtype(job.vocab_size)
+        self._chat = ChatEncoder(job.tokenizer, job.system) if job.tokenizer is not None else None
 
     def process(self, index: int, unit: Unit) -> int:
-        """Do one unit and write its file; returns the bytes of text read. Raises UserError for damaged sources."""
+        """Do one unit and write its file; returns the bytes of text read.
+
+        Raises:
+            UserError: a damaged source.
+            EnginesDiffer: see `TextEncoder.encode`.
+        """
         result = _Result()
         waiting: list[tuple[str, str, Rendered | None]] = []
         characters = 0
@@ -135,40 +141,45 @@ class UnitWorker:
 
     def _finish(self, waiting: list[tuple[str, str, Rendered | None]], result: _Result) -> None:
         """Decontaminate and tokenize a batch, and add it to the result."""
-        kept: list[tuple[str, str, Rendered | None, Any]] = []
+        sketched = bool(self.job.filters.near_duplicates)
+        kept: list[tuple[str, str, Rendered | None]] = []
+        codes: list[Hashes] = []
         for name, text, rendered in waiting:
-            signature = None
-            if self.job.contamination is not None or self._signatures is not None:
-                codes = word_codes(text)
-                found = self.job.contamination.find(codes) if self.job.contamination is not None else None
+            if self.job.contamination is not None or sketched:
+                of_text = word_codes(text)
+                found = self.job.contamination.find(of_text) if self.job.contamination is not None else None
                 if found is not None:
                     result.dropped.add(f"contaminated by {found.partition(':')[0]}", name, found, _size(text))
                     continue
-                signature = self._signatures.of(codes) if self._signatures is not None else None
-            kept.append((name, text, rendered, signature))
-        for (name, text, _, signature), (tokens, prompt) in zip(kept, self._encode(kept), strict=True):
+                codes.append(of_text)
+            kept.append((name, text, rendered))
+        sketches: Iterable[Any] = signatures(codes) if sketched else repeat(None, len(kept))
+        for (name, text, _), signature, (tokens, prompt) in zip(kept, sketches, self._encode(kept), strict=True):
             if self.job.kind == "sft" and len(tokens) > self.job.sequence_length:
                 result.dropped.add("longer than the row", name, f"{len(tokens)} tokens", _size(text))
                 continue
-            result.tokens.append(np.array(tokens, token_dtype(self.job.vocab_size)))
+            data = text.encode("utf-8")
+            result.tokens.append(tokens)
             result.prompt_lengths.append(prompt)
-            result.contents.append(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())
-            result.sizes.append(_size(text))
+            result.contents.append(hashlib.blake2b(data, digest_size=16).digest())
+            result.sizes.append(len(data))
             result.names.append(name)
             if signature is not None:
                 result.signatures.append(signature)
 
-    def _encode(self, kept: list[tuple[str, str, Rendered | None, Any]]) -> list[tuple[list[int], int]]:
+    def _encode(self, kept: list[tuple[str, str, Rendered | None]]) -> list[tuple[Any, int]]:
         """(token ids, how many of them are the prompt) of each text."""
         if self._chat is not None:
-            samples = [rendered for _, _, rendered, _ in kept if rendered is not None]
-            return [(prompt + answer, len(prompt)) for prompt, answer in self._chat.encode(samples)]
-        encoded = self._tokenizer.encode_batch_fast([text for _, text, _, _ in kept], add_special_tokens=False)
-        return [(entry.ids, 0) for entry in encoded]
+            samples = [rendered for _, _, rendered in kept if rendered is not None]
+            return [
+                (np.array(prompt + answer, self._dtype), len(prompt)) for prompt, answer in self._chat.encode(samples)
+            ]
+        assert self.job.texts is not None
+        return [(ids, 0) for ids in self.job.texts.encode([text for _, text, _ in kept])]
 
     def _write(self, path: Path, result: _Result) -> None:
         count = len(result.tokens)
-        empty = np.empty(0, token_dtype(self.job.vocab_size))
+        empty = np.empty(0, self._dtype)
         arrays = {
             "tokens": np.concatenate([empty, *result.tokens]),
             "lengths": np.array([len(tokens) for tokens in result.tokens], np.int64),
@@ -176,7 +187,7 @@ class UnitWorker:
             "contents": np.frombuffer(b"".join(result.contents), np.uint8).reshape(count, 16),
             "sizes": np.array(result.sizes, np.int64),
         }
-        if self._signatures is not None:
+        if self.job.filters.near_duplicates:
             arrays["signatures"] = np.array(result.signatures, np.uint32).reshape(count, PERMUTATIONS)
         note = {
             "names": result.names,

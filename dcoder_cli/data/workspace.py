@@ -51,6 +51,11 @@ class Workspace:
         self.result.mkdir()
         return same
 
+    def forget_units(self) -> None:
+        """Remove every finished unit."""
+        shutil.rmtree(self.units)
+        self.units.mkdir()
+
     def tidy(self) -> None:
         """After a failure: remove what no later run can use; all of it where no unit was finished."""
         shutil.rmtree(self.result, ignore_errors=True)

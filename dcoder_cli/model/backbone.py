@@ -38,7 +38,7 @@ class Model(nn.Module):
         implementation: sdpa, flash_attention_2, flex or eager.
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
         adapter: what LoRA has put into its blocks, or None; set by training.
-        weights_id: which weights `load` read (see `identity`), None for a model from elsewhere.
+        weights_id: which weights `load` read (see `identity`), or None.
     """
 
     def __init__(
