@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def another_start() -> None:
+    """Each command is a start of its own: Accelerate remembers the precision of the process's first."""
+    _forget()
+
+
+def _forget() -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -43,11 +58,28 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+def printed(*arguments: str) -> str:
+    """What a command prints that must succeed, in this process."""
+    from dcoder_cli.main import main
+
+    _forget()
+    stdout, stderr, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["dcoder", *arguments]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            main()
+    except SystemExit as left:
+        assert not left.code, stderr.getvalue()
+    finally:
+        sys.argv = before
+    return stdout.getvalue()
+
+
 def planned(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The plan of a command line in `place`, which it must leave as it was."""
     monkeypatch.chdir(place)
     before = tree(place)
-    found: dict[str, Any] = json.loads(dcoder(*shlex.split(line), "--dry-run", "--json", cwd=place).stdout)
+    found: dict[str, Any] = json.loads(printed(*shlex.split(line), "--dry-run", "--json"))
     assert tree(place) == before
     return found
 
@@ -76,7 +108,7 @@ def test_nothing_is_written_and_the_plan_is_whole(name: str, place: Path, monkey
         assert found["settings"]
     if name in ("train-stage", "grpo", "generate", "arness", "eval", "convert"):
         assert found["memory"]["bytes"] > 0
-    text = dcoder(*shlex.split(LINES[name]), "--dry-run", cwd=place).stdout
+    text = printed(*shlex.split(LINES[name]), "--dry-run")
     assert "everything is checked, nothing is written" in text
     assert max(len(line) for line in text.splitlines()) <= 80 + len(str(place))
 
@@ -149,7 +181,9 @@ def test_more_processes_than_are_started(place: Path, monkeypatch: pytest.Monkey
 )
 def test_it_refuses_what_the_run_refuses(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    assert refused(*shlex.split(line), "--dry-run") == refused(*shlex.split(line))
+    told = refused(*shlex.split(line), "--dry-run")
+    _forget()
+    assert told == refused(*shlex.split(line))
 
 
 def test_damaged_weights_are_found_by_their_headers(
@@ -202,5 +236,5 @@ def test_seven_billion_parameters(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (
         plan["disk"]["bytes"] == 4 * 12 * 7_615_616_512
     )  # float32 and Adam's two, two kept, the best, one being written
-    fit = json.loads(dcoder("presets", "fit", "--preset", "8x80gb", "--stage", "0", "--tokens", "32", "--json").stdout)
+    fit = json.loads(printed("presets", "fit", "--preset", "8x80gb", "--stage", "0", "--tokens", "32", "--json"))
     assert plan["memory"]["bytes"] == fit["sections"]["stage0"]["bytes"] and plan["memory"]["fits"]

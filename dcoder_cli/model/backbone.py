@@ -34,8 +34,7 @@ class Model(nn.Module):
         shift: whether hidden state i-1 predicts token i in the stored weights.
         ids: special ids; `findings`: conflicts about them.
         tokenizer: a transformers tokenizer, or None (the model then works with ids).
-        name: the folder or hub id it came from.
-        implementation: sdpa, flash_attention_2, flex or eager.
+        name: the folder or hub id it came from; `implementation`: sdpa, flash_attention_2, flex or eager.
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
         adapter: what LoRA has put into its blocks, or None; set by training.
         weights_id: which weights `load` read (see `identity`), or None.
