@@ -14,7 +14,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 
 @app.callback()
 def _root() -> None:
-    """List and show the presets for GPU sizes."""
+    """Show the presets for GPU sizes, what fits a GPU, and a job for Slurm."""
 
 
 @app.command("list")

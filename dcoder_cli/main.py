@@ -43,7 +43,7 @@ COMMANDS: dict[str, CommandEntry] = {
         "Check the paper's claims, with effect sizes and intervals, on small models trained here or on given ones.",
     ),
     "doctor": CommandEntry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
-    "presets": CommandEntry("presets", "List and show the presets for GPU sizes."),
+    "presets": CommandEntry("presets", "Show the presets for GPU sizes, what fits a GPU, and a job for Slurm."),
 }
 
 
