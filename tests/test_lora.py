@@ -249,7 +249,7 @@ def test_kill_9_and_resume_in_stage_4_gives_the_same_run(place: Path, run: dict[
         *settings,
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dcoder_cli", *map(str, arguments), "--reward=reward:vowels=1"],
+        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -363,7 +363,7 @@ def test_two_processes_give_the_numbers_of_one(place: Path, run: dict[str, Any],
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dcoder_cli", "grpo"]
     paths = ["--model", place / "model", "--data", place / "data", "--out", tmp_path / "two", "--device=cpu"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, *map(str, paths), *settings, "--reward=reward:vowels=1"],
+        [sys.executable, "-m", *launch, *map(str, paths), *settings],
         capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(place)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

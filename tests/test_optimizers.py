@@ -98,6 +98,18 @@ def test_without_a_package_it_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "run").exists()
 
 
+def test_torchs_own_generator_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    """Nothing of ours draws from it, but what a user's own function draws must not depend on where a run was cut."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    torch.manual_seed(99)
+    saving._write_state(tmp_path, {"step": 3})
+    torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
+    undisturbed = torch.rand(5)
+    torch.manual_seed(1)
+    assert saving.load_training_state(tmp_path, torch.nn.Linear(1, 1), optimizer)["step"] == 3
+    assert torch.equal(torch.rand(5), undisturbed)
+
+
 def test_a_state_of_another_library_is_refused(tmp_path: Path) -> None:
     """A checkpoint of a machine with torchao, resumed where AdamW is torch's."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])

@@ -162,16 +162,19 @@ def test_a_process_with_nothing_to_teach_keeps_step(
     """Only one prompt's group differs in reward: without a KL term the other processes have nothing to learn from."""
     monkeypatch.setenv("PYTHONPATH", str(place))
     more = ["--set=prompts_per_step=6", f"--set=kl_coef={kl}", "--reward=reward:of_one=1", "--set=rollout.mode=fast"]
-    more += ["--set=reference_sync=0"] * (kl == 0)
-    dcoder(*grpo(place, tmp_path / "one", *more))
-    asked = grpo(place, tmp_path / "two", *more)
+
+    def command(out: Path) -> list[str | Path]:
+        return [part for part in grpo(place, out, *more) if kl or part != "--set=reference_sync=3"]
+
+    dcoder(*command(tmp_path / "one"))
+    asked = command(tmp_path / "two")
     launched(2, asked)
     assert_same(tmp_path / "one", tmp_path / "two")
     launched(3, resumed(asked, back(tmp_path / "two", tmp_path / "three", 2)))
     assert_same(tmp_path / "one", tmp_path / "three")
     launched(2, resumed(asked, back(tmp_path / "one", tmp_path / "from-one", 2)))
     assert_same(tmp_path / "one", tmp_path / "from-one")
-    launched(2, grpo(place, tmp_path / "ddp", *more), fsdp=False)
+    launched(2, command(tmp_path / "ddp"), fsdp=False)
     assert_same(tmp_path / "one", tmp_path / "ddp")
 
 
@@ -307,7 +310,9 @@ def test_another_way_of_sharding_is_refused_at_once(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert told in refused(*stage(place, 2, tmp_path / "out"))
-    assert told in refused(*grpo(place, tmp_path / "out", "--set=prompts_per_step=2", "--reward=format=1"))
+    assert told in refused(
+        *grpo(place, tmp_path / "out", "--set=prompts_per_step=2", "--set=kl_coef=0.1", "--reward=format=1")
+    )
     assert not (tmp_path / "out").exists()
 
 

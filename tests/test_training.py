@@ -134,6 +134,9 @@ def test_ctrl_c_leaves_a_resumable_run(place: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "--resume" in stderr.strip().splitlines()[-1] and "Traceback" not in stderr
     stopped = json.loads(metrics(tmp_path / "run").splitlines()[-1])["step"]
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == f"step-{stopped}", (
+        "the step it stopped at is kept"
+    )
     end = stopped + 3
     dcoder("train-stage", "2", "--out", tmp_path / "run", "--resume", "--device", "cpu", f"--set=steps={end}")
     steps = [line["step"] for line in map(json.loads, metrics(tmp_path / "run").splitlines()) if "loss" in line]

@@ -7,7 +7,6 @@ numbers by their names. Losses, norms and weights are compared elementwise.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adamw import AdamW, cosine
 from helpers import make_model, make_shards, make_tokenizer
 from torch import Tensor
 
@@ -89,26 +89,13 @@ def by_hand(place: Path, stage: int) -> tuple[list[tuple[float, float, float]], 
     model = load(place / ("ar" if stage == 0 else "diffusion"), device="cpu")
     shards = ShardSet.open(place / ("sft" if stage == 3 else "pretrain"), "train")
     pad = model.ids.pad if model.ids.pad is not None else 0
-    weights = list(model.parameters())
-    first, second = ([torch.zeros_like(one) for one in weights] for _ in range(2))
+    optimizer = AdamW(list(model.parameters()), BETAS, EPS, DECAY, MOST)
     told = []
     for step in range(STEPS):
         parts = [row_loss(model, shards, stage, step, row, pad) for row in range(BATCH)]
         loss = sum(part for part, _ in parts) / sum(count for _, count in parts)  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(loss, weights)
-        norm = math.sqrt(sum(float(one.double().square().sum()) for one in gradients))
-        progress = (step - WARMUP) / (STEPS - 1 - WARMUP)
-        cosine = PEAK * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
-        rate = PEAK * (step + 1) / WARMUP if step < WARMUP else cosine
-        told.append((float(loss.detach()), norm, rate))
-        with torch.no_grad():
-            for weight, gradient, m, v in zip(weights, gradients, first, second, strict=True):
-                clipped = gradient * min(1.0, MOST / (norm + 1e-6))
-                m.mul_(BETAS[0]).add_(clipped, alpha=1 - BETAS[0])
-                v.mul_(BETAS[1]).addcmul_(clipped, clipped, value=1 - BETAS[1])
-                weight.mul_(1 - rate * (DECAY if weight.dim() >= 2 else 0.0))
-                moved = m / (1 - BETAS[0] ** (step + 1)) / ((v / (1 - BETAS[1] ** (step + 1))).sqrt() + EPS)
-                weight.sub_(moved, alpha=rate)
+        rate = cosine(step, STEPS, PEAK, WARMUP, FLOOR)
+        told.append((float(loss.detach()), optimizer.update(loss, rate), rate))
     return told, model
 
 
