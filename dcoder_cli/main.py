@@ -136,7 +136,7 @@ def _show_usage_error(error: Any, file: Any = None) -> None:
     print(f"error: {message}; see `{where} --help`", file=file or sys.stderr)
 
 
-_GRACE = 3.0  # seconds in which the first process would have failed too, if what is wrong is wrong for all
+_GRACE = 10.0  # seconds in which the first process would have failed too, if what is wrong is wrong for all
 
 
 def _fail(message: str, code: int) -> None:

@@ -207,7 +207,7 @@ def test_pass_at_k_joins_samples_with_their_tasks(monkeypatch: pytest.MonkeyPatc
             on_done(one)
         return found
 
-    monkeypatch.setattr(answers, "decode", decode)
+    monkeypatch.setattr(answers.spread, "decode", decode)
     tasks = tuple(answers.Prompted(item, Ask(""), Encoded("", ())) for item in suite.items)
     asked = answers.Asked(suite, Protocol("diffucoder", True), tasks)
     with Judging(suite) as judging:

@@ -183,7 +183,7 @@ def test_every_temperature_is_decoded_with_the_same_top_p(tmp_path: Path, monkey
         asked.append({**asdict(settings), "prompts": len(prompts)})
         raise WorkFailed("asked")
 
-    monkeypatch.setattr("dcoder_cli.benchmarks.answers.decode", spy)
+    monkeypatch.setattr("dcoder_cli.decoding.spread.decode", spy)
     for top_p in (None, 0.8):
         settings = replace(at_cpu_size(StudySettings(limit=7, top_p=top_p)), max_new_tokens=8)
         found: dict[str, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_benchmarks
 import pytest
 from helpers import PYTHON_TEXT, make_model, make_tokenizer
 from test_dry_run import CHAT, PROBLEM, sparse_checkpoint
@@ -114,12 +115,5 @@ def test_for_real_at_toy_size(tmp_path: Path) -> None:
 
 
 def _humaneval(place: Path) -> Path:
-    """Two problems of our own in the benchmark's form."""
-    file = place / "HumanEval.jsonl"
-    rows = [
-        {"task_id": f"HumanEval/{i}", "prompt": f'def f{i}(a):\n    """Return a + {i}."""\n', "entry_point": f"f{i}",
-         "canonical_solution": f"    return a + {i}\n", "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n"}
-        for i in range(2)
-    ]  # fmt: skip
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    """Problems of our own in the benchmark's form and number."""
+    return own_benchmarks.write(place / "benchmarks") / "humaneval" / "HumanEval.jsonl.gz"

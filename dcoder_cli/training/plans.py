@@ -31,12 +31,12 @@ def of_stage(context: Context, shards: ShardSet, heldout: ShardSet | None, total
         f"{shards.folder}: {len(shards):,} rows of {length:,} tokens{held}",
     )  # fmt: skip
     mine = config.global_batch // context.processes
-    micro = min(config.micro_batch, mine)
-    accumulated = math.ceil(mine / micro)
+    rows = min(config.micro_batch, mine)
+    accumulated = math.ceil(mine / rows)
     _add_processes(plan, context)
     plan.add(
-        "batch", {"rows": config.global_batch, "micro_batch": micro, "accumulated": accumulated},
-        f"{config.global_batch:,} rows a step: {accumulated:,} micro-batches of {micro} on each process",
+        "batch", {"rows": config.global_batch, "micro_batch": rows, "accumulated": accumulated},
+        f"{config.global_batch:,} rows a step: {accumulated:,} micro-batches of {rows} on each process",
     )  # fmt: skip
     _add_steps(plan, context, total_steps)
     tokens = config.global_batch * length
