@@ -50,6 +50,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reward.py").write_text(
         "def vowels(prompt, text):\n    return sum(c in 'aeiou' for c in text) / 8\n"
         "def of_one(prompt, text):\n    return vowels(prompt, text) if prompt['task_id'] == 't3' else 0.5\n"
+        "def dies(prompt, text):\n"
+        "    import os, pathlib, time\n"
+        "    run = pathlib.Path(os.environ.get('DIES_IN', '/nowhere'))\n"
+        "    if os.environ.get('RANK') == '1' and (run / 'checkpoints' / 'step-2').exists():\n"
+        "        while not (run / 'rollouts' / 'step-2-1-of-2.jsonl').exists():\n"
+        "            time.sleep(0.01)\n"
+        "        os._exit(1)\n"
+        "    return vowels(prompt, text)\n"
     )
     return folder
 
@@ -120,9 +128,12 @@ def test_two_processes_train_as_one_and_one_goes_on_where_they_stopped(place: Pa
 
 
 def test_stage_4_on_two_processes_is_that_on_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a KL term, a reference that moves, two updates a rollout: the same rollouts, metrics to 1e-4, on from the middle."""
+    """With a KL term, a reference that moves, two updates a rollout: the same rollouts, metrics to 1e-4, on from the middle.
+
+    Also from where the second process died while it scored: it decodes again, and the first has kept what it sampled.
+    """
     monkeypatch.setenv("PYTHONPATH", str(place))
-    more = ["--set=prompts_per_step=6", "--set=kl_coef=0.01", "--reward=reward:vowels=1", "--set=samples_every=1"]
+    more = ["--set=prompts_per_step=6", "--set=kl_coef=0.01", "--reward=reward:dies=1", "--set=samples_every=1"]
     dcoder(*grpo(place, tmp_path / "one", *more))
     asked = grpo(place, tmp_path / "two", *more)
     launched(2, asked)
@@ -132,6 +143,11 @@ def test_stage_4_on_two_processes_is_that_on_one(place: Path, tmp_path: Path, mo
         assert theirs and ours.startswith(theirs)
     dcoder(*resumed(asked, back(tmp_path / "two", tmp_path / "on", 2)))
     assert_same(tmp_path / "one", tmp_path / "on")
+    cut = tmp_path / "cut"
+    assert launched(2, grpo(place, cut, *more), check=False, DIES_IN=str(cut)).returncode
+    assert [file.name for file in (cut / "rollouts").iterdir()] == ["step-2-1-of-2.jsonl"]
+    launched(2, resumed(asked, cut))
+    assert_same(tmp_path / "one", cut)
 
 
 @pytest.mark.slow
