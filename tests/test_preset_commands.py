@@ -64,21 +64,18 @@ def test_at_full_size_with_dry_run(tmp_path: Path) -> None:
     made = diffusion_config(load(small))
     dream = {**full, **{key: made.config[key] for key in made.config if key.endswith("_token_id") or key == "dcoder"},
              "model_type": "Dream", "architectures": ["DreamModel"]}  # fmt: skip
-    for name, stage in (
-        ("start", "converted"),
-        ("runs/adapt", "adapt"),
-        ("runs/mid", "mid"),
-        ("runs/sft", "sft"),
-        ("runs/grpo", "grpo"),
-    ):
-        folder = tmp_path / name / ("" if name == "start" else "checkpoints/last")
-        sparse_checkpoint(folder, {**dream, "dcoder": {**dream["dcoder"], "stage": stage}}, made.tokenizer)
+    made_by = {"convert": ("start", "converted"), "adapt": ("runs/adapt/checkpoints/last", "adapt"),
+               "mid": ("runs/mid/checkpoints/last", "mid"), "sft": ("runs/sft/checkpoints/last", "sft"),
+               "grpo": ("runs/grpo/checkpoints/last", "grpo")}  # fmt: skip
     told = []
     for words in header_commands(PRESET):
         more = ["--data", str(_humaneval(tmp_path))] if words[1] == "eval" else []
         told.append(_run(tmp_path, words, ["--dry-run", *more]))
         if words[1] == "tokenize":
             _run(tmp_path, words, [])  # the data that later commands read
+        for word in {*words} & {*made_by} if words[1] != "tokenize" else ():  # and what it would have left
+            name, stage = made_by[word]
+            sparse_checkpoint(tmp_path / name, {**dream, "dcoder": {**dream["dcoder"], "stage": stage}}, made.tokenizer)
     assert all("everything is checked" in text for text in told if "distributed_type" not in text)
     stages = [text for text in told if "train-stage" in text or "of grpo" in text]
     assert len(stages) == 4 and all("8, sharing the weights (FSDP2)" in text for text in stages)
