@@ -1,5 +1,5 @@
 """`python -m dcoder_cli`: the same as `dcoder`, and what `accelerate launch -m dcoder_cli` runs."""
 
-from dcoder_cli.main import main
+from dcoder_cli.main import process
 
-main()
+process()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any, NamedTuple
 
 import typer
@@ -101,6 +103,29 @@ def _root(
 
 # How a collective says that another process is gone: gloo's words, and NCCL's. That one has told what happened to it.
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
+
+def process() -> None:
+    """`main` as a whole process, which the console script and `python -m dcoder_cli` are.
+
+    One of several ends here, before Python takes down what the threads of a process group still use. They live as long as
+    anything holds the group (defaults of torch's own functions do), and one that asks for the GIL of an interpreter that is
+    going ends the process by SIGABRT, now and then.
+    """
+    if "RANK" not in os.environ:
+        return main()
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def main() -> None:

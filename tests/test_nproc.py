@@ -18,7 +18,7 @@ from dcoder_cli.training.launcher import environment, without_nproc
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nproc")
     tokenizer = make_tokenizer()
-    make_model(folder / "model", tokenizer=tokenizer)
+    make_model(folder / "model", tokenizer=tokenizer, initializer_range=0.4)  # sure of itself: no rounding decides
     make_shards(folder / "data", tokenizer)
     return folder
 
@@ -71,6 +71,22 @@ def test_a_process_whose_peer_is_gone_says_that_and_no_traceback(words: str) -> 
             [sys.executable, "-c", code], capture_output=True, text=True, env={"PATH": "", **variables}, timeout=60
         )
         assert done.returncode == 1 and (done.stderr.strip() == told if told else words in done.stderr)
+
+
+@pytest.mark.parametrize("ends, code", [("sys.exit(3)", 3), ("None", 0), ("1 / 0", 1)])
+def test_one_of_several_processes_ends_before_python_takes_things_down(ends: str, code: int) -> None:
+    """What a group's threads use is there to the end; what is to be done at the exit is done, and the exit code is its own."""
+    text = (
+        "import atexit, os, sys\nfrom dcoder_cli import main\n"
+        "class Held:\n    def __del__(self, abort=os.abort): abort()\n"
+        "sys.modules['dcoder_cli'].held = Held()\natexit.register(print, 'at the exit')\n"
+        f"main.app = lambda **_: {ends}\nmain.process()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env={"RANK": "1", "PATH": ""}, timeout=60
+    )
+    assert done.returncode == code and done.stdout == "at the exit\n"
+    assert ("ZeroDivisionError" in done.stderr) == (code == 1)
 
 
 def test_what_cannot_be_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Decoding shared out over processes (accelerate, torchrun, --nproc): every row's tokens are those of one process.
 
-Rows of like length stay together, and every row keeps the random numbers of its place in the whole call.
+Rows of like length stay together, and every row keeps the random numbers of its place in the whole call. As with another
+batch size, a logit may differ in its last bit, and where two candidates are that near, so may the tokens.
 """
 
 from __future__ import annotations
