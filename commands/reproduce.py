@@ -86,8 +86,10 @@ def reproduce(
 
       dcoder reproduce --model sft=apple/DiffuCoder-7B-Instruct --model grpo=apple/DiffuCoder-7B-cpGRPO --task humaneval --out claims
     """
+    from dcoder_cli.base import plan as plans
     from dcoder_cli.experiments.claims import choose
     from dcoder_cli.experiments.quantities import StudySettings, at_cpu_size
+    from dcoder_cli.experiments.reproduce import ReproduceCall, plan
     from dcoder_cli.experiments.reproduce import reproduce as run
     from dcoder_cli.experiments.scores import uses
 
@@ -103,17 +105,14 @@ def reproduce(
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
     options.refuse_unused(written, {**context.params, "uses": uses(chosen, settings)}, NEEDS)
-    count, scale = 3 if seeds is None else seeds, 1.0 if step_scale is None else step_scale
+    call = ReproduceCall(
+        out, chosen, settings, 3 if seeds is None else seeds, 1.0 if step_scale is None else step_scale, models, pretrain, rl,
+        unsafe_exec, jobs,
+    )  # fmt: skip
     if dry_run:
-        from dcoder_cli.base import plan as plans
-        from dcoder_cli.experiments.reproduce import plan
-
-        return plans.show(plan(out, chosen, settings, count, scale, models, pretrain, rl, unsafe_exec, jobs), json)
+        return plans.show(plan(call), json)
     try:
-        result = run(
-            out, chosen, settings, count, scale, models, pretrain, rl,
-            (lambda _: None) if json else console.note, unsafe_exec, jobs,
-        )  # fmt: skip
+        result = run(call, (lambda _: None) if json else console.note)
     except KeyboardInterrupt:
         raise StoppedByUser("stopped; run the same command again to go on") from None
     if json:

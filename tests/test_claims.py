@@ -28,7 +28,7 @@ from dcoder_cli.experiments.findings import check
 from dcoder_cli.experiments.measures import Measures
 from dcoder_cli.experiments.processes import run_units
 from dcoder_cli.experiments.quantities import HELD_OUT, KINDS, Quantity, StudySettings, View, at_cpu_size
-from dcoder_cli.experiments.reproduce import Outcome, _identity, reproduce
+from dcoder_cli.experiments.reproduce import Outcome, ReproduceCall, _identity, reproduce
 from dcoder_cli.experiments.scores import COLUMNS, quantities_of, scores
 from dcoder_cli.experiments.seeds import ROLES as ROLE_WORDS
 from dcoder_cli.experiments.seeds import STARTS, Replicate, given, parts, train_part, trained
@@ -313,7 +313,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     out = tmp_path / "r"
 
     def run(announce: Any) -> Any:
-        return reproduce(out, CLAIMS, settings, 1, 0.002, {}, None, None, announce, jobs=1)
+        return reproduce(ReproduceCall(out, CLAIMS, settings, 1, 0.002, jobs=1), announce)
 
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
@@ -341,7 +341,7 @@ def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     settings_json = json.loads((out / "settings.json").read_text())
     assert settings_json["ran_with"] == [record["ran_with"]] and record["ran_with"]["jobs"] == 1
     with pytest.raises(UserError, match="begun with other step_scale"):
-        reproduce(out, CLAIMS, settings, 1, 0.5, {}, None, None, again.append)
+        reproduce(ReproduceCall(out, CLAIMS, settings, 1, 0.5), again.append)
     small["stage1"]["steps"] += 1
     with pytest.raises(UserError, match="begun with other preset"):
         run(again.append)

@@ -356,7 +356,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(model: Path, tmp_path: Path)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
     assert "truncated or not safetensors" in refused("export", broken, "--out", out)
     for name, text, why in (
-        ("none", None, "cannot be read"), ("text", "x", "is not JSON"), ("list", "[]", "must hold a JSON object"),
+        ("none", None, "cannot be read"), ("text", "x", "is not JSON"), ("list", "[]", "holds a list, not an object"),
         ("other", "{}", "was measured on 'a model it does not name'"),
         ("empty", json.dumps({"weights": identity.weights_id(model), "scores": {}}), "is no results.json of `dcoder eval`"),
     ):  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.runs import checkpoint_of
 
@@ -176,13 +177,6 @@ def _another(file: Path, records: Sequence[Mapping[str, Any]], subject: Subject)
 
 def _read(file: Path, command: str) -> Facts:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{str(file)!r} cannot be read: {error.strerror}; give a folder that `{command}` wrote"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{str(file)!r} is not JSON ({one_line(error)}); give a file that `{command}` wrote") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{str(file)!r} must hold a JSON object; give a file that `{command}` wrote")
-    return value
+        return jsonl.document(file)
+    except UserError as error:
+        raise UserError(f"{error}; give a folder that `{command}` wrote") from None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.runs import RunFolder, checkpoint_of, model_labels
 from dcoder_cli.data import shards
+from dcoder_cli.training.config import STAGE_NAMES as OF_TRAINING
 
 FACTS = "dcoder_card.json"  # of an exported folder: what its model card says, for programs
-STAGE_NAMES = ("ar", "adapt", "mid", "sft", "grpo")
+STAGE_NAMES = (*OF_TRAINING, "grpo")
 # What a reader asks first; the rest is in the run's config.yaml.
 _SETTINGS = {
     **dict.fromkeys(range(4), (
@@ -67,7 +68,10 @@ def _exported(folder: Path) -> Facts | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = jsonl.document(path)
+    except UserError as error:
+        raise UserError(f"{error}; export the run again") from None
+    try:
         found = {"stages": list(value["stages"]), "began_with": value["began_with"]}
         for one in found["stages"]:
             _check(one, {"stage": str, "run": str, "began_with": str, "settings": dict, "data": dict})
@@ -78,7 +82,7 @@ def _exported(folder: Path) -> Facts | None:
             for source in one["data"].get("sources", []):
                 _check(source, {"name": str, "weight": (int, float)})
         return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({one_line(error)}); export the run again") from None
 
 

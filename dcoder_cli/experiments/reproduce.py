@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,11 @@ _SETTINGS = "settings.json"
 _SHARED_MIB, _REPLICATE_MIB = 50, 150  # of disk, measured at small scale: what all replicates share, and each
 
 
-def reproduce(
-    out: Path,
-    claims: Sequence[Claim],
-    settings: StudySettings,
-    seeds: int,
-    step_scale: float,
-    models: dict[str, str],
-    pretrain: str | None,
-    rl: str | None,
-    announce: Callable[[str], None],
-    unsafe: bool = False,
-    jobs: int | None = None,
-) -> Outcome:
-    """Train or take replicates, check the claims, write `reproduce.json` and `report.html`.
+@dataclass(frozen=True)
+class ReproduceCall:
+    """What is asked for.
 
-    Args:
+    Attributes:
         out: folder; a stopped call goes on in it.
         claims: what to check.
         settings: how models are decoded.
@@ -53,70 +42,79 @@ def reproduce(
         step_scale: factor on their training steps.
         models: role -> checkpoint; a single replicate.
         pretrain, rl: data of given checkpoints.
-        announce: told what begins.
         unsafe: agree to run model-written code without a sandbox where none holds.
         jobs: parts of replicates trained at a time, each in a process of its own (see processes.py); None = one for each
             core. What is trained does not depend on it, but for rounding in another number of threads.
+    """
+
+    out: Path
+    claims: Sequence[Claim]
+    settings: StudySettings
+    seeds: int = 3
+    step_scale: float = 1.0
+    models: Mapping[str, str] = field(default_factory=dict)
+    pretrain: str | None = None
+    rl: str | None = None
+    unsafe: bool = False
+    jobs: int | None = None
+
+
+def reproduce(call: ReproduceCall, announce: Callable[[str], None]) -> Outcome:
+    """Train or take replicates, check the claims, write `reproduce.json` and `report.html`.
+
+    Args:
+        announce: told what begins.
 
     Raises:
         UserError: wrong input.
     """
     began = time.perf_counter()
-    ready = _ready(out, claims, settings, seeds, step_scale, models, pretrain, rl, unsafe, jobs)
-    made, wanted, count, ran_with = ready.made, ready.wanted, ready.jobs, ready.ran_with
-    _note(out, ready.asked, ran_with)
-    if not models:
-        replicates.prepare(out, step_scale, announce)
-        if count > 1:
-            processes.train_and_measure(out, seeds, step_scale, wanted, settings, unsafe, count, announce)
-        roles = list(dict.fromkeys(quantity.role for quantity in wanted))
+    ready = _ready(call)
+    out, scale, made, wanted = call.out, call.step_scale, ready.made, ready.wanted
+    _note(out, ready.asked, ready.ran_with)
+    if not call.models:
+        replicates.prepare(out, scale, announce)
+        if ready.jobs > 1:
+            processes.train_and_measure(
+                out, call.seeds, scale, wanted, call.settings, call.unsafe, ready.jobs, announce
+            )  # fmt: skip
         made = [
-            replicates.trained(out, seed, step_scale, announce, roles=roles, unsafe=unsafe) for seed in range(seeds)
+            replicates.trained(out, seed, scale, announce, roles=ready.roles, unsafe=call.unsafe)
+            for seed in range(call.seeds)
         ]
-    measures = [Measures(one, settings, announce, unsafe) for one in made]
+    measures = [Measures(one, call.settings, announce, call.unsafe) for one in made]
     for one in measures:
         one.measure(wanted)
     outcome = Outcome(
-        check(claims, measures), scores(wanted, measures), tuple(one.seed for one in made), settings, ran_with,
-        time.perf_counter() - began,
+        check(call.claims, measures), scores(wanted, measures), tuple(one.seed for one in made), call.settings,
+        ready.ran_with, time.perf_counter() - began,
     )  # fmt: skip
     write_json(out / "reproduce.json", outcome.to_json())
     write_report(out, outcome, made)
     return outcome
 
 
-def plan(
-    out: Path,
-    claims: Sequence[Claim],
-    settings: StudySettings,
-    seeds: int,
-    step_scale: float,
-    models: dict[str, str],
-    pretrain: str | None,
-    rl: str | None,
-    unsafe: bool = False,
-    jobs: int | None = None,
-) -> RunPlan:
-    """What `reproduce` would do, once its input is checked; nothing is written. Args and errors are its."""
-    ready = _ready(out, claims, settings, seeds, step_scale, models, pretrain, rl, unsafe, jobs)
-    found = RunPlan("reproduce", asdict(settings))
-    found.add("claims", [claim.name for claim in claims], ", ".join(claim.name for claim in claims))
-    roles = list(dict.fromkeys(quantity.role for quantity in ready.wanted))
-    if models:
-        found.add("models", models, ", ".join(f"{role} = {name}" for role, name in models.items()))
+def plan(call: ReproduceCall) -> RunPlan:
+    """What `reproduce` would do, once its input is checked; nothing is written. Raises UserError as it does."""
+    ready = _ready(call)
+    found = RunPlan("reproduce", asdict(call.settings))
+    names = [claim.name for claim in call.claims]
+    found.add("claims", names, ", ".join(names))
+    if call.models:
+        found.add("models", dict(call.models), ", ".join(f"{role} = {name}" for role, name in call.models.items()))
     else:
-        parts = replicates.parts(roles)
-        left = sum(not replicates.is_trained(out, seed, part) for seed in range(seeds) for part in parts)
-        trained = seeds * len(parts)
+        parts = replicates.parts(ready.roles)
+        left = sum(not replicates.is_trained(call.out, seed, part) for seed in range(call.seeds) for part in parts)
+        whole = call.seeds * len(parts)
         found.add(
-            "training", {"seeds": seeds, "parts": trained, "left": left},
-            f"{seeds} seeds x {len(parts)} models ({', '.join(parts)}); {trained - left} of {trained} are done",
+            "training", {"seeds": call.seeds, "parts": whole, "left": left},
+            f"{call.seeds} seeds x {len(parts)} models ({', '.join(parts)}); {whole - left} of {whole} are done",
         )  # fmt: skip
-        found.add_disk(out, _disk(seeds), f"{seeds} seeds")
+        found.add_disk(call.out, _disk(call.seeds), f"{call.seeds} seeds")
     several = {(quantity.role, quantity.view, quantity.tasks) for quantity in ready.wanted}
-    found.add("measurements", len(several) * max(1, seeds if not models else 1), None)
+    found.add("measurements", len(several) * (1 if call.models else call.seeds))
     found.add("processes", ready.jobs)
-    found.add("out", str(out), f"{out}: {'goes on' if _before(out) else 'new'}")
+    found.add("out", str(call.out), f"{call.out}: {'goes on' if _before(call.out) else 'new'}")
     return found
 
 
@@ -130,41 +128,36 @@ class _Ready:
     asked: dict[str, Any]
     ran_with: dict[str, Any]
 
+    @property
+    def roles(self) -> list[str]:
+        """The checkpoints that the measurements need."""
+        return list(dict.fromkeys(quantity.role for quantity in self.wanted))
 
-def _ready(
-    out: Path,
-    claims: Sequence[Claim],
-    settings: StudySettings,
-    seeds: int,
-    step_scale: float,
-    models: dict[str, str],
-    pretrain: str | None,
-    rl: str | None,
-    unsafe: bool,
-    jobs: int | None,
-) -> _Ready:
-    if seeds < 1 or not 0 < step_scale < float("inf"):
-        raise UserError(f"--seeds {seeds} must be at least 1 and --step-scale {step_scale} a number above 0")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs} must be at least 1")
-    made = [replicates.given(models, pretrain, rl, out)] if models else []
+
+def _ready(call: ReproduceCall) -> _Ready:
+    if call.seeds < 1 or not 0 < call.step_scale < float("inf"):
+        raise UserError(f"--seeds {call.seeds} must be at least 1 and --step-scale {call.step_scale} a number above 0")
+    if call.jobs is not None and call.jobs < 1:
+        raise UserError(f"--jobs {call.jobs} must be at least 1")
+    models, settings = dict(call.models), call.settings
+    made = [replicates.given(models, call.pretrain, call.rl, call.out)] if models else []
     check_settings(settings, context=None if models else replicates.CONTEXT)
-    for folder in filter(None, (pretrain, rl)):
+    for folder in filter(None, (call.pretrain, call.rl)):
         read_manifest(folder)
-    wanted = quantities_of(claims, settings)
+    wanted = quantities_of(call.claims, settings)
     if any(quantity.judged for quantity in wanted):
-        resolve_tier(unsafe=unsafe)
+        resolve_tier(unsafe=call.unsafe)
     asked = {
         "settings": vars(settings), "models": {role: _identity(name) for role, name in models.items()},
-        "step_scale": step_scale, "pretrain": pretrain, "rl": rl,
+        "step_scale": call.step_scale, "pretrain": call.pretrain, "rl": call.rl,
         "views": {name: asdict(view) for name, view in views(settings).items()}, "lab_draws": LAB_DRAWS,
         "preset": None if models else {**presets.load("cpu-tiny"), "longest": [stages.LONGEST, stages.LOOKS]},
     }  # fmt: skip
-    if not models and not out.exists():
-        require_space(out, _disk(seeds), f"{seeds} seeds")
-    count = 1 if models else min(cores() if jobs is None else jobs, processes.MOST * seeds)
+    if not models and not call.out.exists():
+        require_space(call.out, _disk(call.seeds), f"{call.seeds} seeds")
+    count = 1 if models else min(cores() if call.jobs is None else call.jobs, processes.MOST * call.seeds)
     ran_with = _ran_with(count)
-    _check_same(out, asked)
+    _check_same(call.out, asked)
     return _Ready(made, wanted, count, asked, ran_with)
 
 

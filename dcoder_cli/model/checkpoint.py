@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +82,38 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
     return dict(each_weight(folder, layout, device, dtype))
 
 
-def weight_shapes(folder: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights by transformers key, from the files' headers, in the order of `each_weight`.
+@dataclass(frozen=True)
+class Stored:
+    """A weight as the files hold it; `dtype` as safetensors names it, such as BF16."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_weights(folder: Path) -> dict[str, Stored]:
+    """All weights by their stored names, from the files' headers, in the order of `each_weight`.
 
     Raises:
         UserError: a file is truncated or no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Stored] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    shapes[layout.to_ours(key)] = tuple(handle.get_slice(key).get_shape())
+                    part = handle.get_slice(key)
+                    found[key] = Stored(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise broken(file, error) from None
-    return shapes
+    return found
+
+
+def weight_shapes(folder: Path, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shapes of `stored_weights` by transformers key. Raises UserError as it does."""
+    return {layout.to_ours(key): one.shape for key, one in stored_weights(folder).items()}
 
 
 def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -100,6 +100,8 @@ def plan_initial(
     rows = len(words) if words is not None else vocab_size if sources else None
     config = ar_config_with_tokenizer(config_of(size, rows), words)
     network = empty_network(config, layout_of(config, size), "sdpa", torch.device("cpu"))
+    if network.config.tie_word_embeddings:
+        network.lm_head.weight = network.model.embed_tokens.weight
     count = sum(parameter.numel() for parameter in network.parameters())
     plan = RunPlan(f"convert --init {size}", {})
     kind = "AR" if ar else "diffusion"

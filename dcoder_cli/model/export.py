@@ -7,7 +7,6 @@ transformers 4 reads them, for which that code was written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base import jsonl
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space, write_json
 from dcoder_cli.base.runs import model_labels
 from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer
@@ -33,8 +33,8 @@ Told = Callable[[float], None]  # how many bytes have just been written
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A weight as the files hold it."""
+class Weight:
+    """A weight to be exported: the file it is in, and its format in the new one where no other is asked for."""
 
     file: Path
     shape: tuple[int, ...]
@@ -65,7 +65,7 @@ class Export:
     ids: SpecialIds
     tokenizer: Any | None
     generation: dict[str, Any]
-    weights: dict[str, Stored]
+    weights: dict[str, Weight]
     weights_id: str
     parameters: int
     stored_as: str
@@ -113,12 +113,12 @@ def plan(name: str, dtype: str | None = None) -> Export:
     ids, _ = resolve(source, tokenizer, layout.diffusion, name)
     theirs = transformers_config(source, layout)
     below = adapters.below(folder)
-    weights = _stored(below)
+    weights = _weights(below)
     shapes = {layout.to_ours(key): one.shape for key, one in weights.items()}
     check_weights(empty_network(source, layout, "sdpa", torch.device("cpu")), shapes, name)
     if adapters.stands_alone(folder):
         merged = adapters.base_of(folder).stored_dtype
-        weights = {key: Stored(one.file, one.shape, merged) for key, one in weights.items()}
+        weights = {key: Weight(one.file, one.shape, merged) for key, one in weights.items()}
     chosen = None if dtype is None else choose_dtype(dtype, source, torch.device("cpu"))
     formats = {one.dtype for one in weights.values()}
     if formats == {chosen}:
@@ -201,27 +201,19 @@ def _generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json: Dream's loader wants the file, and its ids stand in for those that a call leaves out."""
     file = folder / "generation_config.json"
     checkpoint.read_answer_length(folder)  # refuses a broken file
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = jsonl.document(file) if file.is_file() else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
     return {**{key: config[key] for key in names if config.get(key) is not None}, **found}
 
 
-def _stored(folder: Path) -> dict[str, Stored]:
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, Stored] = {}
-    for file in checkpoint.weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    part = handle.get_slice(key)
-                    if part.get_dtype() not in _STORED:
-                        raise UserError(
-                            f"weight {key!r} in {str(file)!r} is {part.get_dtype()}, which dcoder does not export; use float32, bfloat16 or float16"
-                        )
-                    found[key] = Stored(file, tuple(part.get_shape()), _STORED[part.get_dtype()])
-        except (SafetensorError, OSError) as error:
-            raise checkpoint.broken(file, error) from None
+def _weights(folder: Path) -> dict[str, Weight]:
+    found = {}
+    for key, one in checkpoint.stored_weights(folder).items():
+        if one.dtype not in _STORED:
+            raise UserError(
+                f"weight {key!r} in {str(one.file)!r} is {one.dtype}, which dcoder does not export; use float32, bfloat16 or float16"
+            )
+        found[key] = Weight(one.file, one.shape, _STORED[one.dtype])
     return found
 
 
@@ -292,13 +284,10 @@ def _write_adapter(source: Path, target: Path) -> None:
         if file.suffix != ".json":
             _copy(file, target / file.name, lambda _: None)
             continue
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            for key in ("base_model_name_or_path", "model"):
-                if isinstance(values.get(key), str):
-                    values[key] = _public_name(values[key])
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{str(file)!r} cannot be read ({one_line(error)}); copy the checkpoint again") from None
+        values = jsonl.document(file)
+        for key in ("base_model_name_or_path", "model"):
+            if isinstance(values.get(key), str):
+                values[key] = _public_name(values[key])
         write_json(target / file.name, values)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.files import write_json
 
 _FILES = (
@@ -32,7 +32,7 @@ def write(source: Path, target: Path, tokenizer: Any) -> None:
     else:
         tokenizer.save_pretrained(str(target))
     file = target / "tokenizer_config.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = jsonl.document(file) if file.is_file() else {}
     write_json(file, config(before, tokenizer))
 
 
