@@ -228,29 +228,35 @@ def test_threshold_one_without_cache_equals_exact(model: Model, rule: str) -> No
 def test_commit_rules_against_their_definitions(
     confidence: list[float], threshold: float, factor: float, bound: float
 ) -> None:
-    confidence_n = torch.tensor(confidence, dtype=torch.float64)
-    entropy_n = -confidence_n.log()
-    order_n = torch.sort(confidence_n, descending=True, stable=True).indices
-    best = int(order_n[0])
+    rows = [confidence, confidence[: len(confidence) // 2 + 1]]  # the second is shorter, and ends as the engine has it
+    filled = torch.tensor([[*row, *[-1.0] * (len(confidence) - len(row))] for row in rows], dtype=torch.float64)
+    entropy_RM = torch.where(filled < 0, torch.inf, -filled.clamp(min=1e-9).log())
+    order_RM = torch.sort(filled, descending=True, stable=True).indices
 
-    expected = {i for i, value in enumerate(confidence) if value > threshold} or {best}
-    assert set(commits.above_threshold(order_n, confidence_n, threshold).tolist()) == expected
+    above_RM, none_R = commits.above_threshold(order_RM, filled, threshold)
+    by_factor_RM, _ = commits.by_factor(order_RM, order_RM, filled, factor)
+    for at, row in enumerate(rows):
+        expected = {i for i, value in enumerate(row) if value > threshold}
+        assert bool(none_R[at]) == (not expected)
+        assert set(above_RM[at].nonzero()[:, 0].tolist()) == (expected or {int(order_RM[at, 0])})
 
-    ranked = sorted(confidence, reverse=True)
-    counts = [n for n in range(1, len(ranked) + 1) if (n + 1) * (1 - ranked[n - 1]) < factor]
-    chosen = commits.by_factor(order_n, order_n, confidence_n, factor).tolist()
-    assert sorted((confidence[i] for i in chosen), reverse=True) == ranked[: max(counts, default=1)]
+        ranked = sorted(row, reverse=True)
+        counts = [n for n in range(1, len(ranked) + 1) if (n + 1) * (1 - ranked[n - 1]) < factor]
+        chosen = by_factor_RM[at].nonzero()[:, 0].tolist()
+        assert sorted((row[i] for i in chosen), reverse=True) == ranked[: max(counts, default=1)]
 
-    for order in (order_n, torch.arange(len(confidence))):  # also an order that is not by entropy
-        kept = commits.within_entropy_bound(order, entropy_n, bound).tolist()
-        assert kept == order[: len(kept)].tolist() and kept
+    for orders in (order_RM, torch.arange(len(confidence)).repeat(2, 1)):  # also an order that is not by entropy
+        kept_RM = commits.within_entropy_bound(orders, entropy_RM, bound)
+        for at, row in enumerate(rows):
+            order, kept = orders[at, : len(row)].tolist(), set(kept_RM[at].nonzero()[:, 0].tolist())
+            assert kept == set(order[: len(kept)]) and kept
 
-        def spread(count: int, order: torch.Tensor = order) -> float:
-            first = [float(entropy_n[i]) for i in order[:count]]
-            return math.fsum(first) - max(first)
+            def spread(count: int, order: list[int] = order, at: int = at) -> float:
+                first = [float(entropy_RM[at, i]) for i in order[:count]]
+                return math.fsum(first) - max(first)
 
-        assert len(kept) == 1 or spread(len(kept)) <= bound + 1e-9
-        assert len(kept) == len(confidence) or spread(len(kept) + 1) > bound - 1e-9
+            assert len(kept) == 1 or spread(len(kept)) <= bound + 1e-9
+            assert len(kept) == len(row) or spread(len(kept) + 1) > bound - 1e-9
 
 
 COMMITS: list[dict[str, Any]] = [

@@ -192,7 +192,8 @@ def test_alg_temperature_draws_from_the_softmax_of_scores() -> None:
     """The first of a draw without replacement has probability softmax(score / alg_temperature)."""
     scores = torch.tensor([0.1, 0.5, 0.9, 0.3])
     source = torch.Generator().manual_seed(0)
-    drawn = torch.stack([unmasking.pick(scores, 4, 0.5, torch.rand(4, generator=source)) for _ in range(4000)])
+    heated = unmasking.heated(scores.repeat(4000, 1), 0.5, torch.rand(4000, 4, generator=source))
+    drawn = unmasking.ranking(heated)
     assert (drawn.sort(dim=1).values == torch.arange(4)).all()
     share = torch.bincount(drawn[:, 0], minlength=4) / 4000
     torch.testing.assert_close(share, torch.softmax(scores / 0.5, dim=-1), atol=0.03, rtol=0)

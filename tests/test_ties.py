@@ -20,8 +20,8 @@ from dcoder_cli import generate, load
 from dcoder_cli.analysis.arness import arness, global_curve, local_curve
 from dcoder_cli.analysis.ties import open_orders, tied_share
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.decoding import exact, trajectory
-from dcoder_cli.decoding.proposal import Draws, propose
+from dcoder_cli.decoding import selection, trajectory
+from dcoder_cli.decoding.proposal import Candidates, propose
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.diffusion import unmasking
@@ -52,24 +52,23 @@ def test_two_candidates_with_equal_filtered_scores(rule: str) -> None:
     are equal (entropy 0, confidence 1, margin 1); unfiltered the right one is surer, 0.88 against 0.67."""
     raw_NV = torch.tensor([[1.0, 1.0, 1.0, -9.0], [1.5, 0.0, 0.0, -9.0], [0.0, 2.7, 0.0, -9.0]])
     fake = _fake(mask=3)
-    rows: Any = SimpleNamespace(places=[torch.tensor([4, 5, 6])], ids_BL=torch.zeros(1, 8), pads=[0])
-    numbers = torch.tensor([0.1, 0.9, 0.4])
+    table = selection.Ragged([3], torch.device("cpu"))
+    waiting = Candidates([3], torch.arange(3), ties_N=torch.tensor([0.1, 0.9, 0.4]))
+    by_topk = dataclasses.replace(waiting, columns=[torch.tensor([4, 5, 6])], widths=[8])
     expected = {"model": 2, "left": 1, "right": 2, "random": 1, "topk": None}
     for tie_break, wanted in expected.items():
         settings = Settings(max_new_tokens=3, rule=rule, top_p=0.6, tie_break=tie_break)  # type: ignore[arg-type]
-        draws = Draws(torch.empty(0), torch.empty(0), numbers)
-        columns = exact.topk_columns(rows, {0: torch.arange(3)}, settings)
-        logits_at = partial(_copied, raw_NV)
-        proposal = propose(fake, settings, rule, logits_at, {0: torch.arange(3)}, [draws], columns)
+        candidates = by_topk if wanted is None else waiting
+        proposal = propose(fake, settings, rule, partial(_copied, raw_NV), candidates)
         assert proposal.scores_N[1] == proposal.scores_N[2] > proposal.scores_N[0]
         if wanted is None:
             row_L = torch.full((8,), -torch.inf)
             row_L[4:7] = proposal.scores_N
             wanted = int(torch.topk(row_L, 1).indices) - 4
-        chosen = proposal.picked(slice(0, 3), 1, 0.0)
-        assert chosen.tolist() == [wanted], tie_break
-        assert unmasking.tie_set(proposal.scores_N, chosen).tolist() == [False, True, True]
-        assert not unmasking.tie_set(proposal.scores_N, proposal.picked(slice(0, 3), 2, 0.0)).any()  # both are taken
+        one, _ = selection.choose(settings, proposal, candidates, table, [1])
+        assert one.at_K.tolist() == [wanted], tie_break
+        assert one.tied_N.tolist() == [False, True, True]
+        assert not selection.choose(settings, proposal, candidates, table, [2])[0].tied_N.any()  # both are taken
 
 
 def test_the_default_is_the_models_order_and_topk_in_compat() -> None:
@@ -146,8 +145,6 @@ def test_a_bfloat16_model_is_scored_in_float32(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
     """Scores of four candidates; the rule's order decides only where nothing is above the threshold."""
-    from dcoder_cli.decoding.fast import _chosen
-
     logits_NV = torch.tensor([[4.0, 0.0, -9.0], [4.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.5, -9.0]])
     for settings, chosen, tied in (
         ({"threshold": 0.9}, [0, 1], []),  # both are above: no order was asked
@@ -157,15 +154,11 @@ def test_the_fast_modes_commit_rules_say_when_a_tie_decided() -> None:
         ({"entropy_bound": 0.1}, [0, 1], []),  # 0.09 nats beside the largest
     ):
         asked = Settings(max_new_tokens=4, mode="fast", tie_break="left", **settings)  # type: ignore[arg-type]
-        rows: Any = SimpleNamespace(places=[torch.arange(4)], ids_BL=torch.zeros(1, 4), pads=[0])
-        fake = _fake(mask=2)
-        nothing, columns = Draws(torch.empty(0), torch.empty(0), torch.empty(0)), exact.topk_columns(rows, {}, asked)
-        logits_at = partial(_copied, logits_NV)
-        proposal = propose(fake, asked, "entropy", logits_at, {0: torch.arange(4)}, [nothing], columns, measured=True)
-        taken, ranked_by = _chosen(asked, proposal, slice(0, 4), 0)
-        assert sorted(taken.tolist()) == chosen, settings
-        found = [] if ranked_by is None else unmasking.tie_set(ranked_by, taken).nonzero()[:, 0].tolist()
-        assert found == tied, settings
+        waiting, table = Candidates([4], torch.arange(4)), selection.Ragged([4], torch.device("cpu"))
+        proposal = propose(_fake(mask=2), asked, "entropy", partial(_copied, logits_NV), waiting, measured=True)
+        taken, _ = selection.choose(asked, proposal, waiting, table, None)
+        assert taken.taken_K is not None and taken.taken_K.nonzero()[:, 0].tolist() == chosen, settings
+        assert taken.tied_N.nonzero()[:, 0].tolist() == tied, settings
 
 
 def test_trajectory_files_keep_ties(model: Model, tmp_path: Path) -> None:

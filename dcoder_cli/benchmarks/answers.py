@@ -20,10 +20,10 @@ from dcoder_cli.benchmarks.passk import Estimate, pass_at_k_mean
 from dcoder_cli.benchmarks.protocols import Ask, Protocol, choose
 from dcoder_cli.benchmarks.samples import Key
 from dcoder_cli.decoding import spread
-from dcoder_cli.decoding.exact import Observer
 from dcoder_cli.decoding.requests import Encoded, Settings, encode_prompt
 from dcoder_cli.decoding.sampler import decode
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.decoding.watching import Observer
 from dcoder_cli.model.backbone import Model
 
 Share = tuple[float, float, float]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcoder_cli.decoding.exact import OnCommit
-from dcoder_cli.decoding.requests import Request, Settings
+from dcoder_cli.decoding.engine import Decoded, Ticket
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
@@ -22,12 +22,12 @@ class _Draw:
     row's text does not depend on its neighbours.
     """
 
-    def __init__(
-        self, requests: Sequence[Request], settings: Settings, stops: list[int], on_commit: OnCommit | None
-    ) -> None:
-        self.settings, self.stops, self.on_commit = settings, stops, on_commit
-        self.going = {row: request.index for row, request in enumerate(requests)}  # rows without a stop token so far
-        self.generators = [generator(settings.seed, "sample", request.seed) for request in requests]
+    def __init__(self, tickets: Sequence[Ticket], stops: list[int]) -> None:
+        self.settings, self.stops = tickets[0].settings, stops
+        self.watched = {
+            row: one for row, one in enumerate(tickets) if one.on_commit
+        }  # rows without a stop token so far
+        self.generators = [generator(self.settings.seed, "sample", one.request.seed) for one in tickets]
         self.confidence: list[Tensor] = []
         self.entropy: list[Tensor] = []
 
@@ -46,25 +46,26 @@ class _Draw:
         logs_BV = torch.log_softmax(raw_BV, dim=-1)
         self.confidence.append(logs_BV.gather(-1, tokens_B[:, None])[:, 0].exp())
         self.entropy.append(-(logs_BV.exp() * logs_BV).sum(dim=-1))
-        if self.on_commit is not None:
-            self._tell(self.on_commit, tokens_B.tolist())
+        if self.watched:
+            self._tell(tokens_B.tolist())
         return torch.full_like(raw_BV, -torch.inf).scatter_(-1, tokens_B[:, None], 0.0)
 
-    def _tell(self, on_commit: OnCommit, tokens: list[int]) -> None:
+    def _tell(self, tokens: list[int]) -> None:
         step = len(self.confidence) - 1
-        for row, index in list(self.going.items()):
-            on_commit(step, index, [step], [tokens[row]])
+        for row, ticket in list(self.watched.items()):
+            assert ticket.on_commit is not None
+            ticket.on_commit(step, ticket.request.index, [step], [tokens[row]])
             if tokens[row] in self.stops:
-                del self.going[row]
+                del self.watched[row]
 
 
 @torch.no_grad()
-def decode(
-    model: Model, requests: Sequence[Request], settings: Settings, on_commit: OnCommit | None = None
-) -> list[tuple[list[int], list[float], list[float]]]:
-    """New tokens, confidences and entropies of each request; a row ends with its first stop token."""
+def decode(model: Model, tickets: Sequence[Ticket]) -> list[Decoded]:
+    """Decode rows with like settings together; a row ends with its first stop token."""
     from transformers import GenerationConfig, LogitsProcessorList
 
+    began = time.perf_counter()
+    requests, settings = [ticket.request for ticket in tickets], tickets[0].settings
     longest = max(len(request.prefix) for request in requests)
     filler = model.ids.pad if model.ids.pad is not None else 0
     ids_BL = torch.full((len(requests), longest), filler, dtype=torch.int64)
@@ -73,7 +74,7 @@ def decode(
         ids_BL[row, longest - len(request.prefix) :] = torch.tensor(request.prefix)
         attention_BL[row, longest - len(request.prefix) :] = 1
     stops = sorted(model.ids.stops)
-    draw = _Draw(requests, settings, stops, on_commit)
+    draw = _Draw(tickets, stops)
     output: Any = model.network.generate(
         input_ids=ids_BL.to(model.device),
         attention_mask=attention_BL.to(model.device),
@@ -88,8 +89,12 @@ def decode(
     confidence_TB = torch.stack(draw.confidence).cpu()
     entropy_TB = torch.stack(draw.entropy).cpu()
     results = []
-    for row in range(len(requests)):
+    for row, ticket in enumerate(tickets):
         tokens = output[row, longest:].tolist()
         end = next((place + 1 for place, token in enumerate(tokens) if token in model.ids.stops), len(tokens))
-        results.append((tokens[:end], confidence_TB[:end, row].tolist(), entropy_TB[:end, row].tolist()))
+        columns = {
+            "tokens": tokens[:end], "reveal_step": list(range(end)), "confidence": confidence_TB[:end, row].tolist(),
+            "entropy": entropy_TB[:end, row].tolist(), "tied": [False] * end, "tied_from": list(range(end)),
+        }  # fmt: skip  # an AR model's order is no choice
+        results.append(Decoded(ticket, columns, end, len(tickets), time.perf_counter() - began))
     return results

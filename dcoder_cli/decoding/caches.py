@@ -1,4 +1,4 @@
-"""Hidden states of a block's masks, with or without cached keys and values around the block.
+"""Cached keys and values of a pool of rows.
 
     none      the whole row at every step
     prefix    what is left of the block is kept; the block and what follows are evaluated at every step
@@ -7,68 +7,69 @@
 The kept part is evaluated anew at the start of each block (Fast-dLLM, arXiv 2505.22618), and within a block
 every `cache_refresh` steps where that is asked. A shifted model's window starts one column before the block.
 
-Shapes: B rows, L length, N candidates, D hidden size.
+Shapes: S slots, R rows evaluated, H key-value heads, L columns, W columns of a window, D of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dcoder_cli.decoding.exact import Rows
-from dcoder_cli.model.backbone import Model
+from dcoder_cli.decoding.canvas import index
 from dcoder_cli.model.key_values import KeyValues
 
 
-class BlockEvaluator:
-    """Evaluates the rows of one block, step by step. Rows may leave the block between steps, never come back.
+class CachePool(KeyValues):
+    """Keys and values of the rows of all slots, [S, H, L, D] a layer. Each evaluation is of some of them (`aim`)."""
 
-    Args:
-        model: a diffusion model.
-        rows: the batch.
-        spans: for each row of the batch that has this block, the first and the end of the block's new tokens.
-        cache: "none", "prefix" or "dual".
-        refresh: steps after which the whole rows are evaluated again; None = only at the start of the block.
-    """
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.slots = slots
+        self._rows: slice | Tensor = slice(0, 0)
+        self._width = 0
+        self._kept = False
 
-    def __init__(
-        self, model: Model, rows: Rows, spans: dict[int, tuple[int, int]], cache: str, refresh: int | None
-    ) -> None:
-        self.model, self.rows, self.spans, self.cache, self.refresh = model, rows, spans, cache, refresh
-        self.kept = KeyValues()
-        self.held: list[int] = []  # the rows in `kept`
-        self.age = 0  # evaluations since the whole rows were
+    def aim(self, slots: Sequence[int], width: int, kept: bool, device: torch.device) -> CachePool:
+        """Name the rows of the next evaluation, `width` columns wide: windows of `kept` ones, or whole rows, to be kept."""
+        self._rows, self._width, self._kept, self.window = index(slots, device), width, kept, None
+        return self
 
-    def hidden(self, candidates: dict[int, Tensor]) -> Tensor:
-        """Hidden states [N, D] that predict the candidates (row -> indices among its new tokens), rows in order."""
-        active = list(candidates)
-        everyone = len(active) == self.rows.ids_BL.shape[0]
-        ids_BL = self.rows.ids_BL if everyone else self.rows.ids_BL[active]
-        attention_BL = self.rows.attention_BL
-        if attention_BL is not None and not everyone:
-            attention_BL = attention_BL[active]
-        hidden_BWD, first = self._evaluate(active, ids_BL, attention_BL)
-        for row in active:
-            self.rows.forwards[row] += 1
-        device = hidden_BWD.device
-        row_N = torch.cat([torch.full((len(candidates[row]),), place) for place, row in enumerate(active)]).to(device)
-        place_N = torch.cat(
-            [self.rows.places[row][candidates[row]] - start for row, start in zip(active, first, strict=True)]
-        ).to(device)
-        return hidden_BWD[row_N, place_N]
+    @property
+    def filled(self) -> bool:
+        """Whether the rows aimed at were evaluated whole before."""
+        return self._kept
 
-    def _evaluate(self, active: list[int], ids_BL: Tensor, attention_BL: Tensor | None) -> tuple[Tensor, list[int]]:
-        """Hidden states of whole rows or windows, and for each row the token that the first of them predicts."""
-        if self.cache == "none":
-            return self.model.hidden(ids_BL, attention_BL), [0] * len(active)
-        if not self.kept.filled or (self.refresh is not None and self.age >= self.refresh):
-            self.kept, self.held, self.age = KeyValues(), active, 1
-            return self.model.hidden_window(ids_BL, attention_BL, self.kept), [0] * len(active)
-        if active != self.held:
-            self.kept.keep([self.held.index(row) for row in active])
-            self.held = active
-        self.age += 1
-        first = [self.spans[row][0] for row in active]
-        length = ids_BL.shape[1]
-        end = [self.spans[row][1] if self.cache == "dual" else length for row in active]
-        return self.model.hidden_window(ids_BL, attention_BL, self.kept, first, end), first
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """As `KeyValues.update`, of the rows aimed at."""
+        if self.window is None:
+            self._store(self.keys, key, layer_idx)
+            self._store(self.values, value, layer_idx)
+            return key, value
+        return self._replace(self.keys[layer_idx], key), self._replace(self.values[layer_idx], value)
+
+    def _store(self, tables: list[Tensor], new: Tensor, layer: int) -> None:
+        if layer == len(tables):
+            tables.append(new.new_zeros(self.slots, new.shape[1], self._width, new.shape[3]))
+        if tables[layer].shape[2] < self._width:
+            tables[layer] = pad(tables[layer], (0, 0, 0, self._width - tables[layer].shape[2]))
+        tables[layer][self._rows, :, : self._width] = new
+
+    def _replace(self, table: Tensor, new: Tensor) -> Tensor:
+        """Write the window's columns; all columns of the rows, which are copied only where rows of other slots lie between."""
+        assert self.window is not None
+        if isinstance(self._rows, slice):
+            rows = table[self._rows, :, : self._width]
+            if isinstance(self.window, slice):
+                rows[:, :, self.window] = new
+            else:
+                rows.scatter_(2, self.window[:, None, :, None].expand_as(new), new)
+            return rows
+        if isinstance(self.window, slice):
+            table[self._rows, :, self.window] = new
+        else:
+            table[self._rows[:, None], :, self.window] = new.transpose(1, 2)
+        return table[self._rows, :, : self._width]

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.decoding.exact import start
+from dcoder_cli.decoding.canvas import Canvas
 from dcoder_cli.decoding.proposal import chunk_size
 from dcoder_cli.decoding.requests import Prompt, Request, Settings, encode, is_infill
 from dcoder_cli.decoding.trajectory import Trajectory
@@ -99,12 +99,15 @@ def _settings(settings: Settings, lengths: Sequence[int]) -> dict[int, Settings]
 @torch.no_grad()
 def first_step(model: Model, requests: Sequence[Request], settings: Settings) -> list[float]:
     """For each request the mean log-probability of the best token over its masks, before any is committed."""
-    rows = start(model, requests)
-    hidden_BLD = model.hidden(rows.ids_BL, rows.attention_BL)
+    canvas = Canvas(model, len(requests))
+    for row, request in enumerate(requests):
+        canvas.put(row, request)
+    hidden_BLD = model.hidden(*canvas.rows(range(len(requests))))
     scores = []
-    for row, places in enumerate(rows.places):
+    for row, request in enumerate(requests):
         best = []
-        for some in torch.split(places.to(model.device), chunk_size(model, settings)):
+        columns = torch.arange(len(request.prefix), len(request.prefix) + request.new_tokens, device=model.device)
+        for some in torch.split(columns, chunk_size(model, settings)):
             logits_nV = model.head(hidden_BLD[row, some])
             logits_nV[:, model.ids.mask] = -torch.inf  # as the sampler, which never commits a mask
             best.append(torch.log_softmax(logits_nV, dim=-1).max(dim=-1).values)

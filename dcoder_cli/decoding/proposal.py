@@ -4,12 +4,12 @@ Logits of all candidates of a batch at a real vocabulary do not fit: 64 rows of 
 and a step needs several copies. So candidates are judged a chunk at a time, and of a chunk only numbers are kept: its
 tokens, scores, and what the trajectory records. Where one chunk holds all, its logits stay for what is asked later.
 
-Shapes: B rows, N candidates of all rows, n of one row or chunk, K of them committed, V vocabulary.
+Shapes: R rows, N candidates of all rows, n of one chunk, K of them committed, P places of a row, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,12 +53,32 @@ class RowRandom:
         """The next step's numbers."""
         return Draws(
             self._numbers(self.settings.temperature > 0, self.source),
-            self._numbers(_needs_order(self.rule, self.settings), self.source),
+            self._numbers(needs_order(self.rule, self.settings), self.source),
             self._numbers(self.settings.tie_break == "random", self.tie_source),
         )
 
     def _numbers(self, wanted: bool, source: torch.Generator) -> Tensor:
         return torch.rand(self.size, generator=source) if wanted else torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Where tokens may be committed in one step: rows one after another, each row's places ascending.
+
+    Attributes:
+        lengths: candidates of each row.
+        place_N: among the row's new tokens.
+        uniform_N, order_N, ties_N: random numbers of tokens, of their order and of ties; None where not needed.
+        columns, widths: each row's columns and its width as topk sees it; None but for topk.
+    """
+
+    lengths: list[int]
+    place_N: Tensor
+    uniform_N: Tensor | None = None
+    order_N: Tensor | None = None
+    ties_N: Tensor | None = None
+    columns: list[Tensor] | None = None
+    widths: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,42 +102,24 @@ class Proposal:
     Attributes:
         tokens_N: the token chosen for each.
         scores_N: how sure each is under the rule; the largest are committed first.
-        uniform_N: the random numbers that decide the order, where the settings need any.
         keys_N: what orders equal scores, the largest first; None where the leftmost comes first, or topk decides.
-        columns_N, widths_N: each candidate's column in its row, and that row's columns; None but for topk.
         own: of all candidates, where it was asked for or logits were not kept.
         kept_NV: the model's logits, where one chunk holds them all.
     """
 
     tokens_N: Tensor
     scores_N: Tensor
-    uniform_N: Tensor | None
     keys_N: Tensor | None
-    columns_N: Tensor | None
-    widths_N: Tensor | None
     own: Own | None
     kept_NV: Tensor | None
 
-    def own_at(self, chosen_K: Tensor) -> tuple[list[float], list[float]]:
+    def own_at(self, chosen_K: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence and entropy of some candidates under the model's own distribution."""
         if self.own is not None:
-            return self.own.confidence_N[chosen_K].tolist(), self.own.entropy_N[chosen_K].tolist()
+            return self.own.confidence_N[chosen_K], self.own.entropy_N[chosen_K]
         assert self.kept_NV is not None
         found = _own(self.kept_NV[chosen_K], self.tokens_N[chosen_K])
-        return found.confidence_N.tolist(), found.entropy_N.tolist()
-
-    def ranked(self, scores_n: Tensor, here: slice, count: int) -> Tensor:
-        """Indices of a row's `count` candidates with the largest scores, ties broken as the settings say."""
-        if self.columns_N is not None and self.widths_N is not None:
-            return unmasking.pick_by_topk(scores_n, count, self.columns_N[here], int(self.widths_N[here.start]))
-        return unmasking.pick(scores_n, count, 0.0, None, self.keys_N[here] if self.keys_N is not None else None)
-
-    def picked(self, here: slice, count: int, alg_temperature: float) -> Tensor:
-        """Indices of the candidates of a row to commit under the rule, `here` the row's part of N."""
-        if alg_temperature > 0:
-            assert self.uniform_N is not None
-            return unmasking.pick(self.scores_N[here], count, alg_temperature, self.uniform_N[here])
-        return self.ranked(self.scores_N[here], here, count)
+        return found.confidence_N, found.entropy_N
 
 
 def chunk_size(model: Model, settings: Settings) -> int:
@@ -128,30 +130,16 @@ def chunk_size(model: Model, settings: Settings) -> int:
 
 
 def propose(
-    model: Model,
-    settings: Settings,
-    rule: str,
-    logits_at: LogitsAt,
-    candidates: dict[int, Tensor],
-    draws: Sequence[Draws],
-    columns: Callable[[int], tuple[Tensor, int]],
-    measured: bool = False,
+    model: Model, settings: Settings, rule: str, logits_at: LogitsAt, candidates: Candidates, measured: bool = False
 ) -> Proposal:
-    """A token and a score for each candidate of the rows in `candidates`.
+    """A token and a score for each candidate.
 
     Args:
-        logits_at: the model's logits at candidates, which are numbered in the order of `candidates`.
-        candidates: row -> indices among its new tokens.
-        draws: for each row of the batch its random numbers for this step.
-        columns: of a row, the columns of its candidates and its width, as topk sees it.
+        logits_at: the model's logits at candidates.
         measured: the proposal's `own` is wanted for all candidates.
     """
-    pairs = candidates.items()
-    places_N = torch.cat(list(candidates.values()))
-    uniform_N = torch.cat([draws[row].tokens[places] for row, places in pairs]) if settings.temperature > 0 else None
-    order_N = torch.cat([draws[row].order[places] for row, places in pairs]) if _needs_order(rule, settings) else None
-    judge = _Judge(model, settings, rule, places_N, uniform_N, order_N)
-    count, size = len(places_N), chunk_size(model, settings)
+    judge = _Judge(model, settings, rule, candidates)
+    count, size = len(candidates.place_N), chunk_size(model, settings)
     if count <= size:
         raw_NV = logits_at(slice(0, count))
         tokens_N, scores_N, keys_N = judge(raw_NV, slice(0, count), keys=None)
@@ -160,26 +148,20 @@ def propose(
     else:
         tokens_N, scores_N, keys_N, own = _in_chunks(judge, logits_at, candidates, size)
         kept_NV = None
-    device = tokens_N.device
     if settings.tie_break == "right":
-        keys_N = places_N.to(device)
+        keys_N = candidates.place_N.to(scores_N)
     elif settings.tie_break == "random":
-        keys_N = torch.cat([draws[row].ties[places] for row, places in pairs]).to(device)
-    columns_N = widths_N = None
-    if settings.tie_break == "topk":
-        found = [columns(row) for row in candidates]
-        columns_N = torch.cat([own_n for own_n, _ in found]).to(device)
-        widths_N = torch.cat([torch.full_like(own_n, width) for own_n, width in found])
-    return Proposal(tokens_N, scores_N, order_N, keys_N, columns_N, widths_N, own, kept_NV)
+        keys_N = candidates.ties_N
+    return Proposal(tokens_N, scores_N, keys_N, own, kept_NV)
 
 
 def _in_chunks(
-    judge: _Judge, logits_at: LogitsAt, candidates: dict[int, Tensor], size: int
+    judge: _Judge, logits_at: LogitsAt, candidates: Candidates, size: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Own]:
     """Tokens, scores, keys and own numbers of all candidates, `size` at a time."""
     likely = judge.may_tie and judge.cuts  # a filter leaves equal scores behind; heat alone hardly does
     parts, owns = [], []
-    count = len(judge.places_N)
+    count = len(candidates.place_N)
     for start in range(0, count, size):
         here = slice(start, min(start + size, count))
         raw_nV = logits_at(here)
@@ -192,27 +174,21 @@ def _in_chunks(
         return tokens_N, scores_N, torch.cat([part[2] for part in parts if part[2] is not None]), own
     if not judge.may_tie:
         return tokens_N, scores_N, None, own
-    tied_N = torch.cat(
-        [_equal(part) for part in torch.split(scores_N, [len(places) for places in candidates.values()])]
-    )
+    tied_N = torch.cat([_equal(part) for part in torch.split(scores_N, candidates.lengths)])
     tied = tied_N.nonzero()[:, 0]
     if not len(tied):
         return tokens_N, scores_N, None, own
     keys_N = torch.zeros_like(scores_N)
     for some in torch.split(tied, size):
-        keys_N[some] = judge.keys(logits_at(some), some.cpu(), tokens_N[some])
+        keys_N[some] = judge.keys(logits_at(some), some, tokens_N[some])
     return tokens_N, scores_N, keys_N, own
 
 
 class _Judge:
     """Tokens, scores and keys of candidates from their logits; `here` tells which of the step's candidates they are."""
 
-    def __init__(
-        self, model: Model, settings: Settings, rule: str, places_N: Tensor, uniform_N: Tensor | None,
-        order_N: Tensor | None,
-    ) -> None:  # fmt: skip
-        self.model, self.settings, self.rule = model, settings, rule
-        self.places_N, self.uniform_N, self.order_N = places_N, uniform_N, order_N
+    def __init__(self, model: Model, settings: Settings, rule: str, candidates: Candidates) -> None:
+        self.model, self.settings, self.rule, self.candidates = model, settings, rule, candidates
         top_p, top_k = settings.top_p, settings.top_k
         self.cuts = (top_p is not None and top_p < 1) or (top_k is not None and top_k < model.vocab_size)
         # The same rule on the model's own distribution orders equal scores: of use where that is another distribution.
@@ -239,16 +215,17 @@ class _Judge:
         logits_nV = unmasking.filter_logits(own_nV, settings.temperature, settings.top_p, settings.top_k)
         probabilities_nV = torch.softmax(logits_nV, dim=-1)
         del logits_nV
-        uniform_n = None if self.uniform_N is None else self.uniform_N[here]
+        uniform_N = self.candidates.uniform_N
+        uniform_n = None if uniform_N is None else uniform_N[here]
         tokens_n = unmasking.choose(probabilities_nV, settings.temperature, uniform_n)
         if settings.compat == "llada":
             return tokens_n, tokens_n
         return tokens_n, self._score(probabilities_nV, tokens_n, here)
 
     def _score(self, probabilities_nV: Tensor, tokens_n: Tensor, here: slice | Tensor) -> Tensor:
-        order_n = None if self.order_N is None else self.order_N[here]
-        places_n = self.places_N[here].to(probabilities_nV.device)
-        return unmasking.score(self.rule, probabilities_nV, tokens_n, places_n, order_n)
+        order_N = self.candidates.order_N
+        order_n = None if order_N is None else order_N[here]
+        return unmasking.score(self.rule, probabilities_nV, tokens_n, self.candidates.place_N[here], order_n)
 
     @contextmanager
     def _biased(self, raw_nV: Tensor, here: slice | Tensor) -> Iterator[None]:
@@ -266,7 +243,7 @@ class _Judge:
         if settings.stop_penalty and stops:
             raw_nV[:, stops] -= settings.stop_penalty
         if settings.min_new_tokens and stops:
-            early_n = (self.places_N[here] < settings.min_new_tokens).to(raw_nV.device)
+            early_n = self.candidates.place_N[here] < settings.min_new_tokens
             held_nS = raw_nV[:, stops]
             raw_nV[:, stops] = torch.where(early_n[:, None], torch.full_like(held_nS, -torch.inf), held_nS)
         try:
@@ -296,5 +273,5 @@ def _equal(scores_n: Tensor) -> Tensor:
     return found_n
 
 
-def _needs_order(rule: str, settings: Settings) -> bool:
+def needs_order(rule: str, settings: Settings) -> bool:
     return rule == "random" or settings.alg_temperature > 0

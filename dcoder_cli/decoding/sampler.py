@@ -6,18 +6,16 @@ settings as keywords, for Python.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
-import torch
-
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.decoding import autoregressive, fast, infilling
-from dcoder_cli.decoding.exact import Observer, OnCommit, denoise
+from dcoder_cli.decoding import autoregressive, infilling
+from dcoder_cli.decoding.engine import Decoded, Engine, Ticket
 from dcoder_cli.decoding.requests import Infill, Prompt, Request, Settings, encode
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.decoding.watching import Observer, OnCommit
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.text import continuation
 
@@ -68,7 +66,7 @@ def generate(
             `Infill(prefix, suffix)`, or what `requests.encode_prompt` made of one of these.
         max_new_tokens, steps, rule, temperature, top_p, top_k, alg_temperature, block_length, compat, cfg_scale,
         stop_penalty, min_new_tokens, tie_break, logits_mib, seed: see `Settings`.
-        mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see fast.py.
+        mode: "exact": the plain sampler's tokens. "fast": approximate, for diffusion models only; see engine.py.
         cache, commit, threshold, factor, entropy_bound, cache_refresh, early_stop: of the fast mode, see `Settings`.
         infill_lengths: for prompts that are infills, the span lengths to choose from; see infilling.py. Replaces
             max_new_tokens there.
@@ -76,14 +74,15 @@ def generate(
         ids: names of the samples; default their index.
         seeds: each row's own number, mixed with `seed`; default its index. The same (seed, row seed, prompt) gives the
             same text in any batch.
-        batch_size: rows decoded together.
-        observer: called at every step for every row with all its candidates; see denoise.py.
-        on_commit: called with the tokens that a row has just committed; see denoise.py. AR models: one a step.
-        on_done: called with each finished trajectory.
+        batch_size: rows decoded together. One that is done makes room for the next.
+        observer: called at every step for every row with all its candidates; see watching.py.
+        on_commit: called with the tokens that a row has just committed; see watching.py. AR models: one a step.
+        on_done: called with each finished trajectory, as they finish.
 
     Returns:
         One Trajectory for each prompt, in order. Its settings report `forwards` (evaluations the row took part in),
-        `tokens_per_forward` (new tokens of the row over those), `seconds` and `tokens_per_second` (of its whole batch).
+        `tokens_per_forward` (new tokens of the row over those), `batch` (rows that shared one, on average), `seconds`
+        (from its start to its end) and `tokens_per_second` (its own tokens in them, times `batch`).
 
     Raises:
         UserError: settings that do not fit together, or a prompt that does not fit the model.
@@ -138,14 +137,29 @@ def _run(
     on_commit: OnCommit | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Decode requests in batches; the trajectories in the requests' order."""
+    """Decode requests; the trajectories in the requests' order."""
     finished: dict[int, Trajectory] = {}
-    for batch in _batches(requests, batch_size):
-        for request, trajectory in zip(batch, _decode_batch(model, batch, settings, observer, on_commit), strict=True):
-            finished[request.index] = trajectory
-            if on_done is not None:
-                on_done(trajectory)
+    tickets = [Ticket(request, settings, observer, on_commit) for request in requests]
+    for decoded in _decoded(model, tickets, settings, batch_size):
+        trajectory = to_trajectory(model, decoded)
+        finished[decoded.ticket.request.index] = trajectory
+        if on_done is not None:
+            on_done(trajectory)
     return [finished[request.index] for request in requests]
+
+
+def _decoded(model: Model, tickets: list[Ticket], settings: Settings, batch_size: int) -> Iterator[Decoded]:
+    """Rows as they are done. Rows of like length are decoded together, so that little is padded."""
+    tickets = sorted(tickets, key=lambda ticket: ticket.request.length)
+    if not model.is_diffusion:
+        for start in range(0, len(tickets), batch_size):
+            yield from autoregressive.decode(model, tickets[start : start + batch_size])
+        return
+    public = settings.compat is not None
+    engine = Engine(model, min(batch_size, len(tickets)), together=public)
+    for ticket in tickets if public else reversed(tickets):  # the longest first: short ones fill the end
+        engine.add(ticket)
+    yield from engine.run()
 
 
 def _dream_top_k(model: Model) -> int | None:
@@ -162,73 +176,29 @@ def _dream_top_k(model: Model) -> int | None:
     return top_k
 
 
-def _batches(requests: list[Request], size: int) -> Iterator[list[Request]]:
-    """Batches of rows of like length, so that little is padded."""
-    ordered = sorted(requests, key=lambda request: request.length)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _decode_batch(
-    model: Model, batch: list[Request], settings: Settings, observer: Observer | None, on_commit: OnCommit | None
-) -> list[Trajectory]:
-    began = _now(model)
-    results: list[tuple[dict[str, list[Any]], int]] = []
-    if model.is_diffusion:
-        denoiser = fast.denoise if settings.mode == "fast" else denoise
-        rows = denoiser(model, batch, settings, observer, on_commit)
-        for row, kept in enumerate(rows.kept):
-            tokens = rows.ids_BL[row, rows.places[row].to(rows.ids_BL.device)].tolist()
-            columns = {
-                "tokens": tokens,
-                "reveal_step": rows.reveal[row],
-                "confidence": rows.confidence[row],
-                "entropy": rows.entropy[row],
-                "tied": rows.tied[row],
-                "tied_from": rows.tied_from[row],
-            }
-            results.append(({name: values[:kept] for name, values in columns.items()}, rows.forwards[row]))
-    else:
-        for tokens, confidence, entropy in autoregressive.decode(model, batch, settings, on_commit):
-            steps = list(range(len(tokens)))
-            columns = {"tokens": tokens, "reveal_step": steps, "confidence": confidence, "entropy": entropy}
-            columns |= {"tied": [False] * len(tokens), "tied_from": steps}  # an AR model's order is no choice
-            results.append((columns, len(tokens)))
-    seconds = _now(model) - began
-    produced = sum(len(columns["tokens"]) for columns, _ in results)
-    trajectories = []
-    for request, (columns, forwards) in zip(batch, results, strict=True):
-        tokens = columns["tokens"]
-        text, finished = _text(model, request.prefix, tokens)
-        counts = {
-            "forwards": forwards,
-            "tokens_per_forward": round(len(tokens) / forwards, 3),
-            "batch": len(batch),
-            "seconds": round(seconds, 4),
-            "tokens_per_second": round(produced / seconds, 2),
-            "finished": finished,
-            "end_ids": sorted(model.ids.stops),
-        }
-        trajectories.append(
-            Trajectory(
-                id=request.id,
-                prompt=request.prompt,
-                text=text,
-                prompt_length=len(request.prefix) + len(request.suffix),
-                model=model.name,
-                settings={**_record(settings, request), **counts},
-                suffix=request.suffix_text,
-                **columns,
-            )
-        )
-    return trajectories
-
-
-def _now(model: Model) -> float:
-    """The clock in seconds, once the device is done with what was asked of it."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
+def to_trajectory(model: Model, decoded: Decoded) -> Trajectory:
+    """What was decoded, with its text and how it came about."""
+    request, tokens = decoded.ticket.request, decoded.columns["tokens"]
+    text, finished = _text(model, request.prefix, tokens)
+    counts = {
+        "forwards": decoded.forwards,
+        "tokens_per_forward": round(len(tokens) / decoded.forwards, 3),
+        "batch": decoded.batch,
+        "seconds": round(decoded.seconds, 4),
+        "tokens_per_second": round(len(tokens) * decoded.batch / decoded.seconds, 2),
+        "finished": finished,
+        "end_ids": sorted(model.ids.stops),
+    }
+    return Trajectory(
+        id=request.id,
+        prompt=request.prompt,
+        text=text,
+        prompt_length=len(request.prefix) + len(request.suffix),
+        model=model.name,
+        settings={**_record(decoded.ticket.settings, request), **counts},
+        suffix=request.suffix_text,
+        **decoded.columns,
+    )
 
 
 def _record(settings: Settings, request: Request) -> dict[str, Any]:

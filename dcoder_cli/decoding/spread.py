@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dcoder_cli.decoding import ranks, sampler
-from dcoder_cli.decoding.exact import Observer
 from dcoder_cli.decoding.requests import Prompt, Settings, encode, encode_prompt
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.decoding.watching import Observer
 from dcoder_cli.model.backbone import Model
 
 Value = TypeVar("Value")

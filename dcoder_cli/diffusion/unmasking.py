@@ -117,31 +117,32 @@ def score(rule: str, probabilities_NV: Tensor, tokens_N: Tensor, places_N: Tenso
     return -places_N.to(probabilities_NV)
 
 
-def pick(
-    scores_n: Tensor, count: int, alg_temperature: float, uniform_n: Tensor | None, keys_n: Tensor | None = None
-) -> Tensor:
-    """Indices of the `count` candidates of one row to commit, the surest first.
+def ranking(scores_RM: Tensor, keys_RM: Tensor | None = None) -> Tensor:
+    """Each row's candidates, the largest score first; equal ones by the largest key, then the leftmost. int64 [R, M].
 
     Args:
-        scores_n: float [n], of one row's candidates in position order.
-        count: how many.
-        alg_temperature: 0 takes the largest; above 0 draws without replacement from softmax(score / alg_temperature).
-        uniform_n: float [n] random numbers for the draw.
-        keys_n: float [n], the larger first among equal scores; what is still equal, and all without keys, goes
-            leftmost first.
+        scores_RM: of each row's candidates in position order; -inf behind them, where a row has fewer than M.
+        keys_RM: what orders equal scores; None where the leftmost comes first.
     """
-    if alg_temperature > 0:
-        assert uniform_n is not None
-        gumbel_n = -torch.log(-torch.log(uniform_n.to(scores_n.device, torch.float64).clamp(1e-12, 1 - 1e-12)))
-        scores_n = scores_n.double() / alg_temperature + gumbel_n  # Gumbel top-k: a draw without replacement
-    if keys_n is None:
-        return torch.sort(scores_n, descending=True, stable=True).indices[:count]
-    first_n = torch.sort(keys_n, descending=True, stable=True).indices
-    return first_n[torch.sort(scores_n[first_n], descending=True, stable=True).indices[:count]]
+    if keys_RM is None:
+        return torch.sort(scores_RM, dim=-1, descending=True, stable=True).indices
+    first_RM = torch.sort(keys_RM, dim=-1, descending=True, stable=True).indices
+    by_score_RM = torch.sort(scores_RM.gather(-1, first_RM), dim=-1, descending=True, stable=True).indices
+    return first_RM.gather(-1, by_score_RM)
+
+
+def heated(scores_N: Tensor, alg_temperature: float, uniform_N: Tensor) -> Tensor:
+    """Scores whose largest k are a draw of k without replacement from softmax(score / alg_temperature). float64 [N].
+
+    Args:
+        uniform_N: random numbers for the draw.
+    """
+    gumbel_N = -torch.log(-torch.log(uniform_N.to(scores_N.device, torch.float64).clamp(1e-12, 1 - 1e-12)))
+    return scores_N.double() / alg_temperature + gumbel_N  # Gumbel top-k
 
 
 def pick_by_topk(scores_n: Tensor, count: int, columns_n: Tensor, width: int) -> Tensor:
-    """As `pick`, with equal scores in the order of torch.topk over the whole row, as Dream's and LLaDA's code has it.
+    """The `count` largest of one row's candidates, equal ones in the order of torch.topk over the row, as Dream's and LLaDA's code has it.
 
     That order is unspecified: it changes with the device, with `width` (prompt and pads included) and with `count`.
 
@@ -155,15 +156,12 @@ def pick_by_topk(scores_n: Tensor, count: int, columns_n: Tensor, width: int) ->
     return torch.searchsorted(columns_n, taken_k)
 
 
-def tie_set(scores_n: Tensor, chosen_k: Tensor) -> Tensor:
-    """bool [n]: the candidates whose equal scores left it open which of them are chosen; none where all are.
+def tied(scores_RM: Tensor, chosen_RM: Tensor) -> Tensor:
+    """bool [R, M]: the candidates whose equal scores left it open which of a row's are chosen; none where all of them are.
 
-    `chosen_k` are the candidates with the k largest scores, so there is a tie where the least of the chosen equals the
-    best of the others. A chosen candidate above that score was chosen without a tie.
+    Those chosen have a row's k largest scores, so there is a tie where the least of the chosen equals the best of the
+    others. A chosen candidate above that score was chosen without a tie. Behind a row's candidates scores are -inf.
     """
-    taken_k = scores_n[chosen_k]
-    least = taken_k.min()
-    equal_n = scores_n == least
-    if int(equal_n.sum()) > int((taken_k == least).sum()):
-        return equal_n
-    return torch.zeros_like(equal_n)
+    least_R1 = scores_RM.masked_fill(~chosen_RM, torch.inf).amin(dim=-1, keepdim=True)
+    equal_RM = scores_RM == least_R1
+    return equal_RM & (equal_RM & ~chosen_RM).any(dim=-1, keepdim=True)

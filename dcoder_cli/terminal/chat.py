@@ -16,9 +16,9 @@ from dcoder_cli.base import config, jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.decoding import sampler, trajectory
-from dcoder_cli.decoding.exact import OnCommit
 from dcoder_cli.decoding.requests import Settings, with_length
 from dcoder_cli.decoding.trajectory import Trajectory
+from dcoder_cli.decoding.watching import OnCommit
 from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
 

@@ -1,0 +1,464 @@
+"""The engine that every decoding of a diffusion model stands on: a pool of slots, and rows that come and go at any step.
+
+Each row follows its own settings, random numbers and steps, so its tokens are those it has alone, whatever shares the pool
+with it: exact mode is the plain sampler's, fast mode goes through blocks of its own. What rows share is the work: one
+evaluation of the network for rows of like length, one judgement for rows with like settings, both without a loop over rows.
+The host reads from the device once a step where a row's course depends on what was committed (fast mode, and the public
+samplers, which may draw the mask itself), or somebody looks on; else when a row is done.
+
+Fast mode, approximate and never compared token for token with exact: blocks from left to right, several commits a step,
+cached keys and values, and an early stop: a row is finished once a stop token and everything before it are committed.
+What lies behind it was not decoded, and what was, is dropped: the answer of a row ends with its first stop token, as that
+of an AR model does, so every token of a trajectory has the step that committed it. A row's steps are its own evaluations.
+
+Shapes: R rows of one evaluation or judgement, L columns, P places, N candidates, K committed, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcoder_cli.decoding import selection
+from dcoder_cli.decoding.caches import CachePool
+from dcoder_cli.decoding.canvas import Canvas, index
+from dcoder_cli.decoding.proposal import Candidates, Draws, LogitsAt, Proposal, RowRandom, needs_order, propose
+from dcoder_cli.decoding.requests import Request, Settings
+from dcoder_cli.decoding.watching import Observer, OnCommit
+from dcoder_cli.diffusion import schedules, unmasking
+from dcoder_cli.model.backbone import Model
+
+_WORTH = 512  # an evaluation more, which reads all weights again, must save so many columns of padding (ours)
+# What rows must share to be judged together.
+_JUDGED = (
+    "rule", "temperature", "top_p", "top_k", "alg_temperature", "compat", "cfg_scale", "stop_penalty", "min_new_tokens",
+    "tie_break", "logits_mib", "mode", "commit", "threshold", "factor", "entropy_bound",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A row to decode, with its settings and who looks on; observers are told the request's index."""
+
+    request: Request
+    settings: Settings
+    observer: Observer | None = None
+    on_commit: OnCommit | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A row that is done.
+
+    Attributes:
+        columns: tokens, reveal_step, confidence, entropy, tied, tied_from of its answer.
+        forwards: evaluations of the network that it took part in; a guided step counts two.
+        batch: rows that shared one of them, on (harmonic) average.
+        seconds: since it was given a slot.
+    """
+
+    ticket: Ticket
+    columns: dict[str, list[Any]]
+    forwards: int
+    batch: float
+    seconds: float
+
+
+@dataclass
+class _Row:
+    """A row in its slot.
+
+    Attributes:
+        plan: for each step (block, commits). width: new tokens of a block.
+        judged: what it must share with those it is judged with.
+        step: its next step. block, left: the block it is in, and the masks there.
+        count: commits of its next step; None where the commit rule says.
+        draws: its random numbers there.
+        age: evaluations of this block since the whole row was evaluated; 0 = that comes next.
+        pads: columns that stand left of it where topk looks at it (compat), and `width_of_topk` all there.
+        share: the part of its evaluations that was its own: one over their rows, summed.
+        kept: how many new tokens are its answer.
+    """
+
+    slot: int
+    ticket: Ticket
+    plan: list[tuple[int, int]]
+    width: int
+    judged: tuple[Any, ...]
+    random: RowRandom
+    began: float
+    pads: int
+    step: int = 0
+    block: int = -1
+    left: int = 0
+    count: int | None = None
+    draws: Draws = field(default_factory=lambda: Draws(torch.empty(0), torch.empty(0), torch.empty(0)))
+    age: int = 0
+    forwards: int = 0
+    share: float = 0.0
+    kept: int = 0
+    over: bool = False
+
+    @property
+    def first(self) -> int:
+        """Column of its first new token."""
+        return len(self.ticket.request.prefix)
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return self.ticket.request.length
+
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps keys and values."""
+        settings = self.ticket.settings
+        return settings.mode == "fast" and (settings.cache or "none") != "none"
+
+    def window(self) -> tuple[int, int]:
+        """The columns [first, end) that are evaluated against kept ones."""
+        first = self.first + self.block * self.width
+        return first, first + self.width if self.ticket.settings.cache == "dual" else self.length
+
+    def prepare(self) -> None:
+        """Go on to the next step that commits something, with its random numbers; `over` where there is none."""
+        settings = self.ticket.settings
+        if settings.mode == "fast":
+            if not self.left:
+                self.block, self.left, self.age = self.block + 1, self.width, 0
+                if self.block * self.width >= self.ticket.request.new_tokens:
+                    self.over = True
+                    return
+            self.draws = self.random.draw()
+            self.count = self.plan[self.step][1] if settings.commit == "schedule" else None
+            return
+        while self.step < len(self.plan):
+            self.draws = self.random.draw()
+            block, count = self.plan[self.step]
+            if block != self.block:
+                self.block, self.left = block, self.width
+            if settings.compat == "dream":
+                per_block = len(self.plan) // (self.plan[-1][0] + 1)
+                count = schedules.dream_count(self.left, self.step % per_block, per_block)
+            self.count = min(count, self.left)
+            if self.count:
+                return
+            self.step += 1
+        self.over = True
+
+
+class Engine:
+    """Decodes rows of a diffusion model, up to `slots` at a time.
+
+    `add` rows and take them from `run`, or call `step` and go on adding.
+
+    Args:
+        together: rows enter when all slots are empty only, as batches of the public samplers do, whose topk sees the pads
+            of a batch.
+    """
+
+    def __init__(self, model: Model, slots: int, together: bool = False) -> None:
+        self.model, self.slots, self.together = model, slots, together
+        self._canvas = Canvas(model, slots)
+        self._caches = CachePool(slots)
+        self._waiting: deque[Ticket] = deque()
+        self._rows: dict[int, _Row] = {}  # by slot
+        self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)
+
+    def add(self, ticket: Ticket) -> None:
+        """Let a row wait for a slot."""
+        self._waiting.append(ticket)
+
+    def drop(self, ticket: Ticket) -> bool:
+        """Take a row out, waiting or half decoded; whether it was there."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            return True
+        for slot, row in self._rows.items():
+            if row.ticket is ticket:
+                del self._rows[slot]
+                return True
+        return False
+
+    @property
+    def waiting(self) -> int:
+        """Rows without a slot."""
+        return len(self._waiting)
+
+    @property
+    def decoding(self) -> int:
+        """Rows in slots."""
+        return len(self._rows)
+
+    def run(self) -> Iterator[Decoded]:
+        """Decode all rows; each as it is done."""
+        while self._waiting or self._rows:
+            yield from self.step()
+
+    @torch.no_grad()
+    def step(self) -> list[Decoded]:
+        """One step of every row; those that are done by it leave their slots."""
+        self._admit()
+        rows = list(self._rows.values())
+        for together, kind in _evaluations(rows):
+            self._evaluate(together, kind, len(rows))
+        for row in rows:
+            row.prepare()
+        done = [row for row in rows if row.over]
+        for row in done:
+            del self._rows[row.slot]
+        return [self._decoded(row) for row in done]
+
+    def _admit(self) -> None:
+        if self.together and self._rows:
+            return
+        free = [slot for slot in range(self.slots) if slot not in self._rows]
+        entering = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
+        longest = max((ticket.request.length for _, ticket in entering), default=0)
+        now = time.perf_counter()
+        for slot, ticket in entering:
+            request, settings = ticket.request, ticket.settings
+            fast = settings.mode == "fast"
+            width = settings.block_for(request.new_tokens) if fast else settings.block_length
+            plan = schedules.plan(request.new_tokens, settings.steps, width, settings.compat)
+            row = _Row(
+                slot, ticket, plan, width or request.new_tokens, tuple(getattr(settings, name) for name in _JUDGED),
+                RowRandom(request, settings, unmasking.canonical(settings.rule)), now,
+                longest - request.length if settings.compat else 0, kept=request.new_tokens,
+            )  # fmt: skip
+            self._canvas.put(slot, request)
+            row.prepare()
+            self._rows[slot] = row
+
+    def _decoded(self, row: _Row) -> Decoded:
+        columns = self._canvas.read(row.slot, row.first, row.kept)
+        batch = round(row.forwards / row.share, 3) if row.share else 1.0
+        return Decoded(row.ticket, columns, row.forwards, batch, time.perf_counter() - row.began)
+
+    def _evaluate(self, rows: list[_Row], kind: str, sharing: int) -> None:
+        """Evaluate rows together, then judge and commit those with like settings together."""
+        slots = [row.slot for row in rows]
+        ids_RL, attention_RL = self._canvas.rows(slots)
+        from_R = [0] * len(rows)
+        if kind == "whole":
+            hidden_RLD = self.model.hidden(ids_RL, attention_RL)
+        else:
+            cache = self._caches.aim(slots, ids_RL.shape[1], kind == "window", self.model.device)
+            windows: dict[str, list[int]] = {}
+            if kind == "window":
+                from_R = [row.window()[0] for row in rows]
+                windows = {"first": from_R, "end": [row.window()[1] for row in rows]}
+            hidden_RLD = self.model.hidden_window(ids_RL, attention_RL, cache, **windows)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            row.forwards += 1
+            row.share += 1 / sharing
+            row.age = 1 if kind == "fill" else row.age + 1
+            alike.setdefault((*row.judged, row.count is None), []).append(place)
+        for places in alike.values():
+            some = [rows[place] for place in places]
+            at = index(places, self.model.device)
+            if some[0].ticket.settings.cfg_scale:
+                attention = attention_RL if attention_RL is None else attention_RL[at]
+                blind_RLD = self._blind(some, ids_RL[at], attention)
+                for row in some:
+                    row.forwards += 1
+                    row.share += 1 / sharing
+            else:
+                blind_RLD = None
+            self._judge(some, hidden_RLD[at], [from_R[place] for place in places], blind_RLD)
+
+    def _blind(self, rows: list[_Row], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
+        """Hidden states without the prompt: it is masked, what was committed stays (LLaDA's guidance)."""
+        column_L = torch.arange(ids_RL.shape[1], device=ids_RL.device)
+        first_R1, size_R1 = self._numbers([[row.first, row.ticket.request.new_tokens] for row in rows])[..., None]
+        new_RL = (column_L >= first_R1) & (column_L < first_R1 + size_R1)
+        return self.model.hidden(torch.where(new_RL, ids_RL, self._canvas.mask), attention_RL)
+
+    def _numbers(self, of_rows: Sequence[Sequence[int]]) -> Tensor:
+        """Numbers of rows as one tensor on the device, [numbers, R]."""
+        return torch.tensor(of_rows, device=self.model.device).T
+
+    def _judge(self, rows: list[_Row], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
+        """A token and a score for every candidate of rows with like settings; commit the surest."""
+        settings = rows[0].ticket.settings
+        slot_R, first_R, low_R, high_R, from_here_R, step_R = self._numbers(
+            [
+                [row.slot, row.first, row.block * row.width, (row.block + 1) * row.width, start, row.step]
+                for row, start in zip(rows, from_R, strict=True)
+            ]
+        )
+        # 1. The masks of each row's block.
+        table = selection.Ragged([row.left for row in rows], self.model.device)
+        masked_RP = self._canvas.masked_SP[slot_R]
+        place_P = torch.arange(masked_RP.shape[1], device=masked_RP.device)
+        inside_RP = masked_RP & (place_P >= low_R[:, None]) & (place_P < high_R[:, None])
+        places_RM = torch.sort((~inside_RP).to(torch.uint8), dim=-1, stable=True).indices[:, : table.most]
+        place_N = table.flat(places_RM)
+        column_N = first_R[table.row_N] + place_N
+        candidates = self._candidates(rows, settings, table, place_N)
+        # 2. Logits there; a token and a score for each.
+        hidden_ND = hidden_RWD[table.row_N, column_N - from_here_R[table.row_N]]
+        blind_ND = None if blind_RLD is None else blind_RLD[table.row_N, column_N]
+        counts = None if rows[0].count is None else [int(row.count or 0) for row in rows]
+        proposal = propose(
+            self.model, settings, unmasking.canonical(settings.rule), _logits(self.model, settings, hidden_ND, blind_ND),
+            candidates, measured=counts is None or any(row.ticket.observer for row in rows),
+        )  # fmt: skip
+        self._show(rows, table, place_N, proposal)
+        # 3. The surest are committed.
+        chosen, rank_N = selection.choose(settings, proposal, candidates, table, counts)
+        self._note_ties(slot_R, step_R, table, place_N, chosen)
+        row_K, at_K = chosen.row_K, chosen.at_K
+        confidence_K, entropy_K = proposal.own_at(at_K)
+        self._canvas.write(
+            slot_R[row_K], column_N[at_K], place_N[at_K], proposal.tokens_N[at_K], step_R[row_K], confidence_K,
+            entropy_K, chosen.tied_N[at_K], chosen.taken_K,
+        )  # fmt: skip
+        self._tell(rows, chosen, rank_N, place_N, proposal.tokens_N)
+        self._follow(rows, slot_R, first_R, inside_RP, counts)
+        for row in rows:
+            row.step += 1
+
+    def _candidates(self, rows: list[_Row], settings: Settings, table: selection.Ragged, place_N: Tensor) -> Candidates:
+        def drawn(name: str, wanted: bool) -> Tensor | None:
+            if not wanted:
+                return None
+            longest = max(row.ticket.request.new_tokens for row in rows)
+            numbers_RP = torch.zeros(len(rows), longest)
+            for numbers_P, row in zip(numbers_RP, rows, strict=True):
+                numbers_P[: row.ticket.request.new_tokens] = getattr(row.draws, name)
+            return numbers_RP.to(place_N.device)[table.row_N, place_N]
+
+        lengths = [row.left for row in rows]
+        columns = widths = None
+        if settings.tie_break == "topk":
+            starts = [row.pads + row.first for row in rows]
+            columns = [part + start for part, start in zip(torch.split(place_N, lengths), starts, strict=True)]
+            widths = [row.pads + row.length for row in rows]
+        return Candidates(
+            lengths, place_N, drawn("tokens", settings.temperature > 0),
+            drawn("order", needs_order(unmasking.canonical(settings.rule), settings)),
+            drawn("ties", settings.tie_break == "random"), columns, widths,
+        )  # fmt: skip
+
+    def _note_ties(
+        self, slot_R: Tensor, step_R: Tensor, table: selection.Ragged, place_N: Tensor, chosen: selection.Chosen
+    ) -> None:
+        """Note since when each candidate stands in a tie, and from which step on those that are committed could have been."""
+        canvas = self._canvas
+        slot_N, step_N = slot_R[table.row_N], step_R[table.row_N]
+        since_N = canvas.since_SP[slot_N, place_N]
+        since_N = torch.where((since_N < 0) & chosen.tied_N, step_N, since_N)
+        from_N = torch.where(since_N >= 0, since_N, step_N)
+        at_K = chosen.at_K
+        slot_K, place_K, from_K = slot_N[at_K], place_N[at_K], from_N[at_K]
+        if chosen.taken_K is not None:
+            from_K = torch.where(chosen.taken_K, from_K, canvas.tied_from_SP[slot_K, place_K])
+        canvas.tied_from_SP[slot_K, place_K] = from_K
+        canvas.since_SP[slot_R] = -1
+        canvas.since_SP[slot_N, place_N] = torch.where(chosen.tied_N, since_N, -1)
+
+    def _show(self, rows: list[_Row], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
+        """Tell observers every candidate, with the model's confidence and entropy."""
+        if not any(row.ticket.observer for row in rows):
+            return
+        assert proposal.own is not None
+        places, best, entropy = place_N.tolist(), proposal.own.best_N.tolist(), proposal.own.entropy_N.tolist()
+        start = 0
+        for row in rows:
+            here = slice(start, start + row.left)
+            start = here.stop
+            if row.ticket.observer is not None:
+                row.ticket.observer(row.step, row.ticket.request.index, places[here], best[here], entropy[here])
+
+    def _tell(
+        self, rows: list[_Row], chosen: selection.Chosen, rank_N: Tensor, place_N: Tensor, tokens_N: Tensor
+    ) -> None:
+        """Tell those who look on what each row has just committed, the surest first."""
+        if not any(row.ticket.on_commit for row in rows):
+            return
+        row_K, at_K = chosen.in_order(rank_N)
+        told: dict[int, tuple[list[int], list[int]]] = {place: ([], []) for place in range(len(rows))}
+        for place, position, token in torch.stack([row_K, place_N[at_K], tokens_N[at_K]]).T.tolist():
+            told[place][0].append(position)
+            told[place][1].append(token)
+        for row, (positions, tokens) in zip(rows, told.values(), strict=True):
+            if row.ticket.on_commit is not None:
+                row.ticket.on_commit(row.step, row.ticket.request.index, positions, tokens)
+
+    def _follow(
+        self, rows: list[_Row], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
+    ) -> None:
+        """Learn how many masks are left in each row's block, and whether its answer is complete."""
+        settings = rows[0].ticket.settings
+        early = [row for row in rows if row.ticket.settings.early_stop]
+        if counts is not None and settings.compat is None:  # a mask is never drawn: the host knows
+            for row, count in zip(rows, counts, strict=True):
+                row.left -= count
+            if not early:
+                return
+        masked_RP = self._canvas.masked_SP[slot_R]
+        found = [(masked_RP & inside_RP).sum(dim=-1)]
+        if early and len(self._stops):
+            found.append(self._answers(slot_R, first_R, masked_RP))
+        told = torch.stack(found).tolist()
+        for place, row in enumerate(rows):
+            row.left = told[0][place]
+            if len(told) > 1 and row.ticket.settings.early_stop and told[1][place] <= row.ticket.request.new_tokens:
+                row.kept, row.over = told[1][place], True
+
+    def _answers(self, slot_R: Tensor, first_R: Tensor, masked_RP: Tensor) -> Tensor:
+        """Of each row the new tokens up to its first stop token, where all before it are committed; P + 1 where not. [R]."""
+        places = masked_RP.shape[1]
+        place_P = torch.arange(places, device=masked_RP.device)
+        column_RP = (first_R[:, None] + place_P).clamp(max=self._canvas.ids_SL.shape[1] - 1)
+        tokens_RP = self._canvas.ids_SL[slot_R].gather(-1, column_RP)
+        whole_RP = masked_RP.long().cumsum(dim=-1) == 0  # it and everything before it are committed
+        ends_RP = (tokens_RP[..., None] == self._stops).any(dim=-1) & whole_RP
+        return torch.where(ends_RP, place_P + 1, places + 1).amin(dim=-1)
+
+
+def _evaluations(rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], str]]:
+    """Rows that are evaluated together, and how: "whole" rows, whole rows to be kept ("fill"), or a "window" of kept ones."""
+    kinds: dict[str, list[_Row]] = {}
+    for row in rows:
+        kind = "whole"
+        if row.caches:
+            refresh = row.ticket.settings.cache_refresh
+            kind = "fill" if not row.age or (refresh is not None and row.age >= refresh) else "window"
+        kinds.setdefault(kind, []).append(row)
+    for kind, some in kinds.items():
+        falling = sorted(some, key=lambda row: -row.length)
+        start = 0
+        for place, row in enumerate(falling):
+            if (falling[start].length - row.length) * (len(falling) - place) >= _WORTH:
+                yield sorted(falling[start:place], key=lambda row: row.slot), kind
+                start = place
+        yield sorted(falling[start:], key=lambda row: row.slot), kind
+
+
+def _logits(model: Model, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor | None) -> LogitsAt:
+    """Logits at some candidates, guided if asked, made of hidden states where they are asked for."""
+    if blind_ND is None:
+        return partial(_head, model, hidden_ND)
+
+    def guided(some: slice | Tensor) -> Tensor:
+        unconditional_nV = model.head(blind_ND[some])
+        return model.head(hidden_ND[some]).sub_(unconditional_nV).mul_(settings.cfg_scale + 1).add_(unconditional_nV)
+
+    return guided
+
+
+def _head(model: Model, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
+    return model.head(hidden_ND[some])
+
+
+__all__ = ["Decoded", "Engine", "Ticket"]
