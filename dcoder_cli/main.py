@@ -35,6 +35,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "train-stage": CommandEntry("train_stage", "Train stage 0 (ar), 1 (adapt), 2 (mid) or 3 (sft)."),
     "grpo": CommandEntry("grpo", "Train stage 4 with coupled-GRPO or one of its baselines."),
     "generate": CommandEntry("generate", "Generate text from prompts with any model and unmasking rule."),
+    "serve": CommandEntry("serve", "Serve a model over HTTP: OpenAI's API, and a page to watch it denoise."),
     "chat": CommandEntry("chat", "Talk with a model: several turns, answers shown as they are denoised."),
     "arness": CommandEntry("arness", "Measure how close to left-to-right a model decodes (AR-ness), with pictures."),
     "eval": CommandEntry("eval", "Score models, or samples made elsewhere, on code and reasoning benchmarks."),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from plain_decoding import decode as plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcoder_cli.decoding.engine import Decoded, Engine, Ticket
+from dcoder_cli.decoding.engine import Engine
 from dcoder_cli.decoding.requests import Request, Settings
+from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.model import attention
 from dcoder_cli.model.backbone import Model, load
 

@@ -188,6 +188,13 @@ def test_alg_temperature_equals_a_plain_sampler(model: Model, rule: str) -> None
     assert [ours.tokens, ours.reveal_step] == reference(model, [5, 6], [], options)
 
 
+def test_a_length_of_any_size_is_checked_at_once(model: Model) -> None:
+    """A plan of so many steps would never be made."""
+    for options in ({}, {"block_length": 10**20}, {"steps": 10**21}, {"mode": "fast"}):
+        with pytest.raises(UserError, match="exceeds the model's context"):
+            generate(model, [[5, 6]], max_new_tokens=10**22, **options)
+
+
 def test_alg_temperature_draws_from_the_softmax_of_scores() -> None:
     """The first of a draw without replacement has probability softmax(score / alg_temperature)."""
     scores = torch.tensor([0.1, 0.5, 0.9, 0.3])

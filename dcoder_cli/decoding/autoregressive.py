@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcoder_cli.decoding.engine import Decoded, Ticket
+from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
@@ -27,7 +29,7 @@ class _Draw:
         self.watched = {
             row: one for row, one in enumerate(tickets) if one.on_commit
         }  # rows without a stop token so far
-        self.generators = [generator(self.settings.seed, "sample", one.request.seed) for one in tickets]
+        self.generators = [generator(one.settings.seed, "sample", one.request.seed) for one in tickets]
         self.confidence: list[Tensor] = []
         self.entropy: list[Tensor] = []
 
@@ -98,3 +100,42 @@ def decode(model: Model, tickets: Sequence[Ticket]) -> list[Decoded]:
         }  # fmt: skip  # an AR model's order is no choice
         results.append(Decoded(ticket, columns, end, len(tickets), time.perf_counter() - began))
     return results
+
+
+class Batches:
+    """Rows of an AR model in the engine's manner: those with like settings that wait together are decoded together."""
+
+    def __init__(self, model: Model, slots: int) -> None:
+        self.model, self.slots = model, slots
+        self.decoding = 0
+        self._tickets: deque[Ticket] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Rows without a slot."""
+        return len(self._tickets)
+
+    def add(self, ticket: Ticket) -> None:
+        """Let a row wait for a slot."""
+        self._tickets.append(ticket)
+
+    def drop(self, ticket: Ticket) -> bool:
+        """Take a row out that waits; whether it was there."""
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+            return True
+        return False
+
+    def step(self) -> list[Decoded]:
+        """Decode a batch, to its end."""
+        if not self._tickets:
+            return []
+        alike = replace(self._tickets[0].settings, seed=0)
+        batch = [one for one in self._tickets if replace(one.settings, seed=0) == alike][: self.slots]
+        for ticket in batch:
+            self._tickets.remove(ticket)
+        self.decoding = len(batch)
+        try:
+            return decode(self.model, batch)
+        finally:
+            self.decoding = 0

@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -29,129 +28,11 @@ from torch import Tensor
 from dcoder_cli.decoding import selection
 from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas, index
-from dcoder_cli.decoding.proposal import Candidates, Draws, LogitsAt, Proposal, RowRandom, needs_order, propose
-from dcoder_cli.decoding.requests import Request, Settings
-from dcoder_cli.decoding.watching import Observer, OnCommit
-from dcoder_cli.diffusion import schedules, unmasking
+from dcoder_cli.decoding.proposal import Candidates, LogitsAt, Proposal, needs_order, propose
+from dcoder_cli.decoding.requests import Settings
+from dcoder_cli.decoding.rows import Decoded, Row, Ticket, evaluations
+from dcoder_cli.diffusion import unmasking
 from dcoder_cli.model.backbone import Model
-
-_WORTH = 512  # an evaluation more, which reads all weights again, must save so many columns of padding (ours)
-# What rows must share to be judged together.
-_JUDGED = (
-    "rule", "temperature", "top_p", "top_k", "alg_temperature", "compat", "cfg_scale", "stop_penalty", "min_new_tokens",
-    "tie_break", "logits_mib", "mode", "commit", "threshold", "factor", "entropy_bound",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Ticket:
-    """A row to decode, with its settings and who looks on; observers are told the request's index."""
-
-    request: Request
-    settings: Settings
-    observer: Observer | None = None
-    on_commit: OnCommit | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A row that is done.
-
-    Attributes:
-        columns: tokens, reveal_step, confidence, entropy, tied, tied_from of its answer.
-        forwards: evaluations of the network that it took part in; a guided step counts two.
-        batch: rows that shared one of them, on (harmonic) average.
-        seconds: since it was given a slot.
-    """
-
-    ticket: Ticket
-    columns: dict[str, list[Any]]
-    forwards: int
-    batch: float
-    seconds: float
-
-
-@dataclass
-class _Row:
-    """A row in its slot.
-
-    Attributes:
-        plan: for each step (block, commits). width: new tokens of a block.
-        judged: what it must share with those it is judged with.
-        step: its next step. block, left: the block it is in, and the masks there.
-        count: commits of its next step; None where the commit rule says.
-        draws: its random numbers there.
-        age: evaluations of this block since the whole row was evaluated; 0 = that comes next.
-        pads: columns that stand left of it where topk looks at it (compat), and `width_of_topk` all there.
-        share: the part of its evaluations that was its own: one over their rows, summed.
-        kept: how many new tokens are its answer.
-    """
-
-    slot: int
-    ticket: Ticket
-    plan: list[tuple[int, int]]
-    width: int
-    judged: tuple[Any, ...]
-    random: RowRandom
-    began: float
-    pads: int
-    step: int = 0
-    block: int = -1
-    left: int = 0
-    count: int | None = None
-    draws: Draws = field(default_factory=lambda: Draws(torch.empty(0), torch.empty(0), torch.empty(0)))
-    age: int = 0
-    forwards: int = 0
-    share: float = 0.0
-    kept: int = 0
-    over: bool = False
-
-    @property
-    def first(self) -> int:
-        """Column of its first new token."""
-        return len(self.ticket.request.prefix)
-
-    @property
-    def length(self) -> int:
-        """Its tokens."""
-        return self.ticket.request.length
-
-    @property
-    def caches(self) -> bool:
-        """Whether it keeps keys and values."""
-        settings = self.ticket.settings
-        return settings.mode == "fast" and (settings.cache or "none") != "none"
-
-    def window(self) -> tuple[int, int]:
-        """The columns [first, end) that are evaluated against kept ones."""
-        first = self.first + self.block * self.width
-        return first, first + self.width if self.ticket.settings.cache == "dual" else self.length
-
-    def prepare(self) -> None:
-        """Go on to the next step that commits something, with its random numbers; `over` where there is none."""
-        settings = self.ticket.settings
-        if settings.mode == "fast":
-            if not self.left:
-                self.block, self.left, self.age = self.block + 1, self.width, 0
-                if self.block * self.width >= self.ticket.request.new_tokens:
-                    self.over = True
-                    return
-            self.draws = self.random.draw()
-            self.count = self.plan[self.step][1] if settings.commit == "schedule" else None
-            return
-        while self.step < len(self.plan):
-            self.draws = self.random.draw()
-            block, count = self.plan[self.step]
-            if block != self.block:
-                self.block, self.left = block, self.width
-            if settings.compat == "dream":
-                per_block = len(self.plan) // (self.plan[-1][0] + 1)
-                count = schedules.dream_count(self.left, self.step % per_block, per_block)
-            self.count = min(count, self.left)
-            if self.count:
-                return
-            self.step += 1
-        self.over = True
 
 
 class Engine:
@@ -169,7 +50,7 @@ class Engine:
         self._canvas = Canvas(model, slots)
         self._caches = CachePool(slots)
         self._waiting: deque[Ticket] = deque()
-        self._rows: dict[int, _Row] = {}  # by slot
+        self._rows: dict[int, Row] = {}  # by slot
         self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)
 
     def add(self, ticket: Ticket) -> None:
@@ -207,7 +88,7 @@ class Engine:
         """One step of every row; those that are done by it leave their slots."""
         self._admit()
         rows = list(self._rows.values())
-        for together, kind in _evaluations(rows):
+        for together, kind in evaluations(rows):
             self._evaluate(together, kind, len(rows))
         for row in rows:
             row.prepare()
@@ -224,25 +105,17 @@ class Engine:
         longest = max((ticket.request.length for _, ticket in entering), default=0)
         now = time.perf_counter()
         for slot, ticket in entering:
-            request, settings = ticket.request, ticket.settings
-            fast = settings.mode == "fast"
-            width = settings.block_for(request.new_tokens) if fast else settings.block_length
-            plan = schedules.plan(request.new_tokens, settings.steps, width, settings.compat)
-            row = _Row(
-                slot, ticket, plan, width or request.new_tokens, tuple(getattr(settings, name) for name in _JUDGED),
-                RowRandom(request, settings, unmasking.canonical(settings.rule)), now,
-                longest - request.length if settings.compat else 0, kept=request.new_tokens,
-            )  # fmt: skip
-            self._canvas.put(slot, request)
+            row = Row.of(ticket, slot, longest if self.together else ticket.request.length, now)
+            self._canvas.put(slot, ticket.request)
             row.prepare()
             self._rows[slot] = row
 
-    def _decoded(self, row: _Row) -> Decoded:
+    def _decoded(self, row: Row) -> Decoded:
         columns = self._canvas.read(row.slot, row.first, row.kept)
         batch = round(row.forwards / row.share, 3) if row.share else 1.0
         return Decoded(row.ticket, columns, row.forwards, batch, time.perf_counter() - row.began)
 
-    def _evaluate(self, rows: list[_Row], kind: str, sharing: int) -> None:
+    def _evaluate(self, rows: list[Row], kind: str, sharing: int) -> None:
         """Evaluate rows together, then judge and commit those with like settings together."""
         slots = [row.slot for row in rows]
         ids_RL, attention_RL = self._canvas.rows(slots)
@@ -275,7 +148,7 @@ class Engine:
                 blind_RLD = None
             self._judge(some, hidden_RLD[at], [from_R[place] for place in places], blind_RLD)
 
-    def _blind(self, rows: list[_Row], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
+    def _blind(self, rows: list[Row], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
         """Hidden states without the prompt: it is masked, what was committed stays (LLaDA's guidance)."""
         column_L = torch.arange(ids_RL.shape[1], device=ids_RL.device)
         first_R1, size_R1 = self._numbers([[row.first, row.ticket.request.new_tokens] for row in rows])[..., None]
@@ -286,7 +159,7 @@ class Engine:
         """Numbers of rows as one tensor on the device, [numbers, R]."""
         return torch.tensor(of_rows, device=self.model.device).T
 
-    def _judge(self, rows: list[_Row], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
+    def _judge(self, rows: list[Row], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
         """A token and a score for every candidate of rows with like settings; commit the surest."""
         settings = rows[0].ticket.settings
         slot_R, first_R, low_R, high_R, from_here_R, step_R = self._numbers(
@@ -327,7 +200,7 @@ class Engine:
         for row in rows:
             row.step += 1
 
-    def _candidates(self, rows: list[_Row], settings: Settings, table: selection.Ragged, place_N: Tensor) -> Candidates:
+    def _candidates(self, rows: list[Row], settings: Settings, table: selection.Ragged, place_N: Tensor) -> Candidates:
         def drawn(name: str, wanted: bool) -> Tensor | None:
             if not wanted:
                 return None
@@ -366,7 +239,7 @@ class Engine:
         canvas.since_SP[slot_R] = -1
         canvas.since_SP[slot_N, place_N] = torch.where(chosen.tied_N, since_N, -1)
 
-    def _show(self, rows: list[_Row], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
+    def _show(self, rows: list[Row], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
         """Tell observers every candidate, with the model's confidence and entropy."""
         if not any(row.ticket.observer for row in rows):
             return
@@ -380,7 +253,7 @@ class Engine:
                 row.ticket.observer(row.step, row.ticket.request.index, places[here], best[here], entropy[here])
 
     def _tell(
-        self, rows: list[_Row], chosen: selection.Chosen, rank_N: Tensor, place_N: Tensor, tokens_N: Tensor
+        self, rows: list[Row], chosen: selection.Chosen, rank_N: Tensor, place_N: Tensor, tokens_N: Tensor
     ) -> None:
         """Tell those who look on what each row has just committed, the surest first."""
         if not any(row.ticket.on_commit for row in rows):
@@ -395,7 +268,7 @@ class Engine:
                 row.ticket.on_commit(row.step, row.ticket.request.index, positions, tokens)
 
     def _follow(
-        self, rows: list[_Row], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
+        self, rows: list[Row], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
     ) -> None:
         """Learn how many masks are left in each row's block, and whether its answer is complete."""
         settings = rows[0].ticket.settings
@@ -426,25 +299,6 @@ class Engine:
         return torch.where(ends_RP, place_P + 1, places + 1).amin(dim=-1)
 
 
-def _evaluations(rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], str]]:
-    """Rows that are evaluated together, and how: "whole" rows, whole rows to be kept ("fill"), or a "window" of kept ones."""
-    kinds: dict[str, list[_Row]] = {}
-    for row in rows:
-        kind = "whole"
-        if row.caches:
-            refresh = row.ticket.settings.cache_refresh
-            kind = "fill" if not row.age or (refresh is not None and row.age >= refresh) else "window"
-        kinds.setdefault(kind, []).append(row)
-    for kind, some in kinds.items():
-        falling = sorted(some, key=lambda row: -row.length)
-        start = 0
-        for place, row in enumerate(falling):
-            if (falling[start].length - row.length) * (len(falling) - place) >= _WORTH:
-                yield sorted(falling[start:place], key=lambda row: row.slot), kind
-                start = place
-        yield sorted(falling[start:], key=lambda row: row.slot), kind
-
-
 def _logits(model: Model, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor | None) -> LogitsAt:
     """Logits at some candidates, guided if asked, made of hidden states where they are asked for."""
     if blind_ND is None:
@@ -459,6 +313,3 @@ def _logits(model: Model, settings: Settings, hidden_ND: Tensor, blind_ND: Tenso
 
 def _head(model: Model, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
     return model.head(hidden_ND[some])
-
-
-__all__ = ["Decoded", "Engine", "Ticket"]

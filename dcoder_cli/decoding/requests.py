@@ -115,7 +115,7 @@ class Settings:
             object.__setattr__(self, "tie_break", "model" if self.compat is None else "topk")
         _check_mode(self)
         unmasking.canonical(self.rule)
-        schedules.plan(self.max_new_tokens, self.steps, self.block_for(self.max_new_tokens), self.compat)
+        schedules.check(self.max_new_tokens, self.steps, self.block_for(self.max_new_tokens))
         checks = (
             (self.temperature >= 0, f"temperature = {self.temperature} must be 0 (argmax) or more"),
             (self.top_p is None or 0 < self.top_p <= 1, f"top_p = {self.top_p} must lie in (0, 1]"),
@@ -276,6 +276,8 @@ def encode(
                 f"prompt {name!r} has {len(prefix) + len(suffix)} tokens, which with {new_tokens} new ones exceeds "
                 f"the model's context of {model.max_length}; shorten it or lower max_new_tokens"
             )
+        if not prefix and not model.is_diffusion:
+            raise UserError(f"prompt {name!r} has no tokens, and an AR model goes on from one; give it some text")
         if suffix and not model.is_diffusion:
             raise UserError(f"prompt {name!r} is an infill, which an AR model cannot do; use a diffusion model")
         requests.append(request)

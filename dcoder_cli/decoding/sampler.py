@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding import autoregressive, infilling
-from dcoder_cli.decoding.engine import Decoded, Engine, Ticket
+from dcoder_cli.decoding.engine import Engine
 from dcoder_cli.decoding.requests import Infill, Prompt, Request, Settings, encode
+from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.decoding.watching import Observer, OnCommit
 from dcoder_cli.model.backbone import Model
@@ -115,10 +116,7 @@ def decode(
     """
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size} must be at least 1")
-    if settings.compat == "dream" and settings.top_k is None:
-        settings = replace(settings, top_k=_dream_top_k(model))
-    if settings.mode == "fast" and not model.is_diffusion:
-        raise UserError(f"mode fast is for diffusion models and {model.name!r} is an AR model; use mode exact")
+    settings = settled(model, settings)
     if infill_lengths is not None:
         return infilling.search(
             model, prompts, settings, infill_lengths, infill_by, ids, seeds, batch_size,
@@ -160,6 +158,15 @@ def _decoded(model: Model, tickets: list[Ticket], settings: Settings, batch_size
     for ticket in tickets if public else reversed(tickets):  # the longest first: short ones fill the end
         engine.add(ticket)
     yield from engine.run()
+
+
+def settled(model: Model, settings: Settings) -> Settings:
+    """Settings with what they take from the model. Raises UserError where they do not fit it."""
+    if settings.mode == "fast" and not model.is_diffusion:
+        raise UserError(f"mode fast is for diffusion models and {model.name!r} is an AR model; use mode exact")
+    if settings.compat == "dream" and settings.top_k is None:
+        return replace(settings, top_k=_dream_top_k(model))
+    return settings
 
 
 def _dream_top_k(model: Model) -> int | None:

@@ -61,6 +61,14 @@ def plan(length: int, steps: int | None, block_length: int | None, compat: str |
     Raises:
         UserError: numbers that do not fit together.
     """
+    blocks, steps = check(length, steps, block_length)
+    block = length // blocks
+    make = {None: even, "llada": llada, "dream": dream}[compat]
+    return [(index, count) for index in range(blocks) for count in make(block, steps // blocks)]
+
+
+def check(length: int, steps: int | None, block_length: int | None) -> tuple[int, int]:
+    """How many blocks and steps a plan has, without making it. Raises UserError for numbers that do not fit together."""
     steps = length if steps is None else steps
     block = length if block_length is None else block_length
     if length < 1:
@@ -74,5 +82,4 @@ def plan(length: int, steps: int | None, block_length: int | None, compat: str |
     blocks = length // block
     if steps % blocks:
         raise UserError(f"steps = {steps} must be a multiple of the {blocks} blocks (new tokens / block_length)")
-    make = {None: even, "llada": llada, "dream": dream}[compat]
-    return [(index, count) for index in range(blocks) for count in make(block, steps // blocks)]
+    return blocks, steps
