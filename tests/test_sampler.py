@@ -188,6 +188,55 @@ def test_alg_temperature_equals_a_plain_sampler(model: Model, rule: str) -> None
     assert [ours.tokens, ours.reveal_step] == reference(model, [5, 6], [], options)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    vocabulary=st.sampled_from([1, 2, 5, 256, 257, 900, 33_000]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([None, 1e-6, 0.3, 0.9, 0.999]),
+    top_k=st.sampled_from([None, 1, 3, 50, 256, 300]),
+    coarse=st.booleans(),
+)
+def test_kept_tokens_are_those_of_the_whole_row(
+    seed: int, vocabulary: int, temperature: float, top_p: float | None, top_k: int | None, coarse: bool
+) -> None:
+    """Tokens, logits, choices and scores, where it says that it has seen enough; equal logits, flat and steep rows too."""
+    source = torch.Generator().manual_seed(seed)
+    logits = (
+        torch.randn(6, vocabulary, generator=source, dtype=torch.float64)
+        * torch.tensor([0.01, 0.5, 1, 2, 5, 9])[:, None]
+    )
+    if coarse:
+        logits = logits.round()
+    dense = unmasking.filter_logits(logits, temperature, top_p, top_k)
+    kept = unmasking.kept_tokens(logits, temperature, top_p, top_k)
+    assert (kept.ids_NK.diff(dim=-1) > 0).all()
+    spread = torch.full_like(dense, -torch.inf).scatter(-1, kept.ids_NK, kept.logits_NK)
+    enough = kept.enough_N
+    assert vocabulary > 256 or enough.all()
+    if not coarse and top_k is not None and top_k < 256:
+        assert enough.all()  # however flat a row is
+    assert enough[(dense > -torch.inf).sum(dim=-1) < 200].all()
+    assert torch.equal(spread[enough], dense[enough])
+    uniform = torch.rand(6, generator=source)
+    whole, few = torch.softmax(dense, dim=-1), torch.softmax(kept.logits_NK, dim=-1)
+    at = unmasking.choose_kept(kept, few, temperature, uniform)
+    tokens = kept.ids_NK.gather(-1, at[:, None])[:, 0]
+    assert torch.equal(tokens[enough], unmasking.choose(whole, temperature, uniform)[enough])
+    for rule in ("entropy", "confidence", *(("margin",) if vocabulary > 1 else ())):
+        found = unmasking.score(rule, few, at, at, None)
+        expected = unmasking.score(rule, whole, tokens, tokens, None)
+        torch.testing.assert_close(found[enough], expected[enough], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [5, 300, 40_000, 33_001])
+def test_the_largest_of_a_row(length: int) -> None:
+    values = torch.randn(4, length, generator=torch.Generator().manual_seed(0)).round(decimals=3)
+    top, at = unmasking._largest(values, min(256, length))
+    assert torch.equal(top, torch.topk(values, min(256, length)).values) and torch.equal(values.gather(-1, at), top)
+    assert all(len(set(row)) == len(row) for row in at.tolist())
+
+
 def test_a_length_of_any_size_is_checked_at_once(model: Model) -> None:
     """A plan of so many steps would never be made."""
     for options in ({}, {"block_length": 10**20}, {"steps": 10**21}, {"mode": "fast"}):

@@ -68,8 +68,12 @@ class Draft:
         return self.cut(continuation(self.model.tokenizer, self.request.prefix, kept))[1]
 
     def pieces(self) -> list[str | None]:
-        """Every place's own text; None where nothing is committed."""
-        return [None if token is None else decode(self.model.tokenizer, [token]) for token in self.tokens]
+        """Every place's own text; None where nothing is committed, a dot for an end token or a pad."""
+        stops = self.model.ids.stops
+        return [
+            None if token is None else "·" if token in stops else decode(self.model.tokenizer, [token])
+            for token in self.tokens
+        ]
 
     def _more(self, text: str, final: bool) -> str:
         text, stopped = self.cut(text)
