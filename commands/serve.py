@@ -32,9 +32,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds that a call may take, its wait included.")
     ] = 600.0,
-    max_new_tokens: Annotated[
+    max_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", min=1, help="The longest answer that clients may ask for [context]."),
+        typer.Option("--max-tokens", min=1, help="The longest answer that clients may ask for [context]."),
     ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -77,14 +77,14 @@ def serve(
     loaded = load(model, device, dtype, attention)
     if loaded.tokenizer is None:
         raise UserError(f"model {model!r} has no tokenizer, and clients send text; add one to the checkpoint")
-    if max_new_tokens is not None and max_new_tokens >= loaded.max_length:
+    if max_tokens is not None and max_tokens >= loaded.max_length:
         raise UserError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the model's context of {loaded.max_length}; lower it"
+            f"--max-tokens {max_tokens} leaves no room for a prompt in the model's context of {loaded.max_length}; lower it"
         )
     for finding in loaded.findings:
         console.note(f"note: {finding.subject}: {finding.message}")
     called = name or model_labels([model])[0]
     server.serve(
-        loaded, at, Serving(called, timeout, max_new_tokens, key), slots, queue,
+        loaded, at, Serving(called, timeout, max_tokens, key), slots, queue,
         lambda where: console.note(f"serving {called} at {where}/v1 with {slots} slots; Ctrl-C ends it"),
     )  # fmt: skip

@@ -103,7 +103,7 @@ def tickets() -> st.SearchStrategy[Ticket]:
     return st.builds(build, st.one_of(exact_settings(), fast_settings()), lengths(), row, suffix, st.integers(0, 10**6))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(tickets(), st.integers(0, 4)), min_size=1, max_size=7), st.integers(1, 5))
 def test_rows_that_come_at_any_time_are_decoded_as_if_alone(
     model: Model, arrivals: list[tuple[Ticket, int]], slots: int

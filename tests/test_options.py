@@ -200,6 +200,8 @@ TESTED_ELSEWHERE = {
     "reproduce --json": "test_claims.py", "grpo --resume": "test_grpo_resume.py",
     **{f"{name} --json": "test_eval.py" for name in TASKS},
     "arness --model": "test_arness_command.py",
+    **{f"serve --{one}": "test_serve.py" for one in (
+        "host", "port", "name", "slots", "queue", "timeout", "max-tokens", "device", "dtype", "attention")},
     "arness --prompts": "test_arness_command.py",
     "arness --data": "test_arness_command.py", "arness --json": "test_arness_command.py",
     "arness --until": "test_arness_command.py", "arness --end-id": "test_arness.py",

@@ -57,7 +57,7 @@ def stage(place: Path, out: Path, steps: int = 150) -> list[Any]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("forced", [False, True], ids=["plain", "FORCE_COLOR"])
+@pytest.mark.parametrize("forced", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "FORCE_COLOR"])
 def test_a_training_tells_a_log_how_far_it_is(
     place: Path, tmp_path: Path, forced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

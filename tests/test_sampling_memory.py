@@ -163,7 +163,7 @@ def test_memory_stays_within_the_bound(wide: Path) -> None:
     whole, tokens = _peak(wide, 8, 128, 2, **settings, logits_mib=4096)
     bounded, again = _peak(wide, 8, 128, 2, **settings, logits_mib=16)
     assert again == tokens
-    assert whole > 4 * 8 * 128 * 20_000 * 4 and bounded < 16 * 2**20 + 6e6, (whole, bounded)
+    assert whole > 1.5 * 8 * 128 * 20_000 * 4 and bounded < 16 * 2**20 + 6e6, (whole, bounded)
 
 
 def test_the_default_depends_on_the_device_and_the_number_format() -> None:

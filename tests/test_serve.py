@@ -292,7 +292,7 @@ LONG = {"prompt": "x = ", "max_tokens": 400, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def narrow(folder: Path) -> Iterator[Server]:
-    with serving(folder, "--slots", "1", "--queue", "1", "--timeout", "60", "--max-new-tokens", "400") as found:
+    with serving(folder, "--slots", "1", "--queue", "1", "--timeout", "60", "--max-tokens", "400") as found:
         yield found
 
 
@@ -333,17 +333,20 @@ def test_time_outs(folder: Path) -> None:
 
 
 def test_a_key_is_asked_for_where_one_is_set(folder: Path) -> None:
-    with serving(folder, "--name", "mine", DCODER_API_KEY="sesame") as server:
+    loaded = load(folder, "cpu", "bfloat16", attention="eager")
+    more = ("--name", "mine", "--dtype", "bfloat16", "--attention", "eager", "--host", "localhost")
+    with serving(folder, *more, DCODER_API_KEY="sesame") as server:
         with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
             server.client("other").models.list()
         client = server.client("sesame")
         assert [one.id for one in client.models.list()] == ["mine"]
-        assert client.completions.create(prompt="x", model="mine", max_tokens=2).model == "mine"
+        found = client.completions.create(prompt="x", model="mine", max_tokens=8)
+        assert found.model == "mine" and found.choices[0].text == generate(loaded, ["x"], max_new_tokens=8)[0].text
         assert server.post("/v1/completions", '{"prompt": "x"}')[0] == 401
         assert server.get("/health")["status"] == "ok" and "<title>dcoder</title>" in server.get("/")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_clean_end(folder: Path, number: signal.Signals) -> None:
     """An answer under way is given; then the process ends with exit code 0 and no traceback."""
     with serving(folder, "--slots", "1") as server:
@@ -382,7 +385,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path, tmp_path: Path, monkeyp
     told = refused("serve", folder, "--host", "nowhere.invalid", "--port", "0")
     assert "--host nowhere.invalid --port 0 cannot be listened on" in told
     assert "--timeout nan" in refused("serve", folder, "--timeout", "nan", "--port", "0")
-    assert "--max-new-tokens 512 leaves no room" in refused("serve", folder, "--max-new-tokens", "512", "--port", "0")
+    assert "--max-tokens 512 leaves no room" in refused("serve", folder, "--max-tokens", "512", "--port", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"--port {port} cannot be listened on: Address already in use" in refused(

@@ -18,6 +18,7 @@ from dcoder_cli.benchmarks.protocols import Ask
 from dcoder_cli.data.formats import ChatEncoder, Rendered
 from dcoder_cli.decoding import autoregressive, requests
 from dcoder_cli.decoding.requests import Infill
+from dcoder_cli.decoding.rows import Decoded
 from dcoder_cli.model.text import continuation, decode, encode_after, spaces_every_text
 from dcoder_cli.terminal.chat import Session
 from dcoder_cli.terminal.conversation import Stream
@@ -131,11 +132,14 @@ def says(monkeypatch: pytest.MonkeyPatch, model: Any, prompt: str, answer: str) 
     """Have the model answer so behind `prompt`, and end; returns the tokens."""
     tokens = [*encode_after(model.tokenizer, prompt, answer), model.tokenizer.eos_token_id, 5]
 
-    def decoded(_: Any, batch: list[Any], settings: Any, on_commit: Any) -> Iterator[Any]:
-        for row in range(len(batch)):
-            for place, token in enumerate(tokens if on_commit else ()):
-                on_commit(place, row, [place], [token])
-            yield tokens, [1.0] * len(tokens), [0.0] * len(tokens)
+    def decoded(_: Any, tickets: list[Any]) -> Iterator[Any]:
+        count = len(tokens)
+        for row, ticket in enumerate(tickets):
+            for place, token in enumerate(tokens if ticket.on_commit else ()):
+                ticket.on_commit(place, row, [place], [token])
+            columns: dict[str, Any] = {"tokens": tokens, "reveal_step": list(range(count)), "tied": [False] * count}
+            columns |= {"confidence": [1.0] * count, "entropy": [0.0] * count, "tied_from": list(range(count))}
+            yield Decoded(ticket, columns, count, len(tickets), 1.0)
 
     monkeypatch.setattr(autoregressive, "decode", decoded)
     return tokens

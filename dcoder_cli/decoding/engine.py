@@ -30,7 +30,7 @@ from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas, index
 from dcoder_cli.decoding.proposal import Candidates, LogitsAt, Proposal, needs_order, propose
 from dcoder_cli.decoding.requests import Settings
-from dcoder_cli.decoding.rows import Decoded, Row, Ticket, evaluations
+from dcoder_cli.decoding.rows import Decoded, Slot, Ticket, evaluations
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.model.backbone import Model
 
@@ -50,7 +50,7 @@ class Engine:
         self._canvas = Canvas(model, slots)
         self._caches = CachePool(slots)
         self._waiting: deque[Ticket] = deque()
-        self._rows: dict[int, Row] = {}  # by slot
+        self._rows: dict[int, Slot] = {}  # by slot
         self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)
 
     def add(self, ticket: Ticket) -> None:
@@ -105,17 +105,17 @@ class Engine:
         longest = max((ticket.request.length for _, ticket in entering), default=0)
         now = time.perf_counter()
         for slot, ticket in entering:
-            row = Row.of(ticket, slot, longest if self.together else ticket.request.length, now)
+            row = Slot.of(ticket, slot, longest if self.together else ticket.request.length, now)
             self._canvas.put(slot, ticket.request)
             row.prepare()
             self._rows[slot] = row
 
-    def _decoded(self, row: Row) -> Decoded:
+    def _decoded(self, row: Slot) -> Decoded:
         columns = self._canvas.read(row.slot, row.first, row.kept)
         batch = round(row.forwards / row.share, 3) if row.share else 1.0
         return Decoded(row.ticket, columns, row.forwards, batch, time.perf_counter() - row.began)
 
-    def _evaluate(self, rows: list[Row], kind: str, sharing: int) -> None:
+    def _evaluate(self, rows: list[Slot], kind: str, sharing: int) -> None:
         """Evaluate rows together, then judge and commit those with like settings together."""
         slots = [row.slot for row in rows]
         ids_RL, attention_RL = self._canvas.rows(slots)
@@ -148,7 +148,7 @@ class Engine:
                 blind_RLD = None
             self._judge(some, hidden_RLD[at], [from_R[place] for place in places], blind_RLD)
 
-    def _blind(self, rows: list[Row], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
+    def _blind(self, rows: list[Slot], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
         """Hidden states without the prompt: it is masked, what was committed stays (LLaDA's guidance)."""
         column_L = torch.arange(ids_RL.shape[1], device=ids_RL.device)
         first_R1, size_R1 = self._numbers([[row.first, row.ticket.request.new_tokens] for row in rows])[..., None]
@@ -159,7 +159,7 @@ class Engine:
         """Numbers of rows as one tensor on the device, [numbers, R]."""
         return torch.tensor(of_rows, device=self.model.device).T
 
-    def _judge(self, rows: list[Row], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
+    def _judge(self, rows: list[Slot], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
         """A token and a score for every candidate of rows with like settings; commit the surest."""
         settings = rows[0].ticket.settings
         slot_R, first_R, low_R, high_R, from_here_R, step_R = self._numbers(
@@ -200,7 +200,7 @@ class Engine:
         for row in rows:
             row.step += 1
 
-    def _candidates(self, rows: list[Row], settings: Settings, table: selection.Ragged, place_N: Tensor) -> Candidates:
+    def _candidates(self, rows: list[Slot], settings: Settings, table: selection.Ragged, place_N: Tensor) -> Candidates:
         def drawn(name: str, wanted: bool) -> Tensor | None:
             if not wanted:
                 return None
@@ -239,7 +239,7 @@ class Engine:
         canvas.since_SP[slot_R] = -1
         canvas.since_SP[slot_N, place_N] = torch.where(chosen.tied_N, since_N, -1)
 
-    def _show(self, rows: list[Row], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
+    def _show(self, rows: list[Slot], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
         """Tell observers every candidate, with the model's confidence and entropy."""
         if not any(row.ticket.observer for row in rows):
             return
@@ -253,7 +253,7 @@ class Engine:
                 row.ticket.observer(row.step, row.ticket.request.index, places[here], best[here], entropy[here])
 
     def _tell(
-        self, rows: list[Row], chosen: selection.Chosen, rank_N: Tensor, place_N: Tensor, tokens_N: Tensor
+        self, rows: list[Slot], chosen: selection.Chosen, rank_N: Tensor, place_N: Tensor, tokens_N: Tensor
     ) -> None:
         """Tell those who look on what each row has just committed, the surest first."""
         if not any(row.ticket.on_commit for row in rows):
@@ -268,7 +268,7 @@ class Engine:
                 row.ticket.on_commit(row.step, row.ticket.request.index, positions, tokens)
 
     def _follow(
-        self, rows: list[Row], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
+        self, rows: list[Slot], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
     ) -> None:
         """Learn how many masks are left in each row's block, and whether its answer is complete."""
         settings = rows[0].ticket.settings

@@ -215,8 +215,7 @@ class _Judge:
             return self._own_scores(raw_nV, tokens_n, here)
 
     def _own_scores(self, raw_nV: Tensor, tokens_n: Tensor, here: slice | Tensor) -> Tensor:
-        tokens = torch.split(tokens_n, _part_size(raw_nV))
-        parts = zip(_parts(raw_nV, here), tokens, strict=True)
+        parts = zip(_parts(raw_nV, here), torch.split(tokens_n, _part_size(raw_nV)), strict=True)
         return torch.cat([self._score(torch.softmax(raw_mV, dim=-1), some_m, part) for (raw_mV, part), some_m in parts])
 
     def _scored(self, own_nV: Tensor, here: slice | Tensor) -> tuple[Tensor, Tensor]:

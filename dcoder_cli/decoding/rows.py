@@ -50,7 +50,7 @@ class Decoded:
 
 
 @dataclass
-class Row:
+class Slot:
     """A row in its slot.
 
     Attributes:
@@ -85,7 +85,7 @@ class Row:
     over: bool = False
 
     @classmethod
-    def of(cls, ticket: Ticket, slot: int, longest: int, began: float) -> Row:
+    def of(cls, ticket: Ticket, slot: int, longest: int, began: float) -> Slot:
         """A ticket's row; `longest`: columns that topk sees of it, its own tokens at least."""
         request, settings = ticket.request, ticket.settings
         width = settings.block_for(request.new_tokens) if settings.mode == "fast" else settings.block_length
@@ -144,9 +144,9 @@ class Row:
         self.over = True
 
 
-def evaluations(rows: Sequence[Row]) -> Iterator[tuple[list[Row], str]]:
+def evaluations(rows: Sequence[Slot]) -> Iterator[tuple[list[Slot], str]]:
     """Rows that are evaluated together, and how: "whole" rows, whole rows to be kept ("fill"), or a "window" of kept ones."""
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[str, list[Slot]] = {}
     for row in rows:
         kind = "whole"
         if row.caches:

@@ -24,7 +24,7 @@ from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.serving import asked, replies
 from dcoder_cli.serving.drafts import Draft
 from dcoder_cli.serving.meters import Meters
-from dcoder_cli.serving.worker import Full, Worker
+from dcoder_cli.serving.worker import Decoder, Full
 
 LARGEST_BODY = 4 * 2**20  # bytes (ours)
 _LOOK = 0.2  # seconds between two looks at whether a client is still there
@@ -55,7 +55,7 @@ class Failed(Exception):
         self.status, self.code, self.headers = status, code, headers
 
 
-def make_app(worker: Worker, serving: Serving) -> FastAPI:
+def make_app(worker: Decoder, serving: Serving) -> FastAPI:
     """The application around a worker, which it does not end."""
     app = FastAPI(title="dcoder", docs_url=None, redoc_url=None, openapi_url=None)
     meters = Meters(worker)
@@ -191,7 +191,7 @@ class _Answering:
     """The rows of a call on their way through the worker, until all are done or nobody waits for them."""
 
     def __init__(
-        self, worker: Worker, meters: Meters, reply: replies.Reply, tickets: Sequence[Ticket], until: float
+        self, worker: Decoder, meters: Meters, reply: replies.Reply, tickets: Sequence[Ticket], until: float
     ) -> None:
         self.worker, self.meters, self.reply, self.until = worker, meters, reply, until
         self.loop, self.events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
@@ -203,7 +203,7 @@ class _Answering:
             for place, one in enumerate(tickets)
         ]
         self.places = {ticket: place for place, ticket in enumerate(self.tickets)}
-        self.answers: dict[int, replies.Answer] = {}
+        self.answers: dict[int, replies.OneAnswer] = {}
 
     def start(self) -> None:
         """Take places in the queue. Raises Failed where there is none."""
@@ -218,7 +218,7 @@ class _Answering:
                 **{"Retry-After": "1"},
             ) from None
 
-    async def wait(self, is_gone: Callable[[], Any]) -> list[replies.Answer]:
+    async def wait(self, is_gone: Callable[[], Any]) -> list[replies.OneAnswer]:
         """All answers, in order. Raises Failed."""
         try:
             while len(self.answers) < len(self.tickets):
@@ -303,7 +303,7 @@ class _Answering:
         self, place: int, text: str, tokens: int, reason: str, trajectory: dict[str, Any] | None = None
     ) -> None:
         self.meters.tokens.inc(tokens)
-        self.answers[place] = replies.Answer(place, text, tokens, reason, trajectory)
+        self.answers[place] = replies.OneAnswer(place, text, tokens, reason, trajectory)
 
     def _watcher(self, place: int) -> Callable[..., None]:
         return lambda step, _, positions, tokens: self._tell(place, (step, positions, tokens))

@@ -28,7 +28,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Own(Body):
+class OwnFields(Body):
     """`dcoder`: settings of the sampler by their own names, and what is told of the decoding."""
 
     steps: int | None = None
@@ -78,7 +78,7 @@ class Call(Body):
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
-    dcoder: Own | None = None
+    dcoder: OwnFields | None = None
     # What is not done here, with the one value that means it is not asked for.
     presence_penalty: _Nothing = None
     frequency_penalty: _Nothing = None
@@ -86,9 +86,9 @@ class Call(Body):
     logprobs: Literal[False] | None = None
 
     @property
-    def own(self) -> Own:
+    def own(self) -> OwnFields:
         """Our own parameters."""
-        return self.dcoder or Own()
+        return self.dcoder or OwnFields()
 
     @property
     def samples(self) -> int:

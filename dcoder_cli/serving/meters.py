@@ -6,13 +6,13 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from dcoder_cli.serving.worker import Worker
+from dcoder_cli.serving.worker import Decoder
 
 
 class Meters:
     """Counters of one server, in a registry of their own."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Decoder) -> None:
         self.began = time.time()
         self.registry = registry = CollectorRegistry()
         self.calls = Counter("dcoder_calls", "Calls by route and status.", ["route", "status"], registry=registry)

@@ -14,8 +14,8 @@ from dcoder_cli.serving.asked import Call, ChatCall
 
 
 @dataclass
-class Answer:
-    """One answer of a call.
+class OneAnswer:
+    """One of a call's answers.
 
     Attributes:
         text: without what stands behind its end. tokens: how many were made for it.
@@ -51,7 +51,7 @@ class Reply:
         asked = sum(one.length for one in self.prompts[:: self.call.samples])
         return {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens}
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[OneAnswer]) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         choices = []
         for one in answers:

@@ -12,7 +12,7 @@ from typing import Any
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.serving.app import Serving, make_app
-from dcoder_cli.serving.worker import Worker
+from dcoder_cli.serving.worker import Decoder
 
 _GRACE = 10  # seconds in which answers under way may still end (ours)
 
@@ -50,7 +50,7 @@ def serve(
     """
     import uvicorn
 
-    worker = Worker(model, slots, most_waiting)
+    worker = Decoder(model, slots, most_waiting)
     try:
         app = make_app(worker, serving)
         host, port = at.getsockname()[:2]

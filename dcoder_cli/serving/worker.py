@@ -19,7 +19,7 @@ class Full(Exception):
     """More rows wait than may."""
 
 
-class Worker:
+class Decoder:
     """Decodes what clients ask for.
 
     Args:
