@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcoder_cli.base import config, console, options
+from dcoder_cli.base import config, console, options, presets
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.options import Needs
 from dcoder_cli.benchmarks import suites
@@ -70,6 +70,7 @@ def evaluate(
     instruct: Annotated[
         bool | None, typer.Option("--instruct/--base", help="Ask by chat or plain text [by the checkpoint].")
     ] = None,
+    preset: options.Preset = None,
     *,
     sampling: dict[str, Any],
     temperatures: options.Temperatures = None,
@@ -78,7 +79,7 @@ def evaluate(
     ] = "1",
     infill_lengths: options.InfillLengths = None,
     assignments: options.Set = None,
-    batch_size: options.BatchSize = 8,
+    batch_size: options.MaybeBatchSize = None,
     dry_run: options.DryRun = False,
     nproc: options.NProc = None,
     device: options.Device = None,
@@ -94,24 +95,26 @@ def evaluate(
     options.refuse_unused(written, {**context.params, "task": task}, NEEDS)
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
-    settings = options.with_set(sampling, assignments)
+    given = options.with_set(sampling, assignments)
     lengths = _numbers("--infill-lengths", infill_lengths, int)
     temperature_list, speeds = _numbers("--temperatures", temperatures, float), _numbers("--speed", speed, int)
-    if "temperature" in settings and temperature_list:
+    if "temperature" in given and temperature_list:
         raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
+    layer, rows = presets.evaluation(preset)
+    settings = {**layer, **given}
     from dcoder_cli.benchmarks import protocols, sweep
     from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.training import launcher
 
     known = config.build(Settings, {key: settings.pop(key) for key in ("temperature", "seed") if key in settings})
-    if "temperature" in written:
+    if not temperature_list and ("temperature" in given or "temperature" in layer):
         temperature_list = (known.temperature,)
     for one in model:  # before any is loaded
         unused.refuse_for_kind(written, one)
     chosen = sweep.Options(
         subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or protocols.INFILL_LENGTHS, n,
-        known.seed, batch_size, device, dtype, attention, workers, python, unsafe_exec, written,
+        known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
     if dry_run:

@@ -279,6 +279,54 @@ def test_speeds_and_models_in_one_call(model: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 4
 
 
+def test_a_presets_section_eval(model: Path, tmp_path: Path) -> None:
+    """It sets how many rows are decoded together, and the sampler below what the command line says."""
+    preset = tmp_path / "mine.yaml"
+    call = [
+        "eval",
+        "micro-kinds",
+        "--model",
+        model,
+        "--limit",
+        3,
+        "--device",
+        "cpu",
+        "--workers",
+        1,
+        "--preset",
+        preset,
+    ]
+    preset.write_text("eval: {batch_size: 3, max_new_tokens: 8, steps: 4, temperature: 0.3}\n")
+    found = ran(*call, "--steps", 2, "--out", tmp_path / "a")
+    settings = found["settings"]
+    assert (settings["max_new_tokens"], settings["steps"], settings["temperature"]) == (8, 2, 0.3)
+    assert set(found["departures"]) >= {"max_new_tokens", "temperature"}
+    assert found["rates"]["forwards"] == 6  # two steps of each row
+    assert ran(*call, "--temperatures", "0.5", "--out", tmp_path / "b")["settings"]["temperature"] == 0.5
+    for text, told in (
+        ("eval: {batch_size: 0}", "batch_size = 0"), ("eval: {batch_size: many}", "'many'"), ("grpo: {}", "no section 'eval'"),
+        ("eval: {stepps: 3}", "stepps"),
+    ):  # fmt: skip
+        preset.write_text(text + "\n")
+        assert told in refused(*call, "--out", tmp_path / "c") and not (tmp_path / "c").exists()
+
+
+def test_the_rows_decoded_together_are_the_presets(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    from dcoder_cli.benchmarks import sweep
+    from dcoder_cli.main import main
+
+    seen: list[int] = []
+    monkeypatch.setattr(sweep, "plan", lambda models, task, place, chosen, *more: seen.append(chosen.batch_size))
+    monkeypatch.setattr("dcoder_cli.base.plan.show", lambda *_: None)
+    for more in ([], ["--preset", "cpu-tiny"], ["--preset", "cpu-tiny", "--batch-size", "3"]):
+        monkeypatch.setattr(sys, "argv", ["dcoder", "eval", "micro", "--model", str(model), "--dry-run", *more])
+        with contextlib.suppress(SystemExit):
+            main()
+    assert seen == [8, 32, 3]
+
+
 def test_micro_is_scored_on_both_held_out_sets(model: Path, tmp_path: Path) -> None:
     """`eval micro` runs the two, each with its own score and folder; people see them in one row."""
     out = tmp_path / "out"

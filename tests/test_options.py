@@ -61,7 +61,7 @@ LOADING = {"--device": "cpu", "--dtype": "bfloat16", "--attention": "eager"}
 _EVALUATION = {
     "--model": "{ar}", "--out": "{tmp}/other", "--n": "2", "--limit": "2", "--subset": "span", "--data": "{text}",
     "--protocol": "dream", "--instruct": "", **SAMPLING, "--temperatures": "0.2,0.4", "--speed": "1,2", "--set": "top_k=3",
-    "--batch-size": "3", **LOADING, "--workers": "2", "--nproc": "1", "--unsafe-exec": "",
+    "--batch-size": "3", **LOADING, "--workers": "2", "--nproc": "1", "--unsafe-exec": "", "--preset": "paper",
 }  # fmt: skip
 _TRAIN = {"--nproc": "1", 
     "--model": "other", "--data": "other", "--out": "{tmp}/other", "--preset": "paper", "--config": "{yaml}",

@@ -28,12 +28,13 @@ def test_every_section_of_every_preset_is_read_by_its_class(name: str, tmp_path:
     values = presets.load(name)
     # only stage 4 was released, and LoRA begins with stage 2
     stages = {"released": (), "gpu-80gb-lora": STAGES[2:]}.get(name, STAGES)
-    assert set(values) == {"hardware", *stages, "grpo", "generate", "launch"}
+    assert set(values) == {"hardware", *stages, "grpo", "generate", "eval", "launch"}
     for stage in stages:
         config = build(StageConfig, values[stage])
         assert config.global_batch % config.micro_batch == 0
     build(GrpoConfig, values["grpo"])
     build(Settings, values["generate"])
+    assert presets.evaluation(name) == ({}, 32)
     file = tmp_path / "launch.yaml"
     file.write_text(yaml.safe_dump(values["launch"]))
     assert load_config_from_file(str(file)).num_processes == values["launch"]["num_processes"]
@@ -108,7 +109,7 @@ def test_a_preset_without_the_section_is_refused(tmp_path: Path) -> None:
     message = refused(
         "train-stage", "1", "--preset", "released", "--model", "m", "--data", "d", "--out", tmp_path / "o"
     )
-    assert "preset 'released' has no section 'stage1'; it has hardware, grpo, generate, launch" in message
+    assert "preset 'released' has no section 'stage1'; it has hardware, grpo, generate, eval, launch" in message
 
 
 def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:

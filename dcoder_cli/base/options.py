@@ -52,7 +52,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 MaybeOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")]
 System = Annotated[str | None, typer.Option("--system", help="The system message of chats that have none.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the text being denoised, live (of a batch, its first row).")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded together.")]
+BATCH_SIZE = typer.Option(
+    "--batch-size", min=1, help="Rows decoded together [8; eval: or its preset's].", show_default=False
+)
+BatchSize = Annotated[int, BATCH_SIZE]
+MaybeBatchSize = Annotated[int | None, BATCH_SIZE]
 Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt or task.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
 

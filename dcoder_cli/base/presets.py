@@ -47,6 +47,21 @@ def section(name: str, part: str) -> dict[str, Any]:
     return found
 
 
+BATCH_SIZE = 8  # rows decoded together where nobody says: small enough for every card and context that there is
+
+
+def evaluation(name: str | None) -> tuple[dict[str, Any], int]:
+    """A preset's section `eval`: settings of the sampler, over those of the protocol, and the rows decoded together.
+
+    Raises UserError where it has none, or where its batch_size is no whole number from 1.
+    """
+    settings = {} if name is None else section(name, "eval")
+    rows = settings.pop("batch_size", BATCH_SIZE)
+    if type(rows) is not int or rows < 1:
+        raise UserError(f"section 'eval' of preset {name!r}: batch_size = {rows!r} must be a whole number, at least 1")
+    return settings, rows
+
+
 @dataclass(frozen=True)
 class Hardware:
     """What a preset is made for: its section `hardware`.

@@ -93,7 +93,7 @@ def answer(asked: FitQuestion) -> FitAnswer:
         rows = dict.fromkeys(rows, asked.tokens)
     fits = {}
     for section in sections or [one for one in SECTIONS if one in values or (one == "eval" and "generate" in values)]:
-        layer = values.get(section, {}) if section != "eval" else {}
+        layer = values.get(section) or {}
         if section not in values and section != "eval":
             raise UserError(f"preset {name!r} has no section {section!r}; it has {', '.join(values)}")
         gpus = changed.gpus_for(section)
@@ -123,7 +123,7 @@ def _config(
     if section.startswith("stage"):
         return build(StageConfig, layer, settings, where=section)
     known = {"max_new_tokens": min(EVALUATED, longest)} if section == "eval" else {}
-    known |= {key: layer[key] for key in ("max_new_tokens", "mode", "logits_mib") if key in layer}
+    known |= {key: layer[key] for key in ("max_new_tokens", "batch_size", "mode", "logits_mib") if key in layer}
     return build(Decoding, known, settings, where=section)
 
 
