@@ -8,7 +8,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ def dcoder(*arguments: str | Path, check: bool = True, **options: Any) -> subpro
     )
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def thinned(cases: Iterable[Sequence[Any]], every: int) -> list[Any]:
+    """Cases of a parametrised test: one of so many by default, all with `-m 'slow or not slow'`."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if number % every else []) for number, case in enumerate(cases)
+    ]
 
 
 def refused(*arguments: str | Path) -> str:

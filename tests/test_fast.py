@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_model, thinned
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,8 +268,10 @@ COMMITS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("cache", "commit"), itertools.product(["none", "prefix", "dual"], COMMITS))
+# All of them and more are drawn in test_engine.py.
+@pytest.mark.parametrize(
+    ("temperature", "cache", "commit"), thinned(itertools.product([0.0, 1.0], ["none", "prefix", "dual"], COMMITS), 4)
+)
 def test_a_ragged_batch_equals_its_rows_alone(
     model: Model, cache: Any, commit: dict[str, Any], temperature: float
 ) -> None:

@@ -174,7 +174,7 @@ def test_the_labs_truths_are_those_of_its_rollouts(
     assert max(abs(one - two) for one, two in zip(path, masks, strict=True)) > 1, "nothing could be told apart"
 
 
-@pytest.mark.parametrize("estimator", ["coupled", "decoupled"])
+@pytest.mark.parametrize("estimator", ["coupled", pytest.param("decoupled", marks=pytest.mark.slow)])
 def test_errors_of_a_pair_equal_their_enumeration(
     bench: Bench, enumerated: list[dict[tuple[int, ...], float]], estimator: str
 ) -> None:
