@@ -118,7 +118,7 @@ def write_report(out: Path, outcome: Outcome, made: Sequence[Replicate]) -> None
             *order,
             "Percent; tied: steps that a tie decided. Where they are many, the order is the tie-break's and not the model's",
         )
-    report.add_heading("StudySettings").add_settings(vars(outcome.settings))
+    report.add_heading("Settings").add_settings(vars(outcome.settings))
     for one in made:
         report.add_settings(dict(one.models), f"Checkpoints of seed {one.seed}")
     report.write(out / "report.html")
