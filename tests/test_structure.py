@@ -24,6 +24,7 @@ LAYERS = (
     "training",
     "analysis",
     "benchmarks",
+    "timing",
     "serving",
     "terminal",
     "experiments",
