@@ -9,7 +9,6 @@ Shapes: B rows, L columns, n masks of one row, V vocabulary.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,13 +23,13 @@ from dcoder_cli.timing.plain_rows import Written
 
 @torch.no_grad()
 def decode(
-    model: Model, requests: Sequence[Request], settings: Settings, on_step: Callable[[float], None] | None = None
+    model: Model, requests: Sequence[Request], settings: Settings, on_step: Callable[[], None] | None = None
 ) -> list[Written]:
     """The answers of rows with equally many new tokens, in order.
 
     Args:
         settings: of exact mode, with rule, temperature, top-p and steps; ties go by the model's own scores, then leftmost.
-        on_step: told the time after each step.
+        on_step: called after each step.
     """
     mask, new = model.ids.mask, requests[0].new_tokens
     assert mask is not None
@@ -57,8 +56,7 @@ def decode(
             ids_BL[row, masked_n[chosen_k]] = tokens_n[chosen_k]
             reveal_BL[row, masked_n[chosen_k]] = step
         if on_step is not None:
-            _wait(model)
-            on_step(time.perf_counter())
+            on_step()
     return [
         Written(tokens, steps)
         for tokens, steps in zip(ids_BL[:, longest:].tolist(), reveal_BL[:, longest:].tolist(), strict=True)
@@ -93,7 +91,3 @@ def _nucleus(logits_nV: Tensor, top_p: float | None) -> Tensor:
     beyond_nV[:, 0] = False
     return logits_nV.masked_fill(torch.zeros_like(beyond_nV).scatter(-1, index_nV, beyond_nV), -torch.inf)
 
-
-def _wait(model: Model) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Plain:
     seen: list[tuple[int, list[int], list[float], list[float]]] = field(default_factory=list)  # as observers are told
     follow: Written | None = None
     gaps: list[float] = field(default_factory=list)
+    on_step: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.kept = self.new
@@ -68,12 +69,12 @@ class Plain:
 
 
 @torch.no_grad()
-def decode(model: Model, request: Request, settings: Settings, pads: int = 0, follow: Written | None = None) -> Plain:
+def decode(model: Model, request: Request, settings: Settings, pads: int = 0, follow: Written | None = None, on_step: Callable[[], None] | None = None) -> Plain:
     """One row. `pads`: columns that stand left of it where the public samplers' topk looks at it; `follow`: see Plain."""
     mask = model.ids.mask
     assert mask is not None
     ids = [*request.prefix, *[mask] * request.new_tokens, *request.suffix]
-    row = Plain(ids, len(request.prefix), request.new_tokens, follow=follow)
+    row = Plain(ids, len(request.prefix), request.new_tokens, follow=follow, on_step=on_step)
     draws = RowRandom(request, settings, unmasking.canonical(settings.rule))
     with contextlib.suppress(_Astray):
         if settings.mode == "fast":
@@ -237,6 +238,8 @@ def _commit(
             row.reveal[place], row.tied[place] = step, at in in_tie
             row.confidence[place], row.entropy[place] = confidence[at], entropy[at]
     row.told.append((step, [waiting[at] for at in chosen], [tokens[at] for at in chosen]))
+    if row.on_step is not None:
+        row.on_step()
 
 
 def _place_gap(

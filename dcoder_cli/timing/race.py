@@ -1,0 +1,124 @@
+"""Two ways of the same work, timed in turn: a warm-up of each apart, a run of each that is watched, then pairs of laps."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.timing.memory import PeakMemory
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one of the two does.
+
+    Attributes:
+        run: the work as it is timed.
+        watch: the same, while it is watched; its result is compared with the other's.
+    """
+
+    run: Callable[[], Any]
+    watch: Callable[[], Any]
+
+
+@dataclass
+class Timing:
+    """What was measured of one of the two.
+
+    Attributes:
+        warm_up: seconds of its first run.
+        wall, cpu: seconds of each lap, by the clock and of all processors together.
+        peak: bytes, of the watched run; see memory.py.
+        result: of the watched run.
+        trouble: why there are no laps, in words.
+    """
+
+    warm_up: float = 0.0
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak: int | None = None
+    result: Any = None
+    trouble: str | None = None
+
+
+RUNS_ASIDE = 4  # besides the laps: a warm-up and a watched run of each
+
+
+def race(
+    ours: Work, plain: Work, repeats: int, device: torch.device, on_run: Callable[[str], None]
+) -> tuple[Timing, Timing]:
+    """Both, `repeats` times in turn.
+
+    Args:
+        on_run: told the name of each run when it is over.
+
+    Raises:
+        WorkFailed: there is not enough memory for ours. Where there is not enough for the plain way, its `trouble` says so.
+    """
+    timings = (Timing(), Timing())
+    entrants = list(zip((ours, plain), timings, ("dcoder", "plain"), strict=True))
+    for work, timing, name in entrants:
+        try:
+            timing.warm_up = _lap(work.run, device)[0]
+            on_run(f"{name} warmed up")
+            with PeakMemory(device) as peak:
+                timing.result = work.watch()
+            timing.peak = peak.bytes
+            on_run(f"{name} watched")
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if work is ours:
+                raise WorkFailed("out of memory; ask for smaller batches, lengths or another --shape") from None
+            timing.trouble = "out of memory"
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    for _ in range(repeats):
+        for work, timing, name in entrants:
+            if timing.trouble is None:
+                wall, cpu = _lap(work.run, device)
+                timing.wall.append(wall)
+                timing.cpu.append(cpu)
+            on_run(name)
+    return timings
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the device or the machine was not to be had."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
+    )
+
+
+def _lap(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Seconds by the clock and of all processors, those of processes that ended meanwhile included."""
+    wait(device)
+    began, used = time.perf_counter(), sum(os.times()[:4])
+    run()
+    wait(device)
+    return time.perf_counter() - began, sum(os.times()[:4]) - used
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def check_repeats(repeats: int) -> None:
+    """Raises UserError below 1."""
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats} must be at least 1")
