@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.decoding import unused
 from dcoder_cli.decoding.requests import Request, Settings, encode
 from dcoder_cli.decoding.sampler import decode
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.timing import models, plain_batch, plain_rows, race, rate, report
-from dcoder_cli.timing.plain_rows import Written
+from dcoder_cli.timing.near_ties import Written
 
 # How far scores, confidences and probabilities may lie apart where rounding alone chose otherwise (ours): rows in other
 # company are rounded otherwise, and a choice is as close as its best two. Entropies are in nats.
@@ -38,7 +39,7 @@ class GenerateBench:
     """
 
     batches: Sequence[int] = (1, 8)
-    new_tokens: Sequence[int] = (64,)
+    new_tokens: Sequence[int] = (32,)
     prompt_tokens: int = 32
     modes: Sequence[str] = ("exact", "fast")
     settings: dict[str, Any] | None = None
@@ -129,13 +130,17 @@ def _case(
         return [Written(one.tokens, one.reveal_step) for one in found]
 
     plainly = partial(_batch if settings.mode == "exact" else _rows, model, requests, settings)
-    timings = race.race(
-        *(race.Work(way, partial(_watched, model, way)) for way in (ours, plainly)), asked.repeats, model.device, on_run
-    )
+    works = race.Work(ours, partial(_watched, model, ours)), race.Work(plainly, partial(_watched, model, plainly))
+    timings = race.race(works, asked.repeats, model.device, on_run)
     tokens = batch * settings.max_new_tokens
     mine, plain = (timing.result for timing in timings)
     agreement = report.NOTHING if plain is None else agree(model, requests, settings, mine.rows, plain.rows)
-    what = {"batch": batch, "prompt_tokens": asked.prompt_tokens, "new_tokens": settings.max_new_tokens, "mode": settings.mode}
+    what = {
+        "batch": batch,
+        "prompt_tokens": asked.prompt_tokens,
+        "new_tokens": settings.max_new_tokens,
+        "mode": settings.mode,
+    }
     more = (mine.told(choice, tokens), {} if plain is None else plain.told(choice, tokens))
     return report.case(what, "tokens", tokens, *timings, agreement, more, reached)
 
@@ -182,7 +187,12 @@ def agree(
         for token, other, step, at in zip(mine.tokens, his.tokens, mine.reveal_step, his.reveal_step, strict=False)
     )
     differing = [pair for pair in pairs if pair[1] != pair[2]]
-    numbers: dict[str, Any] = {"tokens": tokens, "equal_tokens": equal, "rows": len(pairs), "equal_rows": len(pairs) - len(differing)}
+    numbers: dict[str, Any] = {
+        "tokens": tokens,
+        "equal_tokens": equal,
+        "rows": len(pairs),
+        "equal_rows": len(pairs) - len(differing),
+    }
     if not differing:
         return report.Agreement(True, f"agree: all {tokens:,} tokens, and the step that committed each", numbers)
     tolerance = TOLERANCE.get(model.dtype, 1e-3)
@@ -212,3 +222,9 @@ def check_modes(modes: Sequence[str]) -> None:
     for mode in modes:
         if mode not in ("exact", "fast"):
             raise UserError(f"--mode {mode!r} is unknown; use exact or fast, or exact,fast for both")
+
+
+def refuse_unused(written: Mapping[str, str], asked: GenerateBench) -> None:
+    """Raises UserError for a setting that was given and changes nothing in any case; see decoding/unused.py."""
+    for _, _, settings in asked.plans()[:1]:
+        unused.refuse(written, asdict(settings), lambda: True)

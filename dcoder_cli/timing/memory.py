@@ -17,11 +17,11 @@ _RESIDENT = Path("/proc/self/statm")
 
 
 class PeakMemory:
-    """A context: `bytes` is there after it, None where the machine does not tell. `how` says what was measured."""
+    """A context: `bytes` is there after it, None where the machine does not tell."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.bytes = device, None
-        self.how = how(device)
+        self.device = device
+        self.bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
         gc.collect()

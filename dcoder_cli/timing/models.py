@@ -36,7 +36,9 @@ class ModelChoice:
     def check_length(self, tokens: int, words: str) -> None:
         """Raises UserError where a row of so many tokens is longer than the model was made for."""
         if tokens > self.shape.context:
-            raise UserError(f"{words} make rows of {tokens} tokens, and the context of {self.name!r} is {self.shape.context}; lower them")
+            raise UserError(
+                f"{words} make rows of {tokens} tokens, and the context of {self.name!r} is {self.shape.context}; lower them"
+            )
 
     def load(self, device: str | None, dtype: str | None, seed: int) -> Model:
         """The model, ready to decode. Raises UserError for a device, a number format or a checkpoint that is none."""
@@ -77,7 +79,9 @@ def choose(model: str | None, size: str | None) -> ModelChoice:
 
     config = checkpoint.read_config(checkpoint.find(model))
     if not layout_of(config, model).diffusion:
-        raise UserError(f"--model {model} is an AR model, and a bench measures denoising; convert it with `dcoder convert`")
+        raise UserError(
+            f"--model {model} is an AR model, and a bench measures denoising; convert it with `dcoder convert`"
+        )
     return ModelChoice(model, False, config, shape_of(config, model))
 
 

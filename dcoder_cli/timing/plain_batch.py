@@ -18,7 +18,7 @@ from dcoder_cli.decoding.proposal import Draws, RowRandom
 from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.diffusion import schedules, unmasking
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.timing.plain_rows import Written
+from dcoder_cli.timing.near_ties import Written
 
 
 @torch.no_grad()
@@ -90,4 +90,3 @@ def _nucleus(logits_nV: Tensor, top_p: float | None) -> Tensor:
     beyond_nV = sorted_nV.cumsum(dim=-1).roll(1, dims=-1) > top_p
     beyond_nV[:, 0] = False
     return logits_nV.masked_fill(torch.zeros_like(beyond_nV).scatter(-1, index_nV, beyond_nV), -torch.inf)
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +22,7 @@ from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.diffusion import schedules, unmasking
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.key_values import KeyValues
-
-
-@dataclass(frozen=True)
-class Written:
-    """A row's answer: its tokens, and the step that committed each."""
-
-    tokens: list[int]
-    reveal_step: list[int]
+from dcoder_cli.timing.near_ties import Written, place_gap, token_gap
 
 
 @dataclass
@@ -69,7 +62,14 @@ class Plain:
 
 
 @torch.no_grad()
-def decode(model: Model, request: Request, settings: Settings, pads: int = 0, follow: Written | None = None, on_step: Callable[[], None] | None = None) -> Plain:
+def decode(
+    model: Model,
+    request: Request,
+    settings: Settings,
+    pads: int = 0,
+    follow: Written | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Plain:
     """One row. `pads`: columns that stand left of it where the public samplers' topk looks at it; `follow`: see Plain."""
     mask = model.ids.mask
     assert mask is not None
@@ -218,13 +218,13 @@ def _commit(
             row.gaps.append(math.inf)
             raise _Astray
         taken = [waiting.index(place) for place in given]
-        place_gap = _place_gap(settings, taken, chosen, scores, confidence, count is None)
+        gap = place_gap(settings, taken, chosen, scores, confidence, count is None)
         token_gaps = [
-            _token_gap(probabilities_nV[at], tokens[at], token, None if uniform_n is None else float(uniform_n[at]))
+            token_gap(probabilities_nV[at], tokens[at], token, None if uniform_n is None else float(uniform_n[at]))
             for at, token in zip(taken, given.values(), strict=True)
             if token != tokens[at]
         ]
-        row.gaps.append(max([place_gap, *token_gaps]))
+        row.gaps.append(max([gap, *token_gaps]))
         chosen = taken
         for at, token in zip(taken, given.values(), strict=True):
             tokens[at] = token
@@ -240,34 +240,6 @@ def _commit(
     row.told.append((step, [waiting[at] for at in chosen], [tokens[at] for at in chosen]))
     if row.on_step is not None:
         row.on_step()
-
-
-def _place_gap(
-    settings: Settings, taken: Sequence[int], chosen: Sequence[int], scores: list[float], confidence: list[float],
-    by_rule: bool,
-) -> float:  # fmt: skip
-    """How far `taken` candidates are from the `chosen` ones: 0 for the same, inf where no near tie explains it."""
-    extra, missing = set(taken) - set(chosen), set(chosen) - set(taken)
-    if not extra and not missing:
-        return 0.0
-    if not by_rule:
-        if len(extra) != len(missing):
-            return math.inf
-        return max(scores[at] for at in missing) - min(scores[at] for at in extra)
-    if settings.commit != "threshold" or settings.threshold is None:
-        return math.inf
-    best = max(scores)
-    return max(min(abs(confidence[at] - settings.threshold), best - scores[at]) for at in extra | missing)
-
-
-def _token_gap(probabilities_V: Tensor, own: int, other: int, uniform: float | None) -> float:
-    """How far another token is from being chosen: in probability, or of the number drawn from its interval."""
-    if uniform is None:
-        return float(probabilities_V[own] - probabilities_V[other])
-    cumulative_V = probabilities_V.double().cumsum(dim=-1)
-    target, end = uniform * float(cumulative_V[-1]), float(cumulative_V[other])
-    start = end - float(probabilities_V[other])
-    return max(start - target, target - end, 0.0)
 
 
 def _allowed(

@@ -52,31 +52,32 @@ RUNS_ASIDE = 4  # besides the laps: a warm-up and a watched run of each
 
 
 def race(
-    ours: Work, plain: Work, repeats: int, device: torch.device, on_run: Callable[[str], None]
+    works: tuple[Work, Work], repeats: int, device: torch.device, on_run: Callable[[str], None], alone: bool = True
 ) -> tuple[Timing, Timing]:
-    """Both, `repeats` times in turn.
+    """Both, ours and the plain way, `repeats` times in turn.
 
     Args:
         on_run: told the name of each run when it is over.
+        alone: all of it happens in this process; else there is no peak of memory to tell.
 
     Raises:
         WorkFailed: there is not enough memory for ours. Where there is not enough for the plain way, its `trouble` says so.
     """
     timings = (Timing(), Timing())
-    entrants = list(zip((ours, plain), timings, ("dcoder", "plain"), strict=True))
+    entrants = list(zip(works, timings, ("dcoder", "plain"), strict=True))
     for work, timing, name in entrants:
         try:
             timing.warm_up = _lap(work.run, device)[0]
             on_run(f"{name} warmed up")
             with PeakMemory(device) as peak:
                 timing.result = work.watch()
-            timing.peak = peak.bytes
+            timing.peak = peak.bytes if alone else None
             on_run(f"{name} watched")
         except Exception as error:
+            if timing is timings[0]:
+                refuse_memory(error)
             if not out_of_memory(error):
                 raise
-            if work is ours:
-                raise WorkFailed("out of memory; ask for smaller batches, lengths or another --shape") from None
             timing.trouble = "out of memory"
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -96,6 +97,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
     )
+
+
+def refuse_memory(error: BaseException) -> None:
+    """Raises WorkFailed where that is what an error says."""
+    if out_of_memory(error):
+        raise WorkFailed("out of memory; ask for smaller batches, shorter rows or a smaller model") from None
 
 
 def _lap(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:

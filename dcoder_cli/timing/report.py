@@ -14,7 +14,7 @@ from dcoder_cli.timing import memory
 from dcoder_cli.timing.race import Timing, spread
 from dcoder_cli.timing.rate import MatrixRate
 
-_WIDE = 30  # of the first column
+_FIRST, _CELL = 28, 26  # widths of the columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,8 @@ def _timed(timing: Timing, amount: float, more: Mapping[str, Any], rate: MatrixR
     if timing.trouble is not None:
         return {"trouble": timing.trouble}
     found = {
-        "warm_up_seconds": timing.warm_up, "seconds": spread(timing.wall), "cpu_seconds": spread(timing.cpu),
-        "laps": [{"seconds": wall, "cpu_seconds": cpu} for wall, cpu in zip(timing.wall, timing.cpu, strict=True)],
+        "warm_up_seconds": timing.warm_up, "seconds": spread(timing.wall),
+        "cpu_seconds": spread(timing.cpu) if timing.cpu else None, "laps": {"seconds": timing.wall, "cpu_seconds": timing.cpu},
         "per_second": spread([amount / wall for wall in timing.wall]), "peak_bytes": timing.peak, **more,
     }  # fmt: skip
     if rate is not None and "matrix_operations" in more:
@@ -89,56 +89,61 @@ def _timed(timing: Timing, amount: float, more: Mapping[str, Any], rate: MatrixR
 
 # ---- for people
 
-# What a line of the table shows: its name, the key, and how a number is written; an entry is left out where there is none.
+# What a line of the table shows: its name, the key, and a factor; an entry is left out where there is none.
 _LINES = (
-    ("seconds", "seconds", 1.0, "{:.4g}"),
-    ("CPU seconds", "cpu_seconds", 1.0, "{:.4g}"),
-    ("warm-up, seconds", "warm_up_seconds", 1.0, "{:.4g}"),
-    ("forward passes", "forwards", 1.0, "{:,.0f}"),
-    ("tokens a forward pass", "tokens_per_forward", 1.0, "{:.4g}"),
-    ("first commit, seconds", "first_commit_seconds", 1.0, "{:.4g}"),
-    ("last commit, seconds", "last_commit_seconds", 1.0, "{:.4g}"),
-    ("peak memory, MiB", "peak_bytes", 2**-20, "{:,.1f}"),
-    ("share of the matrix rate, %", "matrix_share", 100.0, "{:.3g}"),
+    ("seconds", "seconds", 1.0),
+    ("CPU seconds", "cpu_seconds", 1.0),
+    ("MB a second", "megabytes_per_second", 1.0),
+    ("warm-up, seconds", "warm_up_seconds", 1.0),
+    ("forward passes", "forwards", 1.0),
+    ("tokens a forward pass", "tokens_per_forward", 1.0),
+    ("first commit, seconds", "first_commit_seconds", 1.0),
+    ("last commit, seconds", "last_commit_seconds", 1.0),
+    ("peak memory, MiB", "peak_bytes", 2**-20),
+    ("share of the matrix rate, %", "matrix_share", 100.0),
 )
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
     """Lines of at most 80 characters: medians, with least and most behind them."""
     subject, machine, rate = found["subject"], found["machine"], found["matrix_rate"]
-    parts = ", ".join(str(value) for value in subject.values())
-    lines = [f"{found['bench']}: {parts}"]
+    lines = [f"{found['bench']}: {', '.join(str(value) for value in subject.values())}"]
     where = f"{machine['name'] or machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
     if rate is not None:
-        where += (
-            f"; matrix rate {_rate(rate['median'])} ({_rate(rate['least'])} to {_rate(rate['most'])}), {rate['dtype']}"
-        )
+        spread = f"{_rate(rate['least'])} to {_rate(rate['most'])}"
+        where += f"; matrix rate {_rate(rate['median'])} ({spread}), {rate['dtype']}"
     lines += [where, f"medians of {found['repeats']} runs of each in turn, and least to most"]
     for one in found["cases"]:
         lines += ["", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in one["asked"].items())]
-        lines.append(f"{'':{_WIDE}}{'dcoder':>25}{'plain':>25}")
+        lines.append(f"{'':{_FIRST}}{'dcoder':>{_CELL}}{'plain':>{_CELL}}")
         sides = (one["dcoder"], one["plain"])
-        for name, key, factor, form in ((f"{one['unit']} a second", "per_second", 1.0, "{:,.4g}"), *_LINES):
+        for name, key, factor in ((f"{one['unit']} a second", "per_second", 1.0), *_LINES):
             if any(side.get(key) is not None for side in sides):
-                cells = [_cell(side, key, factor, form) for side in sides]
-                lines.append(f"{name:{_WIDE}}{cells[0]:>25}{cells[1]:>25}")
+                cells = [_cell(side, key, factor) for side in sides]
+                lines.append(f"{name:{_FIRST}}{cells[0]:>{_CELL}}{cells[1]:>{_CELL}}")
         times = one["times_as_fast"]
         if times is not None:
-            lines.append(
-                f"{times['of_medians']:.3g} times as fast, pair by pair {times['least']:.3g} to {times['most']:.3g}"
-            )
-        lines.append(one["agreement"]["words"])
+            pairs = f"pair by pair {times['least']:.3g} to {times['most']:.3g}"
+            lines.append(f"{times['of_medians']:.3g} times as fast, {pairs}")
+        lines += one["agreement"]["words"].split("\n")
     return lines
 
 
-def _cell(side: Mapping[str, Any], key: str, factor: float, form: str) -> str:
+def _cell(side: Mapping[str, Any], key: str, factor: float) -> str:
     value = side.get("trouble", side.get(key))
     if value is None or isinstance(value, str):
         return value or "-"
     if not isinstance(value, Mapping):
-        return form.format(value * factor)
-    middle, least, most = (form.format(value[name] * factor) for name in ("median", "least", "most"))
-    return f"{middle} ({least} - {most})"
+        return _number(value * factor, 4)
+    return f"{_number(value['median'] * factor, 4)} ({_number(value['least'] * factor, 3)}-{_number(value['most'] * factor, 3)})"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits, and no exponent from a thousandth to thousands of millions."""
+    for size, letter in ((1e7, "M"), (1e5, "k")):
+        if value >= size:
+            return f"{value / {'M': 1e6, 'k': 1e3}[letter]:,.{digits}g}{letter}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
 
 
 def _rate(operations: float) -> str:
