@@ -23,7 +23,7 @@ from dcoder_cli.timing.near_ties import Written
 # How far scores, confidences and probabilities may lie apart where rounding alone chose otherwise (ours): rows in other
 # company are rounded otherwise, and a choice is as close as its best two. Entropies are in nats.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-_FOLLOWED = 2  # rows that differ and are followed, both ways, step by step
+_FOLLOWED = 4  # rows that differ and are followed, both ways, step by step
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,21 @@ class ModelChoice:
             )
 
     def load(self, device: str | None, dtype: str | None, seed: int) -> Model:
-        """The model, ready to decode. Raises UserError for a device, a number format or a checkpoint that is none."""
+        """The model, ready to decode.
+
+        Raises:
+            UserError: a device, a number format or a checkpoint that is none.
+            WorkFailed: there is not enough memory for it.
+        """
+        from dcoder_cli.timing.race import refuse_memory
+
+        try:
+            return self._loaded(device, dtype, seed)
+        except RuntimeError as error:
+            refuse_memory(error)
+            raise
+
+    def _loaded(self, device: str | None, dtype: str | None, seed: int) -> Model:
         from dcoder_cli.model import backbone
 
         if not self.random:

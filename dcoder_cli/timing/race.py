@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,29 +67,37 @@ def race(
     timings = (Timing(), Timing())
     entrants = list(zip(works, timings, ("dcoder", "plain"), strict=True))
     for work, timing, name in entrants:
-        try:
+        with _room_for(timing, timing is timings[0], device):
             timing.warm_up = _lap(work.run, device)[0]
             on_run(f"{name} warmed up")
             with PeakMemory(device) as peak:
                 timing.result = work.watch()
             timing.peak = peak.bytes if alone else None
             on_run(f"{name} watched")
-        except Exception as error:
-            if timing is timings[0]:
-                refuse_memory(error)
-            if not out_of_memory(error):
-                raise
-            timing.trouble = "out of memory"
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
     for _ in range(repeats):
         for work, timing, name in entrants:
             if timing.trouble is None:
-                wall, cpu = _lap(work.run, device)
-                timing.wall.append(wall)
-                timing.cpu.append(cpu)
+                with _room_for(timing, timing is timings[0], device):
+                    wall, cpu = _lap(work.run, device)
+                    timing.wall.append(wall)
+                    timing.cpu.append(cpu)
             on_run(name)
     return timings
+
+
+@contextmanager
+def _room_for(timing: Timing, ours: bool, device: torch.device) -> Iterator[None]:
+    """Around a run that may find no memory: ours raises WorkFailed, the plain way's `trouble` says so."""
+    try:
+        yield
+    except Exception as error:
+        if ours:
+            refuse_memory(error)
+        if not out_of_memory(error):
+            raise
+        timing.trouble, timing.result = "out of memory", None
+    if timing.trouble is not None and device.type == "cuda":
+        torch.cuda.empty_cache()  # only now has the error let go of what it held
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -118,6 +127,8 @@ def wait(device: torch.device) -> None:
     """Until a device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
