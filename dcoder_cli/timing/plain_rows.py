@@ -181,7 +181,7 @@ def _commit(
         every = range(len(waiting))
         if settings.tie_break == "topk":
             width = pads + len(row.ids_L)
-            by_column = torch.full((width,), -torch.inf)
+            by_column = torch.full((width,), -torch.inf, dtype=scores_n.dtype, device=model.device)
             for at in every:
                 by_column[pads + row.first + waiting[at]] = by[at]
             return [waiting.index(int(one) - pads - row.first) for one in torch.topk(by_column, wanted).indices]
