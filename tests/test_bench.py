@@ -73,6 +73,7 @@ def test_a_bench_runs_and_both_ways_agree(name: str, folder: Path) -> None:
     found = json.loads(out)
     assert found["bench"] == name and found["repeats"] == 2 and found["machine"]["device"] == "cpu"
     assert len(found["cases"]) == {"generate": 4, "train": 2, "grpo": 1, "judge": 1}[name]
+    assert all(len(line) <= 80 for line in report.table(found)[1:])
     for case in found["cases"]:
         assert case["agreement"]["agree"] is True, case
         pairs = [
@@ -147,10 +148,10 @@ def _pair(model: Model, **settings: Any) -> tuple[list[Request], Settings, list[
 def test_a_wrong_token_and_a_wrong_step_are_found(settings: dict[str, Any], model: Model) -> None:
     requests, asked, rows = _pair(model, **settings)
     assert generate.agree(model, requests, asked, rows, rows).agree is True
-    tokens = [*rows[0].tokens]
-    tokens[4] = (tokens[4] + 1) % 200
-    wrong_token = Written(tokens, rows[0].reveal_step)
     first, last = rows[0].reveal_step.index(0), rows[0].reveal_step.index(max(rows[0].reveal_step))
+    tokens = [*rows[0].tokens]
+    tokens[last] = (tokens[last] + 1) % 200  # nothing follows that it could throw off
+    wrong_token = Written(tokens, rows[0].reveal_step)
     steps = [*rows[0].reveal_step]
     steps[first], steps[last] = steps[last], steps[first]
     for wrong in (wrong_token, Written(rows[0].tokens, steps), Written(rows[0].tokens, [-1] * 32)):
@@ -358,9 +359,6 @@ def test_a_model_and_a_size_are_not_both_measured(folder: Path, tmp_path: Path) 
     assert told.startswith(f"error: --shape tiny has no effect: --model {folder} is what is measured")
     ar = make_model(tmp_path / "ar", ar=True)
     assert "is an AR model, and a bench measures denoising" in refused("bench", "generate", "--model", ar)
-
-
-OPTIONS = ("--repeats", "--seed", "--dtype", "--device", "--json")
 
 
 def test_a_seed_draws_other_work() -> None:

@@ -209,11 +209,11 @@ def agree(
     share = f"{equal:,} of {tokens:,} tokens equal in token and step"
     if largest <= tolerance:
         words = (
-            f"agree up to rounding: {share};\nof {len(gaps):,} steps followed one by one {same:,} are equal, the others "
+            f"agree up to rounding: {share}; of {len(gaps):,} steps followed one by one {same:,} are equal, the others "
             f"within {largest:.2g} of it"
         )
         return report.Agreement(True, words, numbers)
-    words = f"DISAGREE: {share};\na step is {largest:.2g} from what was to be committed (tolerance {tolerance:g})"
+    words = f"DISAGREE: {share}; a step is {largest:.2g} from what was to be committed (tolerance {tolerance:g})"
     return report.Agreement(False, words, numbers)
 
 

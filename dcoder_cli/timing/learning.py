@@ -123,7 +123,7 @@ def agree(ours: Found, plain: Found, dtype: torch.dtype, what: str) -> report.Ag
         "norm": ours.norm, "plain_norm": plain.norm,
     }  # fmt: skip
     words = (
-        f"{'agree' if same else 'DISAGREE'}: {what} within {max(apart, losses):.2g} nats ({tolerances[0]:g} allowed), gradients within\n"
+        f"{'agree' if same else 'DISAGREE'}: {what} within {max(apart, losses):.2g} nats ({tolerances[0]:g} allowed), gradients within "
         f"{gradient:.2g} of the largest of their tensor ({tolerances[1]:g} allowed)"
     )
     return report.Agreement(same, words, numbers)

@@ -117,10 +117,14 @@ def refuse_memory(error: BaseException) -> None:
 def _lap(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     """Seconds by the clock and of all processors, those of processes that ended meanwhile included."""
     wait(device)
-    began, used = time.perf_counter(), sum(os.times()[:4])
+    began, used = time.perf_counter(), _used()
     run()
     wait(device)
-    return time.perf_counter() - began, sum(os.times()[:4]) - used
+    return time.perf_counter() - began, _used() - used
+
+
+def _used() -> float:
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def wait(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
         if times is not None:
             pairs = f"pair by pair {times['least']:.3g} to {times['most']:.3g}"
             lines.append(f"{times['of_medians']:.3g} times as fast, {pairs}")
-        lines += one["agreement"]["words"].split("\n")
+        lines += textwrap.wrap(one["agreement"]["words"], _FIRST + 2 * _CELL)
     return lines
 
 
