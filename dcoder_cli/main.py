@@ -45,6 +45,7 @@ COMMANDS: dict[str, CommandEntry] = {
         "reproduce",
         "Check the paper's claims, with effect sizes and intervals, on small models trained here or on given ones.",
     ),
+    "bench": CommandEntry("bench", "Measure speed and memory on this machine, beside a plain reference."),
     "doctor": CommandEntry("doctor", "Show what works here: versions, GPU, flash-attn, sandbox, hub, benchmark data."),
     "presets": CommandEntry("presets", "Show the presets for GPU sizes, what fits a GPU, and a job for Slurm."),
 }

@@ -142,6 +142,25 @@ def training(folder: Path) -> None:
 expected: dict[tuple[int, int], list[float]] = {}
 
 
+def timing() -> None:
+    """The plain references of `dcoder bench`, which agree there with ours as they do on the CPU."""
+    from dcoder_cli.timing import generate as decoding
+    from dcoder_cli.timing import grpo, models, rate, train
+
+    real, few = models.ModelChoice.load, {"dtype": "float32", "device": "cpu", "repeats": 1}
+    with (
+        mock.patch.object(models.ModelChoice, "load", lambda *arguments: real(*arguments).to(DEVICE)),
+        mock.patch.object(rate, "measure", lambda *_: rate.MatrixRate(1, "float32", 1, 1.0, 1.0, 1.0)),
+    ):
+        asked = decoding.GenerateBench((3,), (32,), 5, settings={"temperature": 0.8, "top_p": 0.9}, **few)
+        found = [
+            decoding.bench(asked, print), train.bench(train.TrainBench((2,), (16,), **few), print),
+            grpo.bench(grpo.GrpoBench((4,), (8,), 5, 2, **few), print),
+        ]  # fmt: skip
+    assert all(one["machine"]["device"] == DEVICE.type for one in found)
+    assert all(case["agreement"]["agree"] for one in found for case in one["cases"]), found
+
+
 def bodies(folder: Path) -> None:
     """Tests and benches of tests/gpu that need no CUDA kernel, autocast or memory."""
     for layout in test_gpu_logits.LAYOUTS:
@@ -175,5 +194,6 @@ if __name__ == "__main__":
             one.start()
         catches()
         sampling()
+        timing()
         training(Path(name))
         bodies(Path(name))

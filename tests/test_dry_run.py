@@ -114,7 +114,7 @@ def test_nothing_is_written_and_the_plan_is_whole(name: str, place: Path, monkey
 
 
 def test_every_long_command_has_it() -> None:
-    short = {"presets", "inspect", "doctor", "plot", "chat", "serve", "export"}
+    short = {"presets", "inspect", "doctor", "plot", "chat", "serve", "export", "bench"}
     assert {name for name in COMMANDS if name not in short} == {name.split(" ")[0] for name in LINES}
 
 

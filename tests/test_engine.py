@@ -9,7 +9,6 @@ import torch
 from helpers import make_model, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plain_decoding import decode as plain
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcoder_cli.decoding.engine import Engine
@@ -17,6 +16,7 @@ from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.model import attention
 from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.timing.plain_rows import decode as plain
 
 # Rows of other lengths round logits otherwise; in float64 no decision is that near.
 _FLOATS = ("confidence", "entropy")

@@ -72,6 +72,10 @@ _TOKENIZE = {
     "--exclude": "a*", "--no-exact-duplicates": "", "--decontaminate": "humaneval",
     "--decontaminate-ngram": "5 --decontaminate humaneval", "--benchmarks": "x --decontaminate humaneval", "--force": "",
 }  # fmt: skip
+_MEASURED = {
+    "--model": "{model}", "--shape": "0.5b", "--batch": "16", "--repeats": "2", "--device": "cpu", "--dtype": "bfloat16",
+    "--seed": "3",
+}  # fmt: skip
 # Command -> a call, and for each option what is added to it. An empty text: the option alone.
 EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "quickstart": (
@@ -175,6 +179,15 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         "{model} --out {tmp}/o",
         {"--out": "{tmp}/other", "--dtype": "bfloat16", "--license": "mit", "--results": "r", "--arness": "a", "--force": ""},
     ),
+    "bench generate": (
+        "",
+        {**_MEASURED, "--new-tokens": "64", "--prompt-tokens": "8", "--mode": "fast", "--steps": "8", "--rule": "margin",
+         "--temperature": "0.7", "--top-p": "0.5", "--threshold": "0.5"},
+    ),
+    "bench train": ("", {**_MEASURED, "--row-tokens": "64"}),
+    "bench grpo": ("", {**_MEASURED, "--group": "2", "--new-tokens": "32", "--prompt-tokens": "8"}),
+    "bench tokenize": ("", {"--tokenizer": "t", "--megabytes": "1", "--workers": "2", "--repeats": "2"}),
+    "bench judge": ("", {"--programs": "8", "--workers": "2", "--repeats": "2", "--seed": "3"}),
     "presets list": ("", {"--json": ""}),
     "presets slurm": (
         "8x80gb --stage sft",
@@ -200,6 +213,7 @@ TESTED_ELSEWHERE = {
     "reproduce --json": "test_claims.py", "grpo --resume": "test_grpo_resume.py",
     **{f"{name} --json": "test_eval.py" for name in TASKS},
     "arness --model": "test_arness_command.py",
+    **{f"bench {one} --json": "test_bench.py" for one in ("generate", "train", "grpo", "tokenize", "judge")},
     **{f"serve --{one}": "test_serve.py" for one in (
         "host", "port", "name", "slots", "queue", "timeout", "max-tokens", "device", "dtype", "attention")},
     "arness --prompts": "test_arness_command.py",
@@ -214,6 +228,9 @@ TESTED_ELSEWHERE = {
 _ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
 
 REFUSED = {
+    "bench generate": [
+        "--mode exact --threshold 0.5", "--shape tiny --model {model}", "--top-p 0.5 --rule random",
+    ],
     "chat": ["--load {chat} --preset paper", "--watch --json", "--no-watch --json"],
     "convert": [
         "m --tokenizer t", "m --train-tokenizer {text}", "m --ar", "m --seed 3", "m --vocab-size 400",
@@ -341,6 +358,7 @@ ENGINES = (
     "data.rl.tokenize_rl", "model.conversion.initialise", "model.conversion.convert_checkpoint", "training.denoise.train",
     "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.decode",
     "terminal.conversation.converse", "benchmarks.sweep.run", "benchmarks.external.judge_file",
+    *(f"timing.{one}.bench" for one in ("generate", "train", "grpo", "tokenize", "judge")),
     "experiments.reproduce.reproduce", "benchmarks.publish.publish", "benchmarks.judging.Judging", "benchmarks.decoding_order.Judging", "model.tokenizer.load_tokenizer",
 )  # fmt: skip
 
@@ -547,6 +565,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--model": "one, several, or ROLE=PATH",
         "--stage": "several to count, or the one of a job",
         "--workers": "samples judged at a time, or processes that tokenize",
+        "--mode": "the one to decode in, or those to measure",
         "--column": "the text of a row, or the answers of a sample",
         "--train-tokenizer": "a size, or the files",
         "--near-duplicates": "documents, or samples", "--heldout": "documents, samples, questions", "--seq-len": "DiffuCoder's, by stage",

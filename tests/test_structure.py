@@ -24,6 +24,7 @@ LAYERS = (
     "training",
     "analysis",
     "benchmarks",
+    "timing",
     "serving",
     "terminal",
     "experiments",
@@ -110,6 +111,7 @@ MOST_OPTIONS = {
     "train-stage": 14, "grpo": 18, "generate": 45, "serve": 11, "chat": 10, "arness": 48, "eval": 46, "eval judge": 11, "plot": 4,
     "export": 8,
     "reproduce": 16, "doctor": 1, "presets list": 1, "presets show": 3, "presets fit": 8, "presets slurm": 9,
+    "bench generate": 16, "bench train": 9, "bench grpo": 11, "bench tokenize": 6, "bench judge": 5,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from helpers import make_model
 from dcoder_cli.model import backbone, checkpoint
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.sizes import config_of
+from dcoder_cli.timing.weights import draw
 from dcoder_cli.training import setup
 
 _TINY = {
@@ -165,35 +166,10 @@ def outline(folder: Path, size: dict[str, Any], kind: str = "dream") -> Path:
 def drawn(
     folder: str | Path, on: torch.device, dtype: torch.dtype, held: torch.device | None = None, lively: bool = False
 ) -> Model:
-    """The model of an outline with random weights, each drawn on `on` in its own number format and kept on `held`.
-
-    So 7B in bfloat16 take 15 GB and no more, and seconds: normal with 0.02, norms 1, biases 0.
-
-    Args:
-        lively: what it samples differs from place to place and has a text. Layers are drawn with 1.4 over the root of
-            their inputs, so that they outweigh the embedding (a tied head would repeat the token before), and the rows of
-            tokens that the tokenizer has so large that they are drawn. Else all of a vocabulary are about equally likely.
-    """
-    held = held or on
-    model = backbone.skeleton(folder, held)
-    source = torch.Generator(on).manual_seed(0)
-    tied = model.network.config.tie_word_embeddings
-    weights = {}
-    for key, value in model.network.state_dict().items():
-        if tied and key == "lm_head.weight":
-            continue
-        made = torch.empty(value.shape, dtype=dtype, device=on)
-        if key.endswith("bias"):
-            made.zero_()
-        elif value.dim() == 1:
-            made.fill_(1)
-        else:
-            table = key in ("lm_head.weight", "model.embed_tokens.weight")
-            made.normal_(0, 1.4 * value.shape[1] ** -0.5 if lively and not table else 0.02, generator=source)
-            if lively and table and (tied or key == "lm_head.weight"):
-                made[: len(model.tokenizer or made)].normal_(0, 4 * value.shape[1] ** -0.5, generator=source)
-        weights[key] = made.to(held)
-        del made
+    """The model of an outline with random weights; `lively`: it samples tokens that the tokenizer has (timing/weights.py)."""
+    model = backbone.skeleton(folder, held or on)
+    rows = len(model.tokenizer or range(model.vocab_size)) if lively else 0
+    weights = draw(model.network, on, dtype, held, rows)
     backbone.fill(model.network, weights, model.name)
     return model
 

@@ -1,13 +1,16 @@
 """Decoding as it is defined: one row alone, one step after another, whole logits, a place at a time. The engine's reference.
 
-It shares with the engine only what is not its own: schedules, random numbers, filters and the network.
+It shares with the engine only what is not its own: schedules, random numbers, filters and the network. The tests hold the
+engine to it; `bench generate` times the fast mode beside it, and asks it whether two courses differ by rounding alone.
 
 Shapes: L columns of the row, n candidates, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +22,16 @@ from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.diffusion import schedules, unmasking
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.key_values import KeyValues
+from dcoder_cli.timing.near_ties import Written, place_gap, token_gap
 
 
 @dataclass
 class Plain:
-    """A row being decoded; the lists are a trajectory's, with None where nothing is committed yet."""
+    """A row being decoded; the lists are a trajectory's, with None where nothing is committed yet.
+
+    With `follow` its commits are those of that answer, and `gaps` says of each step how far they are from what it would
+    have committed: 0 for the same, else the largest difference of the scores, confidences or probabilities that decided.
+    """
 
     ids_L: list[int]
     first: int
@@ -32,6 +40,9 @@ class Plain:
     kept: int = 0
     told: list[tuple[int, list[int], list[int]]] = field(default_factory=list)  # (step, places, tokens), surest first
     seen: list[tuple[int, list[int], list[float], list[float]]] = field(default_factory=list)  # as observers are told
+    follow: Written | None = None
+    gaps: list[float] = field(default_factory=list)
+    on_step: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.kept = self.new
@@ -43,7 +54,7 @@ class Plain:
     def columns(self) -> dict[str, list[Any]]:
         """As the engine gives them."""
         tokens = self.ids_L[self.first : self.first + self.new]
-        every = {
+        every: dict[str, list[Any]] = {
             "tokens": tokens, "reveal_step": self.reveal, "confidence": self.confidence, "entropy": self.entropy,
             "tied": self.tied, "tied_from": self.tied_from,
         }  # fmt: skip
@@ -51,18 +62,30 @@ class Plain:
 
 
 @torch.no_grad()
-def decode(model: Model, request: Request, settings: Settings, pads: int = 0) -> Plain:
-    """One row. `pads`: columns that stand left of it where the public samplers' topk looks at it."""
+def decode(
+    model: Model,
+    request: Request,
+    settings: Settings,
+    pads: int = 0,
+    follow: Written | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Plain:
+    """One row. `pads`: columns that stand left of it where the public samplers' topk looks at it; `follow`: see Plain."""
     mask = model.ids.mask
     assert mask is not None
     ids = [*request.prefix, *[mask] * request.new_tokens, *request.suffix]
-    row = Plain(ids, len(request.prefix), request.new_tokens)
+    row = Plain(ids, len(request.prefix), request.new_tokens, follow=follow, on_step=on_step)
     draws = RowRandom(request, settings, unmasking.canonical(settings.rule))
-    if settings.mode == "fast":
-        _fast(model, row, settings, draws)
-    else:
-        _exact(model, row, settings, draws, pads)
+    with contextlib.suppress(_Astray):
+        if settings.mode == "fast":
+            _fast(model, row, settings, draws)
+        else:
+            _exact(model, row, settings, draws, pads)
     return row
+
+
+class _Astray(Exception):
+    """What is followed commits nothing at a step, or a place that is none of its block's masks."""
 
 
 def _exact(model: Model, row: Plain, settings: Settings, draws: RowRandom, pads: int) -> None:
@@ -114,6 +137,7 @@ def _logits(model: Model, row: Plain, columns: list[int], settings: Settings) ->
     logits_nV = model.head(model.hidden(ids_1L)[0, columns])
     row.forwards += 1
     if settings.cfg_scale:
+        assert model.ids.mask is not None
         blind_1L = torch.full_like(ids_1L, model.ids.mask)
         blind_1L[:, row.first : row.first + row.new] = ids_1L[:, row.first : row.first + row.new]
         blind_nV = model.head(model.hidden(blind_1L)[0, columns])
@@ -141,29 +165,28 @@ def _commit(
                 biased_nV[at, stop] = -torch.inf
     filtered_nV = unmasking.filter_logits(biased_nV, settings.temperature, settings.top_p, settings.top_k)
     probabilities_nV = torch.softmax(filtered_nV, dim=-1)
-    places_n = torch.tensor(waiting)
-    tokens_n = unmasking.choose(
-        probabilities_nV, settings.temperature, numbers.tokens[places_n] if settings.temperature > 0 else None
-    )
-    order_n = numbers.order[places_n] if len(numbers.order) else None
+    places_n = torch.tensor(waiting, device=model.device)
+    uniform_n = numbers.tokens.to(model.device)[places_n] if settings.temperature > 0 else None
+    tokens_n = unmasking.choose(probabilities_nV, settings.temperature, uniform_n)
+    order_n = numbers.order.to(model.device)[places_n] if len(numbers.order) else None
     own_nV = torch.softmax(raw_nV if settings.compat == "llada" else biased_nV, dim=-1)
     own_n = unmasking.score(rule, own_nV, tokens_n, places_n, order_n)
     scores_n = (
         own_n if settings.compat == "llada" else unmasking.score(rule, probabilities_nV, tokens_n, places_n, order_n)
     )
-    scores = scores_n.tolist()
+    scores, own = scores_n.tolist(), own_n.tolist()
 
     def ranked(by: list[float], wanted: int) -> list[int]:
         """Indices of the `wanted` largest, ties as the settings say."""
         every = range(len(waiting))
         if settings.tie_break == "topk":
             width = pads + len(row.ids_L)
-            by_column = torch.full((width,), -torch.inf)
+            by_column = torch.full((width,), -torch.inf, dtype=scores_n.dtype, device=model.device)
             for at in every:
                 by_column[pads + row.first + waiting[at]] = by[at]
             return [waiting.index(int(one) - pads - row.first) for one in torch.topk(by_column, wanted).indices]
         key = {
-            "model": lambda at: (-by[at], -float(own_n[at])), "left": lambda at: (-by[at], waiting[at]),
+            "model": lambda at: (-by[at], -own[at]), "left": lambda at: (-by[at], waiting[at]),
             "right": lambda at: (-by[at], -waiting[at]), "random": lambda at: (-by[at], -float(numbers.ties[waiting[at]])),
         }[settings.tie_break or "model"]  # fmt: skip
         return sorted(every, key=key)[:wanted]
@@ -184,16 +207,39 @@ def _commit(
     else:
         chosen, ranked_by = _allowed(settings, order, ranked, confidence, entropy, ranked_by)
     in_tie = _tie(ranked_by, chosen)
+    tokens = tokens_n.tolist()
+    if row.follow is not None:
+        given = {
+            place: token
+            for place, (token, at) in enumerate(zip(row.follow.tokens, row.follow.reveal_step, strict=True))
+            if at == step
+        }
+        if not given or not given.keys() <= set(waiting):
+            row.gaps.append(math.inf)
+            raise _Astray
+        taken = [waiting.index(place) for place in given]
+        gap = place_gap(settings, taken, chosen, scores, confidence, count is None)
+        token_gaps = [
+            token_gap(probabilities_nV[at], tokens[at], token, None if uniform_n is None else float(uniform_n[at]))
+            for at, token in zip(taken, given.values(), strict=True)
+            if token != tokens[at]
+        ]
+        row.gaps.append(max([gap, *token_gaps]))
+        chosen = taken
+        for at, token in zip(taken, given.values(), strict=True):
+            tokens[at] = token
     since = {waiting[at]: row.since.get(waiting[at], step) for at in in_tie}
     before, row.since = row.since, since
     for at in chosen:
-        place, token = waiting[at], int(tokens_n[at])
+        place, token = waiting[at], tokens[at]
         row.tied_from[place] = since.get(place, before.get(place, step))
         row.ids_L[row.first + place] = token
         if token != model.ids.mask:
             row.reveal[place], row.tied[place] = step, at in in_tie
             row.confidence[place], row.entropy[place] = confidence[at], entropy[at]
-    row.told.append((step, [waiting[at] for at in chosen], [int(tokens_n[at]) for at in chosen]))
+    row.told.append((step, [waiting[at] for at in chosen], [tokens[at] for at in chosen]))
+    if row.on_step is not None:
+        row.on_step()
 
 
 def _allowed(
