@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -209,6 +210,29 @@ def test_values_cross_unchanged(value: object) -> None:
 )
 def test_rare_values_cross_unchanged(value: object) -> None:
     assert same(codec.loads(codec.dumps(value)), value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values)
+def test_bytes_are_those_of_pythons_own_json(value: object) -> None:
+    """The short ways for numbers and truths, and the coder made once, write what `json.dumps` writes."""
+    tagged = codec._tagged(value, codec.MAX_DEPTH, None, True)
+    text = json.dumps(tagged, ensure_ascii=False, separators=(",", ":"))
+    assert codec.dumps(value) == text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xef\xbb\xbf1", b"", b"1 2", b'{"o":true}'])
+def test_bytes_that_are_no_value_are_unfit_in_every_reader(data: bytes) -> None:
+    for text in (data, b"[" + data + b"]", b'[{"t":[]},' + data + b"]"):
+        for remote in (None, lambda number: number):
+            with pytest.raises(Unfit):
+                codec.loads(text if data else b"", remote)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=5))
+def test_jobs_are_packed_with_their_values(texts: list[bytes]) -> None:
+    job, found = codec.unpack(codec.pack({"kind": "calls"}, texts))
+    assert job == {"kind": "calls"} and [bytes(text) for text in found] == texts
 
 
 class Sub(int):

@@ -20,6 +20,7 @@ from typing import Any
 from dcoder_cli.execution import codec
 
 _MUTABLE = (list, dict, set)
+_SMALL, _CHUNK = 4096, 1 << 18  # bytes to read and write at once
 _MOST_ARGUMENTS = 1 << 16  # bytes of an exception with its arguments; beyond, its message must do
 
 
@@ -28,10 +29,7 @@ def serve(descriptor: int) -> None:
     warnings.simplefilter("ignore")
     candidate = _Candidate()
     while True:
-        header = _read(descriptor, 4)
-        if header is None:
-            return
-        body = _read(descriptor, struct.unpack("!I", header)[0])
+        body = _request(descriptor)
         if body is None:
             return
         operation, nonce, *details = codec.loads(body, candidate.find)
@@ -41,9 +39,11 @@ def serve(descriptor: int) -> None:
             answer = codec.dumps([nonce, "unfit", str(problem)[:200]])
         except BaseException as problem:  # SystemExit and KeyboardInterrupt are a failed call like any other
             answer = _raised(nonce, problem)
-        frame = memoryview(struct.pack("!I", len(answer)) + answer)
-        while frame:
-            frame = frame[os.write(descriptor, frame) :]
+        header = struct.pack("!I", len(answer))
+        rest = [memoryview(header + answer)] if len(answer) < _SMALL else [memoryview(header), memoryview(answer)]
+        for part in rest:
+            while part:
+                part = part[os.write(descriptor, part) :]
 
 
 class _Candidate:
@@ -75,10 +75,11 @@ class _Candidate:
             exec(code, self._module.__dict__)
         return ["value", None]
 
-    def _call(self, nonce: str, name: str, arguments: list[Any], keywords: dict[str, Any], mode: str) -> bytes:
+    def _call(self, nonce: str, name: str, arguments: list[Any], keywords: dict[str, Any] | None, mode: str) -> bytes:
         function = vars(self._module)[name] if name in vars(self._module) else _missing(name)
         if mode == "digest":
-            return b'["%b","value",%b]' % (nonce.encode(), codec.dumps_or_digest(function(*arguments, **keywords)))
+            return b'["%b","value",%b]' % (nonce.encode(), codec.dumps_or_digest(function(*arguments)))
+        keywords = keywords or {}
         keep = self._keep if isinstance(function, type) else None
         if mode == "plain":
             return codec.dumps([nonce, "value", function(*arguments, **keywords)], keep)
@@ -162,12 +163,21 @@ def _program(source: str, text: str) -> str:
     return written.getvalue().decode("utf-8", "replace")
 
 
-def _read(descriptor: int, count: int) -> bytes | None:
-    parts = []
-    while count:
-        part = os.read(descriptor, min(count, 1 << 20))
-        if not part:
+def _request(descriptor: int) -> bytes | None:
+    """The next frame's body: no more than one comes before its answer. None when the other side is gone."""
+    parts = [os.read(descriptor, _SMALL)]
+    missing = 4 - len(parts[0])
+    while missing > 0:
+        parts.append(os.read(descriptor, missing))
+        if not parts[-1]:
             return None
-        parts.append(part)
-        count -= len(part)
+        missing -= len(parts[-1])
+    start = b"".join(parts)
+    parts = [start[4:]]
+    missing = struct.unpack("!I", start[:4])[0] - len(parts[0])
+    while missing > 0:
+        parts.append(os.read(descriptor, min(missing, _CHUNK)))
+        if not parts[-1]:
+            return None
+        missing -= len(parts[-1])
     return b"".join(parts)

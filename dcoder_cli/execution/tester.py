@@ -32,14 +32,15 @@ def serve(report: int) -> None:
     """
     host = Channel(socket.socket(fileno=report), limit=1 << 30)
     problem: dict[str, Any] = {}
+    texts: list[memoryview] = []
     while True:
         try:
-            text = host.receive()
-            problem = json.loads(text) if text else problem
+            if payload := host.receive():
+                problem, texts = codec.unpack(payload)
             source = host.receive().decode("utf-8", "surrogatepass")
         except Gone:
             return
-        host.send(json.dumps(_Job(host, problem, source).run()).encode())
+        host.send(json.dumps(_Job(host, problem, texts, source).run()).encode())
 
 
 class _Broken(Exception):
@@ -47,8 +48,8 @@ class _Broken(Exception):
 
 
 class _Job:
-    def __init__(self, host: Channel, problem: dict[str, Any], source: str) -> None:
-        self._host, self._problem, self._source = host, problem, source
+    def __init__(self, host: Channel, problem: dict[str, Any], texts: list[memoryview], source: str) -> None:
+        self._host, self._problem, self._texts, self._source = host, problem, texts, source
         self._status, self._why = "passed", ""
         self._passed: list[int] = []
         self._answers: list[tuple[bytes | None, float]] = []
@@ -115,6 +116,7 @@ class _Job:
     # --- calls with expected values ----------------------------------------------------------------------------------
 
     def _calls(self) -> None:
+        start = 0
         for place, group in enumerate(self._problem["groups"]):
             self._passed.append(0)
             if place:  # each group meets a fresh process, like the published evaluator's
@@ -122,17 +124,19 @@ class _Job:
                     return
                 with self._noting(group["name"]):
                     self._candidate.restart(counts=False)
-            self._group(group)
+            end = start + 2 * len(group["seconds"])
+            self._group(group, self._texts[start:end])
+            start = end
 
-    def _group(self, group: dict[str, Any]) -> None:
+    def _group(self, group: dict[str, Any], texts: list[memoryview]) -> None:
         comparison = Comparison(self._problem["oracle"], self._problem["tolerance"])
-        cases = zip(group["inputs"], group["expected"], group["seconds"], strict=True)
+        cases = zip(texts[0::2], texts[1::2], group["seconds"], strict=True)
         for place, (arguments, expected, seconds) in enumerate(cases):
             if not self._ready():
                 return
             right = False
             with self._noting(f"{group['name']} test {place + 1}"):
-                right = self._one(comparison, arguments.encode(), expected.encode(), seconds)
+                right = self._one(comparison, bytes(arguments), bytes(expected), seconds)
                 if not right:
                     raise AssertionError("wrong answer")
             self._passed[-1] += right
@@ -151,13 +155,13 @@ class _Job:
         return comparison.right(codec.loads(arguments), value, codec.loads(expected))
 
     def _outputs(self) -> None:
-        for arguments in self._problem["inputs"]:
+        for arguments in self._texts:
             start = time.monotonic()
             answer = None
             if self._ready():
                 with self._noting(f"input {len(self._answers) + 1}"):
                     answer = self._candidate.answer(
-                        self._problem["entry_point"], arguments.encode(), self._problem["seconds"]
+                        self._problem["entry_point"], bytes(arguments), self._problem["seconds"]
                     )
             self._answers.append((answer, time.monotonic() - start))
         self._passed.append(sum(answer is not None for answer, _ in self._answers))
