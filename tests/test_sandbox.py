@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -297,13 +298,34 @@ def test_channels() -> None:
     with pytest.raises(Late):
         other.receive(time.monotonic() + 0.05)
     with pytest.raises(Late):
-        one.send(b"x" * (64 << 20), time.monotonic() + 0.05)
+        one.send(b"x" * (64 << 20), deadline=time.monotonic() + 0.05)
     with pytest.raises(Forged):
         other.receive()
     left.close()
     with pytest.raises((Gone, Forged)):
         while True:
             other.receive()
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000, 1 << 22])
+def test_a_channel_brings_a_descriptor_with_its_first_byte(size: int) -> None:
+    left, right = socket.socketpair()
+    one, other = Channel(left), Channel(right, limit=1 << 30)
+    given, kept = socket.socketpair()
+    sending = threading.Thread(target=lambda: one.send(b"a" * size, b"b", descriptors=[given.fileno()]))
+    sending.start()
+    body, [descriptor] = other.receive_first()
+    assert (body, other.receive()) == (b"a" * size, b"b") and not other.pending()
+    sending.join()
+    given.close()
+    with socket.socket(fileno=descriptor) as came:
+        came.sendall(b"x")
+        assert kept.recv(9) == b"x"
+    left.close()
+    with pytest.raises(Gone):
+        other.receive_first()
+    for item in (right, kept):
+        item.close()
 
 
 def test_the_servers_rehearsal_leaves_nothing() -> None:

@@ -5,14 +5,17 @@ This file also runs inside the sandbox, so it imports only the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import struct
 import time
-from socket import MSG_PEEK, socket
+from collections.abc import Sequence
+from socket import MSG_PEEK, recv_fds, send_fds, socket
 
 from dcoder_cli.execution.codec import MAX_FRAME
 
-_SMALL = 4096  # bytes: below, a copy is cheaper than a system call
+_SMALL = 1 << 16  # bytes to send in one piece
+_READ = 4096  # the least to read: a header and most bodies
 _CHUNK = 1 << 18  # what one call may bring: more than a socket holds
 
 
@@ -57,20 +60,33 @@ class Channel:
         except OSError:
             return True
 
-    def send(self, body: bytes, deadline: float | None = None) -> None:
-        """Send one frame. Raises Gone, or Late if the other side does not take it in time."""
-        header = struct.pack("!I", len(body))
-        rest = [memoryview(header + body)] if len(body) < _SMALL else [memoryview(header), memoryview(body)]
-        for part in rest:
-            while part:
+    def send(self, *bodies: bytes, deadline: float | None = None, descriptors: Sequence[int] = ()) -> None:
+        """Send frames, with descriptors at their first byte. Raises Gone, or Late if they are not taken in time."""
+        parts = [part for body in bodies for part in (struct.pack("!I", len(body)), body)]
+        if sum(map(len, parts)) < _SMALL:
+            parts = [b"".join(parts)]  # a copy is cheaper than a system call, and wakes the other side once
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
                 try:
-                    part = part[self.connection.send(part) :]
+                    sent = send_fds(self.connection, [rest], descriptors) if descriptors else self.connection.send(rest)
+                    rest, descriptors = rest[sent:], ()
                 except BlockingIOError:
                     left = None if deadline is None else (deadline - time.monotonic()) * 1000
                     if (left is not None and left <= 0) or not self._writable.poll(left):
                         raise Late from None
                 except OSError:
                     raise Gone from None
+
+    def receive_first(self) -> tuple[bytes, list[int]]:
+        """The next frame and the descriptors at its first byte; only where nothing can have come before it."""
+        assert not self._buffer
+        self._readable.poll()
+        with contextlib.suppress(OSError):
+            self._buffer, descriptors, _, _ = recv_fds(self.connection, _READ, 1)
+        if not self._buffer:
+            raise Gone
+        return self.receive(), list(descriptors)
 
     def receive(self, deadline: float | None = None) -> bytes:
         """The next frame. Raises Gone, Late or Forged (a frame over the limit)."""
@@ -88,7 +104,7 @@ class Channel:
             if not self._readable.poll(left):
                 raise Late
             try:
-                chunk = self.connection.recv(min(max(missing, _SMALL), _CHUNK))
+                chunk = self.connection.recv(min(max(missing, _READ), _CHUNK))
             except BlockingIOError:
                 continue
             except OSError:

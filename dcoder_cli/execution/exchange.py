@@ -36,13 +36,13 @@ class NoValue(Exception):
 
 
 class Candidate:
-    """A candidate behind a socket. `report` is the way to the host, who makes new ones.
+    """A candidate behind the socket `first`. `report` is the way to the host, who makes new ones.
 
     Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; NoValue; Unfit for
     what cannot cross to the candidate; or what the candidate raised. All of these are in `ledger`.
     """
 
-    def __init__(self, report: Channel, source: str, seconds: float, run: bool) -> None:
+    def __init__(self, report: Channel, first: socket.socket, source: str, seconds: float, run: bool) -> None:
         self._report = report
         self._source, self._seconds, self._run = source, seconds, run
         self._restarts = 0
@@ -50,7 +50,7 @@ class Candidate:
         self.ledger = Ledger()
         self.condemned = ""  # why no answer of this candidate counts any more
         self.forged = False  # whether it sent what no honest candidate can send; then none ever counted
-        self._begin()
+        self._begin(first)
 
     def restart(self, counts: bool = True) -> None:
         """A fresh process with the same source. Raises Stopped when there were too many, or on a bad load."""
@@ -60,7 +60,8 @@ class Candidate:
         if self.condemned:
             raise Stopped("failed", self.condemned)
         self._channel.connection.close()
-        self._begin()
+        self._report.send(b'{"candidate":true}')
+        self._begin(_receive_socket(self._report.connection))
 
     def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], watch: bool, seconds: float) -> Any:
         """`name(*arguments, **keywords)` in the candidate. With `watch`, lists, dicts and sets given as arguments
@@ -97,9 +98,8 @@ class Candidate:
         """Let go of the candidate; the host buries it."""
         self._channel.connection.close()
 
-    def _begin(self) -> None:
-        self._report.send(b'{"candidate":true}')
-        self._channel = Channel(_receive_socket(self._report.connection))
+    def _begin(self, connection: socket.socket) -> None:
+        self._channel = Channel(connection)
         self.alive = True
         self._ask("load", [self._source, self._run], self._seconds)
 
@@ -127,7 +127,7 @@ class Candidate:
             raise self._forgery("a frame nobody asked for")
         deadline = time.monotonic() + seconds
         try:
-            self._channel.send(request, deadline)
+            self._channel.send(request, deadline=deadline)
             return self._channel.receive(deadline)
         except Late:
             self.alive = False

@@ -35,12 +35,13 @@ def serve(report: int) -> None:
     texts: list[memoryview] = []
     while True:
         try:
-            if payload := host.receive():
+            payload, descriptors = host.receive_first()
+            if payload:
                 problem, texts = codec.unpack(payload)
             source = host.receive().decode("utf-8", "surrogatepass")
         except Gone:
             return
-        host.send(json.dumps(_Job(host, problem, texts, source).run()).encode())
+        host.send(json.dumps(_Job(host, problem, texts, source, socket.socket(fileno=descriptors[0])).run()).encode())
 
 
 class _Broken(Exception):
@@ -48,7 +49,10 @@ class _Broken(Exception):
 
 
 class _Job:
-    def __init__(self, host: Channel, problem: dict[str, Any], texts: list[memoryview], source: str) -> None:
+    def __init__(
+        self, host: Channel, problem: dict[str, Any], texts: list[memoryview], source: str, first: socket.socket
+    ) -> None:
+        self._first = first
         self._host, self._problem, self._texts, self._source = host, problem, texts, source
         self._status, self._why = "passed", ""
         self._passed: list[int] = []
@@ -60,7 +64,8 @@ class _Job:
         """The outcome: status, why, tests passed in each group, tests in each group."""
         kind = self._problem["kind"]
         with self._noting():
-            self._live = Candidate(self._host, self._source, self._problem["load_seconds"], run=kind != "programs")
+            seconds = self._problem["load_seconds"]
+            self._live = Candidate(self._host, self._first, self._source, seconds, run=kind != "programs")
             {"calls": self._calls, "asserts": self._asserts, "programs": self._programs, "outputs": self._outputs}[
                 kind
             ]()
