@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import socket
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcoder_cli.execution import codec, sandbox, seccomp, zygote
+from dcoder_cli.execution import candidate, codec, sandbox, seccomp, zygote
 from dcoder_cli.execution.channel import Channel, Forged, Gone, Late
 from dcoder_cli.execution.codec import Match, Unfit
 
@@ -211,6 +215,32 @@ def test_rare_values_cross_unchanged(value: object) -> None:
     assert same(codec.loads(codec.dumps(value)), value)
 
 
+@settings(max_examples=200, deadline=None)
+@given(values)
+def test_bytes_are_those_of_pythons_own_json(value: object) -> None:
+    """The short ways for numbers and truths, and the coder made once, write what `json.dumps` writes."""
+    for careful in (False, True):
+        with contextlib.suppress(ValueError):  # an integer beyond the decimal limit
+            tagged = codec._tagged(value, codec.MAX_DEPTH, None, careful)
+            text = json.dumps(tagged, ensure_ascii=False, separators=(",", ":"))
+            break
+    assert codec.dumps(value) == text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xef\xbb\xbf1", b"", b"1 2", b'{"o":true}'])
+def test_bytes_that_are_no_value_are_unfit_in_every_reader(data: bytes) -> None:
+    for text in (data, b"[" + data + b"]", b'[{"t":[]},' + data + b"]"):
+        for remote in (None, lambda number: number):
+            with pytest.raises(Unfit):
+                codec.loads(text if data else b"", remote)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=5))
+def test_jobs_are_packed_with_their_values(texts: list[bytes]) -> None:
+    job, found = codec.unpack(codec.pack({"kind": "calls"}, texts))
+    assert job == {"kind": "calls"} and [bytes(text) for text in found] == texts
+
+
 class Sub(int):
     pass
 
@@ -268,13 +298,43 @@ def test_channels() -> None:
     with pytest.raises(Late):
         other.receive(time.monotonic() + 0.05)
     with pytest.raises(Late):
-        one.send(b"x" * (64 << 20), time.monotonic() + 0.05)
+        one.send(b"x" * (64 << 20), deadline=time.monotonic() + 0.05)
     with pytest.raises(Forged):
         other.receive()
     left.close()
     with pytest.raises((Gone, Forged)):
         while True:
             other.receive()
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000, 1 << 22])
+def test_a_channel_brings_a_descriptor_with_its_first_byte(size: int) -> None:
+    left, right = socket.socketpair()
+    one, other = Channel(left), Channel(right, limit=1 << 30)
+    given, kept = socket.socketpair()
+    sending = threading.Thread(target=lambda: one.send(b"a" * size, b"b", descriptors=[given.fileno()]))
+    sending.start()
+    body, [descriptor] = other.receive_first()
+    assert (body, other.receive()) == (b"a" * size, b"b") and not other.pending()
+    sending.join()
+    given.close()
+    with socket.socket(fileno=descriptor) as came:
+        came.sendall(b"x")
+        assert kept.recv(9) == b"x"
+    left.close()
+    with pytest.raises(Gone):
+        other.receive_first()
+    for item in (right, kept):
+        item.close()
+
+
+def test_the_servers_rehearsal_leaves_nothing() -> None:
+    def state() -> object:
+        return set(sys.modules), list(warnings.filters), random.getstate(), sys.stdin, sys.stdout, dict(os.environ)
+
+    before = state()
+    candidate.rehearse()
+    assert state() == before
 
 
 # --- what a job leaves -----------------------------------------------------------------------------------------------

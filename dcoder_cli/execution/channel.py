@@ -5,12 +5,18 @@ This file also runs inside the sandbox, so it imports only the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import struct
 import time
-from socket import MSG_PEEK, socket
+from collections.abc import Sequence
+from socket import MSG_PEEK, recv_fds, send_fds, socket
 
 from dcoder_cli.execution.codec import MAX_FRAME
+
+_SMALL = 1 << 16  # bytes to send in one piece
+_READ = 4096  # the least to read: a header and most bodies
+_CHUNK = 1 << 18  # what one call may bring: more than a socket holds
 
 
 class Gone(Exception):
@@ -34,15 +40,16 @@ class Channel:
     def __init__(self, connection: socket, limit: int = MAX_FRAME + 4096) -> None:
         self.connection = connection
         self.limit = limit
-        self._buffer = bytearray()
+        self._buffer = b""
         connection.setblocking(False)
+        self._readable, self._writable = _watch(connection, select.POLLIN), _watch(connection, select.POLLOUT)
 
     def fileno(self) -> int:
         return self.connection.fileno()
 
     def pending(self) -> bool:
         """Whether bytes came that nobody has asked for."""
-        return bool(self._buffer) or self._ready(select.POLLIN, 0)
+        return bool(self._buffer or self._readable.poll(0))
 
     def closed(self) -> bool:
         """Whether the other side is gone and has left nothing unread."""
@@ -53,48 +60,65 @@ class Channel:
         except OSError:
             return True
 
-    def send(self, body: bytes, deadline: float | None = None) -> None:
-        """Send one frame. Raises Gone, or Late if the other side does not take it in time."""
-        rest = memoryview(struct.pack("!I", len(body)) + body)
-        while rest:
-            try:
-                rest = rest[self.connection.send(rest) :]
-            except BlockingIOError:
-                self._wait(deadline, writing=True)
-            except OSError:
-                raise Gone from None
+    def send(self, *bodies: bytes, deadline: float | None = None, descriptors: Sequence[int] = ()) -> None:
+        """Send frames, with descriptors at their first byte. Raises Gone, or Late if they are not taken in time."""
+        parts = [part for body in bodies for part in (struct.pack("!I", len(body)), body)]
+        if sum(map(len, parts)) < _SMALL:
+            parts = [b"".join(parts)]  # a copy is cheaper than a system call, and wakes the other side once
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                try:
+                    sent = send_fds(self.connection, [rest], descriptors) if descriptors else self.connection.send(rest)
+                    rest, descriptors = rest[sent:], ()
+                except BlockingIOError:
+                    left = None if deadline is None else (deadline - time.monotonic()) * 1000
+                    if (left is not None and left <= 0) or not self._writable.poll(left):
+                        raise Late from None
+                except OSError:
+                    raise Gone from None
+
+    def receive_first(self) -> tuple[bytes, list[int]]:
+        """The next frame and the descriptors at its first byte; only where nothing can have come before it."""
+        assert not self._buffer
+        self._readable.poll()
+        with contextlib.suppress(OSError):
+            self._buffer, descriptors, _, _ = recv_fds(self.connection, _READ, 1)
+        if not self._buffer:
+            raise Gone
+        return self.receive(), list(descriptors)
 
     def receive(self, deadline: float | None = None) -> bytes:
         """The next frame. Raises Gone, Late or Forged (a frame over the limit)."""
-        header = self._take(4, deadline)
-        (length,) = struct.unpack("!I", header)
+        (length,) = struct.unpack("!I", self._take(4, deadline))
         if length > self.limit:
             raise Forged(f"a frame of {length} bytes; the limit is {self.limit}")
         return self._take(length, deadline)
 
     def _take(self, count: int, deadline: float | None) -> bytes:
-        while len(self._buffer) < count:
+        """The next `count` bytes. More are read along only where a header and a small body come together."""
+        parts: list[bytes] = []
+        missing = count - len(self._buffer)
+        while missing > 0:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not self._readable.poll(left):
+                raise Late
             try:
-                chunk = self.connection.recv(min(max(count - len(self._buffer), 4096), 1 << 20))
+                chunk = self.connection.recv(min(max(missing, _READ), _CHUNK))
             except BlockingIOError:
-                self._wait(deadline, writing=False)
                 continue
             except OSError:
                 raise Gone from None
             if not chunk:
                 raise Gone
-            self._buffer += chunk
-        with memoryview(self._buffer) as whole:
-            taken = bytes(whole[:count])
-        del self._buffer[:count]
-        return taken
+            parts.append(chunk)
+            missing -= len(chunk)
+        whole = b"".join((self._buffer, *parts)) if parts else self._buffer
+        self._buffer = whole[count:]
+        return whole[:count]
 
-    def _wait(self, deadline: float | None, writing: bool) -> None:
-        left = None if deadline is None else deadline - time.monotonic()
-        if (left is not None and left <= 0) or not self._ready(select.POLLOUT if writing else select.POLLIN, left):
-            raise Late
 
-    def _ready(self, event: int, seconds: float | None) -> bool:
-        poll = select.poll()  # not select(): it fails beyond descriptor 1023
-        poll.register(self.connection, event)
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
+def _watch(connection: socket, event: int) -> select.poll:
+    poll = select.poll()  # not select(): it fails beyond descriptor 1023
+    poll.register(connection, event)
+    return poll

@@ -14,11 +14,13 @@ from __future__ import annotations
 import collections
 import decimal
 import fractions
+import functools
 import hashlib
 import json
 import marshal
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAX_FRAME = 16 * 2**20  # bytes in one frame from a candidate; the largest reference answer of HumanEval+ has 0.3 MB
@@ -33,6 +35,7 @@ _TYPES: dict[str, type] = {
     for kind in (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, object, type(None))
 }
 _NAMES = {kind: name for name, kind in _TYPES.items()}
+_SHORT = 1 << 63
 _BIG = 1 << 4000  # integers beyond travel as hexadecimal: decimal conversion is quadratic and limited by Python
 
 
@@ -84,6 +87,10 @@ def dumps(value: Any, remotes: Callable[[Any], int | None] | None = None) -> byt
     Raises:
         Unfit: a type that may not cross, more than MAX_DEPTH levels, or more than MAX_FRAME bytes.
     """
+    if type(value) is int and -_SHORT < value < _SHORT:  # most answers are a number or a truth
+        return b"%d" % value
+    if value is True or value is False:
+        return b"true" if value else b"false"
     try:
         text = _json(_tagged(value, MAX_DEPTH, remotes, careful=False))
     except ValueError as problem:
@@ -96,8 +103,8 @@ def dumps(value: Any, remotes: Callable[[Any], int | None] | None = None) -> byt
     return data
 
 
-def _json(tagged: Any) -> str:
-    return json.dumps(tagged, ensure_ascii=False, check_circular=False, separators=(",", ":"))
+# `json.dumps` and `json.loads` with options make one of these at every call.
+_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
 def dumps_or_digest(value: Any) -> bytes:
@@ -138,25 +145,52 @@ def loads(data: bytes, remote: Callable[[int], Any] | None = None) -> Any:
         Unfit: not what `dumps` writes, or a set or dict made to collide.
     """
 
-    def untag(pairs: list[tuple[str, Any]]) -> Any:
-        if len(pairs) != 1:
-            raise Unfit("an object with other than one tag")
-        tag, body = pairs[0]
-        if tag == "o":
-            if remote is None or type(body) is not int:
-                raise Unfit("a reference where none may be")
-            return remote(body)
-        reader = _READERS.get(tag)
-        if reader is None:
-            raise Unfit(f"an unknown tag {tag[:20]!r}")
-        return reader(body)
-
     try:
-        return json.loads(data.decode("utf-8", "surrogatepass"), object_pairs_hook=untag)
+        text = data.decode("utf-8", "surrogatepass")
+        if b"{" not in data:  # nothing that is tagged
+            return _UNTAGGED(text)
+        if remote is None:
+            return _TAGGED(text)
+        return json.JSONDecoder(object_pairs_hook=functools.partial(_untag, remote)).decode(text)
     except Unfit:
         raise
     except (ValueError, TypeError, RecursionError, ArithmeticError, LookupError, AttributeError) as error:
         raise Unfit(f"not a frame: {type(error).__name__}") from None
+
+
+def _untag(remote: Callable[[int], Any] | None, pairs: list[tuple[str, Any]]) -> Any:
+    if len(pairs) != 1:
+        raise Unfit("an object with other than one tag")
+    tag, body = pairs[0]
+    if tag == "o":
+        if remote is None or type(body) is not int:
+            raise Unfit("a reference where none may be")
+        return remote(body)
+    reader = _READERS.get(tag)
+    if reader is None:
+        raise Unfit(f"an unknown tag {tag[:20]!r}")
+    return reader(body)
+
+
+_UNTAGGED = json.JSONDecoder().decode
+_TAGGED = json.JSONDecoder(object_pairs_hook=functools.partial(_untag, None)).decode
+
+
+def pack(job: dict[str, Any], texts: Sequence[bytes] = ()) -> bytes:
+    """A job's plain JSON, and behind it encoded values as they are."""
+    head = json.dumps({**job, "sizes": [len(text) for text in texts]}).encode()
+    return b"".join((struct.pack("!I", len(head)), head, *texts))
+
+
+def unpack(frame: bytes) -> tuple[dict[str, Any], list[memoryview]]:
+    """What `pack` was given, without a copy of the encoded values."""
+    (end,) = struct.unpack_from("!I", frame)
+    job: dict[str, Any] = json.loads(frame[4 : 4 + end])
+    texts, start = [], 4 + end
+    for size in job.pop("sizes"):
+        texts.append(memoryview(frame)[start : start + size])
+        start += size
+    return job, texts
 
 
 def _tagged(value: Any, depth: int, remotes: Callable[[Any], int | None] | None, careful: bool) -> Any:

@@ -6,6 +6,7 @@ This file also runs inside the sandbox, so it imports only the standard library.
 from __future__ import annotations
 
 import builtins
+import functools
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from dcoder_cli.execution.channel import Channel, Forged, Gone, Late
 from dcoder_cli.execution.codec import Remote, Unfit
 from dcoder_cli.execution.handlers import Ledger
 
+_NONCES = 64
 MAX_RESTARTS = 20  # ours: a candidate that dies on each of its tests must not hold a worker for ever
 
 
@@ -34,20 +36,21 @@ class NoValue(Exception):
 
 
 class Candidate:
-    """A candidate behind a socket. `report` is the way to the host, who makes new ones.
+    """A candidate behind the socket `first`. `report` is the way to the host, who makes new ones.
 
     Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; NoValue; Unfit for
     what cannot cross to the candidate; or what the candidate raised. All of these are in `ledger`.
     """
 
-    def __init__(self, report: Channel, source: str, seconds: float, run: bool) -> None:
+    def __init__(self, report: Channel, first: socket.socket, source: str, seconds: float, run: bool) -> None:
         self._report = report
         self._source, self._seconds, self._run = source, seconds, run
         self._restarts = 0
+        self._nonces: list[bytes] = []
         self.ledger = Ledger()
         self.condemned = ""  # why no answer of this candidate counts any more
         self.forged = False  # whether it sent what no honest candidate can send; then none ever counted
-        self._begin()
+        self._begin(first)
 
     def restart(self, counts: bool = True) -> None:
         """A fresh process with the same source. Raises Stopped when there were too many, or on a bad load."""
@@ -57,7 +60,8 @@ class Candidate:
         if self.condemned:
             raise Stopped("failed", self.condemned)
         self._channel.connection.close()
-        self._begin()
+        self._report.send(b'{"candidate":true}')
+        self._begin(_receive_socket(self._report.connection))
 
     def call(self, name: str, arguments: list[Any], keywords: dict[str, Any], watch: bool, seconds: float) -> Any:
         """`name(*arguments, **keywords)` in the candidate. With `watch`, lists, dicts and sets given as arguments
@@ -83,7 +87,7 @@ class Candidate:
     def answer(self, name: str, encoded_arguments: bytes, seconds: float) -> bytes:
         """The encoded result, or its digest, of a call with encoded arguments: nothing is decoded on the way."""
         nonce = self._nonce()
-        request = b'["call","%b",%b,%b,{"d":[]},"digest"]' % (nonce, json.dumps(name).encode(), encoded_arguments)
+        request = b'["call","%b",%b,%b,null,"digest"]' % (nonce, _quoted(name), encoded_arguments)
         data = self._exchange(request, seconds)
         prefix = b'["%b","value",' % nonce
         if data.startswith(prefix) and data.endswith(b"]"):
@@ -94,14 +98,16 @@ class Candidate:
         """Let go of the candidate; the host buries it."""
         self._channel.connection.close()
 
-    def _begin(self) -> None:
-        self._report.send(b'{"candidate":true}')
-        self._channel = Channel(_receive_socket(self._report.connection))
+    def _begin(self, connection: socket.socket) -> None:
+        self._channel = Channel(connection)
         self.alive = True
         self._ask("load", [self._source, self._run], self._seconds)
 
     def _nonce(self) -> bytes:
-        return os.urandom(8).hex().encode()
+        if not self._nonces:
+            drawn = os.urandom(8 * _NONCES).hex().encode()  # at once: a system call for each takes longer
+            self._nonces = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
+        return self._nonces.pop()
 
     def _ask(self, operation: str, details: list[Any], seconds: float) -> list[Any]:
         nonce = self._nonce()
@@ -121,7 +127,7 @@ class Candidate:
             raise self._forgery("a frame nobody asked for")
         deadline = time.monotonic() + seconds
         try:
-            self._channel.send(request, deadline)
+            self._channel.send(request, deadline=deadline)
             return self._channel.receive(deadline)
         except Late:
             self.alive = False
@@ -161,6 +167,11 @@ class Candidate:
         self.alive = False
         self.condemned = f"broke the protocol: {what}"
         return Stopped("failed", self.condemned)
+
+
+@functools.lru_cache(16)
+def _quoted(name: str) -> bytes:
+    return json.dumps(name).encode()
 
 
 def _refill(target: Any, value: Any) -> None:

@@ -87,35 +87,34 @@ class Worker:
     def _run(self, job: Job) -> dict[str, Any]:
         deadline = time.monotonic() + job.seconds + START_SECONDS
         bounds = limits(job.memory_mib, job.seconds + START_SECONDS)
-        waiting: socket.socket | None = self._fork_candidate(bounds)  # while the tester reads the job
+        waiting = self._fork_candidate(bounds)  # while the tester reads the job
         outcome: dict[str, Any] | None = None
         late = False
         try:
             tester = self._ready_tester()
             try:
-                tester.send(b"" if job.payload is self._payload else job.payload, deadline)
+                problem = b"" if job.payload is self._payload else job.payload
+                source = job.source.encode("utf-8", "surrogatepass")
+                tester.send(problem, source, deadline=deadline, descriptors=[waiting.fileno()])
                 self._payload = job.payload
-                tester.send(job.source.encode("utf-8", "surrogatepass"), deadline)
+                waiting.close()
                 while outcome is None:
                     message = _report(tester.receive(deadline))
                     if "candidate" not in message:
                         outcome = message
                         break
-                    if waiting is None:
-                        self._bury_candidate(bounds)
-                        waiting = self._fork_candidate(bounds)
+                    self._bury_candidate(bounds)
+                    waiting = self._fork_candidate(bounds)
                     tester.connection.setblocking(True)
                     socket.send_fds(tester.connection, [b"+"], [waiting.fileno()])
                     tester.connection.setblocking(False)
                     waiting.close()
-                    waiting = None
             except Late:
                 late = True
             except Gone:
                 pass
         finally:
-            if waiting is not None:
-                waiting.close()
+            waiting.close()
         self._bury_candidate(bounds)
         self._jobs += 1
         if outcome is not None and outcome["status"] != "memory":

@@ -11,7 +11,6 @@ in the kernel is a hole in the sandbox. For code from a source you have reason t
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.base.machine import cores
-from dcoder_cli.execution import sandbox
+from dcoder_cli.execution import codec, sandbox
 from dcoder_cli.execution.jobs import Infrastructure, Job, Worker
 from dcoder_cli.execution.problem import CALL_SECONDS, MEMORY_MIB, Calls, Problem, Verdict
 
@@ -121,9 +120,8 @@ class Judge:
             "entry_point": entry_point,
             "seconds": seconds,
             "load_seconds": seconds,
-            "inputs": [text.decode("utf-8", "surrogatepass") for text in inputs],
         }
-        job = Job(json.dumps(payload).encode(), source, total_seconds or seconds * (len(inputs) + 1), memory_mib, True)
+        job = Job(codec.pack(payload, inputs), source, total_seconds or seconds * (len(inputs) + 1), memory_mib, True)
 
         def answers(outcome: dict[str, Any], _: float) -> list[tuple[bytes | None, float]]:
             if outcome["status"] == "infrastructure":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -128,16 +127,11 @@ class Problem:
             "load_seconds": max(self.seconds, CALL_SECONDS),
             "every": self.every_test,
         }
+        texts: list[bytes] = []
         if self.calls:
-            groups = [
-                {
-                    "name": group.name,
-                    "inputs": [text.decode("utf-8", "surrogatepass") for text in group.inputs],
-                    "expected": [text.decode("utf-8", "surrogatepass") for text in group.expected],
-                    "seconds": group.seconds,
-                }
-                for group in self.calls
-            ]
+            groups = [{"name": group.name, "seconds": group.seconds} for group in self.calls]
+            cases = [zip(group.inputs, group.expected, group.seconds, strict=True) for group in self.calls]
+            texts = [text for group in cases for arguments, expected, _ in group for text in (arguments, expected)]
             job = {"kind": "calls", "groups": groups, "oracle": self.oracle, "tolerance": self.tolerance}
         elif self.programs:
             job = {"kind": "programs", "programs": self.programs}
@@ -147,7 +141,7 @@ class Problem:
                 "kind": "asserts", "tests": self.tests, "prelude": self.prelude, "setup": _imports(modules) + self.setup,
                 "names": names, "catches": testcode.catches(self._trees),
             }  # fmt: skip
-        return json.dumps({**common, **job}).encode()
+        return codec.pack({**common, **job}, texts)
 
     @cached_property
     def leaves_nothing(self) -> bool:

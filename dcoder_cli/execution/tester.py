@@ -32,14 +32,16 @@ def serve(report: int) -> None:
     """
     host = Channel(socket.socket(fileno=report), limit=1 << 30)
     problem: dict[str, Any] = {}
+    texts: list[memoryview] = []
     while True:
         try:
-            text = host.receive()
-            problem = json.loads(text) if text else problem
+            payload, descriptors = host.receive_first()
+            if payload:
+                problem, texts = codec.unpack(payload)
             source = host.receive().decode("utf-8", "surrogatepass")
         except Gone:
             return
-        host.send(json.dumps(_Job(host, problem, source).run()).encode())
+        host.send(json.dumps(_Job(host, problem, texts, source, socket.socket(fileno=descriptors[0])).run()).encode())
 
 
 class _Broken(Exception):
@@ -47,8 +49,11 @@ class _Broken(Exception):
 
 
 class _Job:
-    def __init__(self, host: Channel, problem: dict[str, Any], source: str) -> None:
-        self._host, self._problem, self._source = host, problem, source
+    def __init__(
+        self, host: Channel, problem: dict[str, Any], texts: list[memoryview], source: str, first: socket.socket
+    ) -> None:
+        self._first = first
+        self._host, self._problem, self._texts, self._source = host, problem, texts, source
         self._status, self._why = "passed", ""
         self._passed: list[int] = []
         self._answers: list[tuple[bytes | None, float]] = []
@@ -59,7 +64,8 @@ class _Job:
         """The outcome: status, why, tests passed in each group, tests in each group."""
         kind = self._problem["kind"]
         with self._noting():
-            self._live = Candidate(self._host, self._source, self._problem["load_seconds"], run=kind != "programs")
+            seconds = self._problem["load_seconds"]
+            self._live = Candidate(self._host, self._first, self._source, seconds, run=kind != "programs")
             {"calls": self._calls, "asserts": self._asserts, "programs": self._programs, "outputs": self._outputs}[
                 kind
             ]()
@@ -115,6 +121,7 @@ class _Job:
     # --- calls with expected values ----------------------------------------------------------------------------------
 
     def _calls(self) -> None:
+        start = 0
         for place, group in enumerate(self._problem["groups"]):
             self._passed.append(0)
             if place:  # each group meets a fresh process, like the published evaluator's
@@ -122,17 +129,19 @@ class _Job:
                     return
                 with self._noting(group["name"]):
                     self._candidate.restart(counts=False)
-            self._group(group)
+            end = start + 2 * len(group["seconds"])
+            self._group(group, self._texts[start:end])
+            start = end
 
-    def _group(self, group: dict[str, Any]) -> None:
+    def _group(self, group: dict[str, Any], texts: list[memoryview]) -> None:
         comparison = Comparison(self._problem["oracle"], self._problem["tolerance"])
-        cases = zip(group["inputs"], group["expected"], group["seconds"], strict=True)
+        cases = zip(texts[0::2], texts[1::2], group["seconds"], strict=True)
         for place, (arguments, expected, seconds) in enumerate(cases):
             if not self._ready():
                 return
             right = False
             with self._noting(f"{group['name']} test {place + 1}"):
-                right = self._one(comparison, arguments.encode(), expected.encode(), seconds)
+                right = self._one(comparison, bytes(arguments), bytes(expected), seconds)
                 if not right:
                     raise AssertionError("wrong answer")
             self._passed[-1] += right
@@ -151,13 +160,13 @@ class _Job:
         return comparison.right(codec.loads(arguments), value, codec.loads(expected))
 
     def _outputs(self) -> None:
-        for arguments in self._problem["inputs"]:
+        for arguments in self._texts:
             start = time.monotonic()
             answer = None
             if self._ready():
                 with self._noting(f"input {len(self._answers) + 1}"):
                     answer = self._candidate.answer(
-                        self._problem["entry_point"], arguments.encode(), self._problem["seconds"]
+                        self._problem["entry_point"], bytes(arguments), self._problem["seconds"]
                     )
             self._answers.append((answer, time.monotonic() - start))
         self._passed.append(sum(answer is not None for answer, _ in self._answers))

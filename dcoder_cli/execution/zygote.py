@@ -88,6 +88,7 @@ class _Server:
         if sys.platform == "linux":
             self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to act on
+        candidate.rehearse()
         gc.collect()
         gc.freeze()
 
