@@ -53,7 +53,7 @@ class Head:
 
 
 def head_of(model: Model) -> Head:
-    """A model's head, as it is inside a forward pass: FSDP2 has then gathered its weights."""
+    """A model's head, to be asked for inside the forward pass that uses it: FSDP2 has then gathered its weights."""
     head = model.network.lm_head
     plain = type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks)
     return Head(model.head, list(head.parameters()), head.weight if plain else None)
@@ -154,7 +154,7 @@ def _by_matrix(
         logits_nV = product.logits(part)
         given_n1 = logits_nV.gather(1, targets_n1)
         largest_n1, sum_n1 = _exponentials_(logits_nV)
-        losses_N[part] = (largest_n1 + sum_n1.log() - given_n1)[:, 0]
+        losses_N[part] = (largest_n1 - given_n1 + sum_n1.log())[:, 0]
         if any(wanted):  # weight times softmax less one at the target
             share_n1 = weights_n1 / sum_n1
             logits_nV.mul_(share_n1)
@@ -207,13 +207,13 @@ class _LogProbabilities(torch.autograd.Function):
         likeliest_N = torch.empty(len(hidden_ND) if frozen else 0, dtype=torch.int64, device=hidden_ND.device)
         others_ND = torch.empty_like(hidden_ND) if frozen else None
         for part, own_e in zip(_chunks(len(hidden_ND), rows), entries, strict=True):
-            logits_nV, place_e = product.logits(part), place_E[own_e]
-            given_e = logits_nV[place_e - part.start, target_E[own_e]]
+            logits_nV, mine_e = product.logits(part), place_E[own_e] - part.start
+            given_e = logits_nV[mine_e, target_E[own_e]]
             if frozen and len(logits_nV):
                 likeliest_N[part] = logits_nV.argmax(dim=1)
             largest_n1, sum_n1 = _exponentials_(logits_nV)
             lse_N1[part] = largest_n1 + sum_n1.log()
-            result_E[own_e] = given_e - lse_N1[place_e, 0]
+            result_E[own_e] = given_e - largest_n1[mine_e, 0] - sum_n1.log()[mine_e, 0]
             if frozen:
                 logits_nV.div_(sum_n1)
                 likeliest_n1 = likeliest_N[part, None]
@@ -231,7 +231,8 @@ class _LogProbabilities(torch.autograd.Function):
         sum_N1 = torch.zeros(places, 1, dtype=upstream_E.dtype, device=upstream_E.device)
         sum_N1[:, 0].index_put_((place_E,), upstream_E, accumulate=True)
         if others_ND is not None:
-            own_ED = matrix_VD[target_E].to(upstream_E.dtype) - matrix_VD[likeliest_N[place_E]]
+            target_ED, likeliest_ED = (matrix_VD[ids_E].to(ctx.low) for ids_E in (target_E, likeliest_N[place_E]))
+            own_ED = target_ED.to(upstream_E.dtype) - likeliest_ED
             gradient_ND = -sum_N1 * others_ND
             gradient_ND.index_put_((place_E,), upstream_E[:, None] * own_ED, accumulate=True)
             return gradient_ND.to(hidden_ND.dtype), *[None] * 6

@@ -160,6 +160,8 @@ def _update(
     in_flight, waiting = pieces.head_gradient(shape, way)
     logits = pieces.head_logits(shape, way, batch.asked, rows)
     reducing, at_end = pieces.reducing(shape, way)
+    if at_once and way.spread == "fsdp":  # the head teaches while no block is gathered
+        copies[1] = way.computed * shape.root
     stream = way.stream * shape.hidden * (batch.tokens + batch.asked)
     last = way.stream * shape.hidden * batch.tokens
     if way.spread != "fsdp":  # the embedding's gradient, and a tied head's, which waited for it
