@@ -34,8 +34,8 @@ def _poison(module: str, function: str, call: str, what: str, value: str) -> Non
         result = real(*arguments, **options)
         if calls != int(call):
             return result
-        if isinstance(result, Tensor):
-            return _poisoned(result, what, float(value))
+        if isinstance(result, tuple):  # of token_losses
+            return _poisoned(result[0], what, float(value)), *result[1:]
         return dataclasses.replace(result, loss=_poisoned(result.loss, what, float(value)))
 
     setattr(home, function, deadly)

@@ -1,4 +1,4 @@
-"""The denoising loss, by hand and against the plain computation."""
+"""The denoising loss by hand, and its noise. test_vocabulary.py has its gradients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from dcoder_cli.diffusion import loss as losses
 from dcoder_cli.diffusion.noise import add_noise, sample_t, uniforms
+from dcoder_cli.diffusion.vocabulary import Head, weighted_cross_entropy
 
 LN2, LN4 = math.log(2), math.log(4)
 
@@ -41,55 +41,11 @@ def test_every_normalizer_by_hand(normalizer: str, weighting: str, expected: flo
     half = torch.log(torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]))
     quarter = torch.zeros(4)
     logits_NV = torch.stack([half, quarter, quarter])
-    ce_N = losses.chunked_cross_entropy(lambda rows: rows, logits_NV, torch.tensor([0, 3, 1]), 64)
+    weights_N = losses.token_weights(masked_BL, eligible_BL, t_B, weighting, normalizer)[masked_BL]
+    targets_N = torch.tensor([0, 3, 1])
+    weighted, ce_N = weighted_cross_entropy(Head(lambda rows: rows), logits_NV, targets_N, weights_N, 64)
     torch.testing.assert_close(ce_N, torch.tensor([LN2, LN4, LN4]))
-    weights_BL = losses.token_weights(masked_BL, eligible_BL, t_B, weighting, normalizer)
-    total = (ce_N * weights_BL[masked_BL]).sum() / losses.denominator(masked_BL, eligible_BL, normalizer)
-    assert float(total) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
-def test_chunks_and_masked_rows_give_the_plain_loss_and_gradients(chunk: int) -> None:
-    """Logits at masked positions only, in chunks, against the full [B, L, V] computation: 1e-5."""
-    torch.manual_seed(0)
-    head = torch.nn.Linear(16, 50)
-    hidden_BLD = torch.randn(3, 10, 16, requires_grad=True)
-    ids_BL = torch.randint(0, 50, (3, 10))
-    masked_BL = torch.rand(3, 10) < 0.5
-    weights_BL = torch.rand(3, 10) * masked_BL
-
-    plain = (F.cross_entropy(head(hidden_BLD).float().transpose(1, 2), ids_BL, reduction="none") * weights_BL).sum()
-    expected = torch.autograd.grad(plain, [hidden_BLD, head.weight, head.bias])
-
-    ce_N = losses.chunked_cross_entropy(
-        lambda rows: head(rows).float(), hidden_BLD[masked_BL], ids_BL[masked_BL], chunk
-    )
-    ours = (ce_N * weights_BL[masked_BL]).sum()
-    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
-    for got, want in zip(torch.autograd.grad(ours, [hidden_BLD, head.weight, head.bias]), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-
-
-def test_chunks_bound_the_memory() -> None:
-    """No more than `rows` rows of logits are ever asked of the head, forward or backward."""
-    sizes: list[int] = []
-    weight = torch.randn(8, 30, requires_grad=True)
-
-    def head(rows: torch.Tensor) -> torch.Tensor:
-        sizes.append(rows.shape[0])
-        return rows @ weight
-
-    losses.chunked_cross_entropy(head, torch.randn(100, 8), torch.zeros(100, dtype=torch.long), 16).sum().backward()
-    assert max(sizes) == 16 and sum(sizes) == 200  # each chunk once forward, once again backward
-
-
-def test_nothing_masked_is_a_zero_with_gradients() -> None:
-    weight = torch.randn(8, 30, requires_grad=True)
-    empty = losses.chunked_cross_entropy(
-        lambda rows: rows @ weight, torch.randn(0, 8), torch.zeros(0, dtype=torch.long), 64
-    )
-    empty.sum().backward()
-    assert weight.grad is not None and float(weight.grad.abs().sum()) == 0.0
+    assert float(weighted / losses.denominator(masked_BL, eligible_BL, normalizer)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3])

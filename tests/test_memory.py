@@ -16,7 +16,7 @@ from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.presets import Hardware
-from dcoder_cli.training.config import LoraConfig
+from dcoder_cli.training.config import LoraConfig, StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.memory import ask, pieces
 from dcoder_cli.training.memory.ask import FitQuestion
@@ -59,6 +59,26 @@ def test_the_formula_by_hand() -> None:
         pieces.held_by_block(one, Way("fp32"), replace(batch, mask=1)) - pieces.held_by_block(one, Way("fp32"), batch)
         == (2 * 4 * 4 * 3) + 4 * 3 * 3
     )  # keys and values for both heads, and the mask in numbers
+
+
+def test_the_heads_part_by_hand() -> None:
+    """V = 32, D = 8: a table of 256. 10 places, 4 at once: a float32 buffer of 4 x 32, and where products are bf16 one of those.
+
+    The head's gradient is 256 float32, and a product of 256 bf16 on its way to them; a tied one waits for the embedding's.
+    """
+    one = Shape("x", 8, 2, 16, 32, 8, 4, 2, True, 1000, 256, 300, 250, 64, (("q_proj", 8, 8),))
+    assert pieces.head_logits(one, Way("fp32"), 10, 4) == 4 * 4 * 32
+    assert pieces.head_logits(one, Way("bf16"), 10, 4) == (4 + 2) * 4 * 32
+    assert pieces.head_logits(one, Way("fp32"), 3, 4) == 4 * 3 * 32
+    assert pieces.head_gradient(one, Way("fp32")) == (4 * 256, 4 * 256)
+    assert pieces.head_gradient(replace(one, tied=False), Way("bf16")) == ((4 + 2) * 256, 0)
+    assert pieces.head_gradient(one, Way("bf16", "fsdp", 8)) == ((4 + 2) * 256, 2 * 256)
+    assert pieces.head_gradient(one, Way("bf16", lora=LoraConfig(rank=2))) == (0, 0)
+    # Logits teach in the forward pass of stages 0 to 3, and are computed again for it in stage 4.
+    stage, grpo = build(StageConfig, {}), build(GrpoConfig, {})
+    assert "head" in Case("stage2", one, stage).estimate().phases
+    phases = Case("grpo", one, grpo).estimate().phases
+    assert phases["forward"]["logits"] == phases["backward of the head"]["logits"] > 0 and "head" not in phases
 
 
 def test_weights_gradients_and_moments_are_shared_by_fsdp_and_copied_by_ddp() -> None:

@@ -201,6 +201,10 @@ def test_annealed_masks_open_with_their_ratio() -> None:
     assert abs(share - 0.5) < 3 * (0.25 / 19900) ** 0.5
     assert torch.equal(annealed(50, 0.0, torch.Generator()), torch.ones(50, 50, dtype=torch.bool).tril())
     assert annealed(50, 1.0, torch.Generator()).all()
+    for length in (5, 64, 65, 200):  # drawn in parts, the numbers of one draw: recorded runs resume
+        drawn_LL = torch.rand(length, length, generator=torch.Generator().manual_seed(1)) < 0.3
+        expected_LL = torch.ones(length, length, dtype=torch.bool).tril() | drawn_LL
+        assert torch.equal(annealed(length, 0.3, torch.Generator().manual_seed(1)), expected_LL)
 
 
 def test_masks_by_hand() -> None:

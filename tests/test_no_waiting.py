@@ -60,8 +60,10 @@ def one_step(module: TokenLoss, source: Feed, step: int = 0) -> Tensor:
     pattern_LL = None if rows.pattern_LL is None else sent(rows.pattern_LL, device)
     loss_sum = torch.zeros((), device=device)
     for example in rows.examples:
-        losses_N = token_losses(module, example, pattern_LL, source.stage == 0, source.config.isolate_documents, device)
-        loss = (losses_N * sent(example.weights_N, device)).sum() / rows.denominator
+        weighted, _ = token_losses(
+            module, example, pattern_LL, source.stage == 0, source.config.isolate_documents, device
+        )
+        loss = weighted / rows.denominator
         loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

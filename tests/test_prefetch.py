@@ -234,14 +234,12 @@ def test_all_that_is_sent_to_a_gpu_is_page_locked(place: Path, monkeypatch: pyte
     travellers: list[torch.Tensor] = []
 
     class Module:
-        def __call__(self, *arguments: Any) -> torch.Tensor:
+        def __call__(self, *arguments: Any) -> None:
             travellers.extend(one for one in arguments if isinstance(one, torch.Tensor))
             travellers.append(arguments[-1].starts_S)
-            return arguments[0]
 
     for example in rows.examples:
         token_losses(Module(), example, rows.pattern_LL, False, True, torch.device("cpu"))  # type: ignore[arg-type]
-        travellers.append(example.weights_N)
     assert len(travellers) == 8 * len(rows.examples)
     assert all(one.data_ptr() in locked for one in travellers)
     inline = feed.Feed(shards, rules, config, 1, 3, RowOrder(len(shards), 0), range(8), torch.device("cpu")).step(0)

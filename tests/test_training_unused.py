@@ -67,7 +67,7 @@ def computed(place: Path, stage: int, config: StageConfig) -> list[float]:
     mask_id = model.ids.mask if stage else None
     rows = Feed(shards, rules, config, stage, mask_id, RowOrder(len(shards), 0), range(4), CPU).step(3)
     (example,) = rows.examples
-    losses_N = token_losses(TokenLoss(model), example, rows.pattern_LL, stage == 0, config.isolate_documents, CPU)
+    _, losses_N = token_losses(TokenLoss(model), example, rows.pattern_LL, stage == 0, config.isolate_documents, CPU)
     total = config.total_steps(len(shards))
     rates = [optimizers.learning_rate(config.optimizer, step, total) for step in range(total)]
     return [*(losses_N * example.weights_N).tolist(), rows.denominator, total, *rates]

@@ -1,30 +1,19 @@
-"""The denoising loss: weighted cross-entropy at masked positions, named normalisers, bounded memory.
+"""The denoising loss: how masked positions are weighted, and named normalisers. vocabulary.py has the cross-entropies.
 
     loss = sum over masked (b, l) of weight_bl * CE(logits_bl, ids_bl) / denominator
 
-Shapes: B batch, L length, N masked positions, D hidden size, V vocabulary.
+Shapes: B batch, L length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 Weighting = Literal["elbo", "uniform", "cart"]
 Normalizer = Literal["eligible", "masked", "positions", "answer"]
-
-# Ours: 512 rows of Qwen2.5-Coder's 152,064-word vocabulary, 0.3 GB of float32 logits, small beside a 7B model's activations.
-CHUNK_LOGITS = 512 * 152_064
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of logits that may exist at once."""
-    return max(1, CHUNK_LOGITS // vocab_size)
 
 
 def token_weights(
@@ -85,24 +74,3 @@ def denominator(masked_BL: Tensor, eligible_BL: Tensor, normalizer: Normalizer =
         "answer": eligible_BL.any(dim=1).sum(),
     }[normalizer]
     return count.float()
-
-
-def chunked_cross_entropy(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
-    """Cross-entropy in nats of each position, float32 [N], never holding more than `rows` rows of logits.
-
-    Args:
-        head: hidden states [n, D] -> float32 logits [n, V].
-        hidden_ND: hidden states at the masked positions only.
-        targets_N: the true tokens.
-        rows: rows of logits at once (see `chunk_rows`); the backward pass computes each chunk's logits again.
-    """
-
-    def one_chunk(hidden_nD: Tensor, targets_n: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden_nD), targets_n, reduction="none")
-
-    count = hidden_ND.shape[0]
-    if count <= rows:
-        return one_chunk(hidden_ND, targets_N)
-    pieces = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
-    parts = [checkpoint(one_chunk, hidden_nD, targets_n, use_reentrant=False) for hidden_nD, targets_n in pieces]
-    return torch.cat(parts)

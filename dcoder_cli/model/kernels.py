@@ -2,7 +2,7 @@
 
 Only the modules of the model given are changed, by Liger's public classes around the same weights. Rotary embedding is a
 function of transformers' module: its place is taken by one that asks Liger on a GPU and transformers elsewhere. Liger's
-cross-entropy is left out: ours has logits at masked places alone.
+cross-entropy is left out: ours (diffusion/vocabulary.py) has logits at masked places alone and takes weights, on any device.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dcoder_cli.data.batches import Batch
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.timing import learning, models, plain_training, race, rate, report
 from dcoder_cli.training.config import StageConfig
-from dcoder_cli.training.objective import Example, TokenLoss, make_example, sent, token_losses
+from dcoder_cli.training.objective import Example, TokenLoss, make_example, token_losses
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,8 @@ def _example(stepper: learning.Stepper, seed: int, batch: int, length: int) -> E
 
 def _ours(stepper: learning.Stepper, module: TokenLoss, example: Example) -> tuple[Tensor, Tensor]:
     with stepper.autocast():
-        losses_N = token_losses(module, example, None, False, False, stepper.device)
-    loss = (losses_N * sent(example.weights_N, stepper.device)).sum() / example.denominator.to(stepper.device)
-    return losses_N, loss
+        weighted, losses_N = token_losses(module, example, None, False, False, stepper.device)
+    return losses_N, weighted / example.denominator.to(stepper.device)
 
 
 def _plain(stepper: learning.Stepper, example: Example) -> tuple[Tensor, Tensor]:

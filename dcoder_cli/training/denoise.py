@@ -128,11 +128,10 @@ def train(
             for index, example in enumerate(rows.examples):
                 with context.collecting(last=index == len(rows.examples) - 1):
                     with accelerator.autocast():
-                        losses_N = token_losses(
+                        weighted, _ = token_losses(
                             module, example, pattern_LL, stage == 0, config.isolate_documents, accelerator.device
                         )
-                    weights_N = sent(example.weights_N, accelerator.device)
-                    loss = (losses_N * weights_N).sum() / denominator
+                    loss = weighted / denominator
                     accelerator.backward(loss * context.processes)  # gradients are averaged over processes
                 loss_sum += loss.detach()
             # 3. Update.

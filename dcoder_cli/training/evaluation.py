@@ -168,11 +168,8 @@ def _piece(
         uniform_BL = torch.cat([uniforms(range(index, index + 1), batch.ids_BL.shape[1], _SEED, 0) for index in piece])
         plain = StageConfig(weighting="elbo", normalizer="eligible")
         example = noised(batch, plain, t_B, uniform_BL, mask_id)
-    losses_N = (
-        token_losses(module, example, None, mask_id is None, config.isolate_documents, accelerator.device)
-        .double()
-        .cpu()
-    )
+    _, found_N = token_losses(module, example, None, mask_id is None, config.isolate_documents, accelerator.device)
+    losses_N = found_N.double().cpu()
     row_N = example.masked_BL.nonzero()[:, 0]
     band_N = (example.t_B[row_N] * BANDS).long().clamp(max=BANDS - 1)
     return HeldoutSums(

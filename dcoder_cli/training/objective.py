@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dcoder_cli.data.batches import Batch
 from dcoder_cli.diffusion import loss as losses
-from dcoder_cli.diffusion import noise
+from dcoder_cli.diffusion import noise, vocabulary
 from dcoder_cli.model.attention import annealed
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.varlen import Varlen, varlen
@@ -31,13 +31,18 @@ class TokenLoss(nn.Module):
         noised_BL: Tensor,
         places_N: Tensor,
         targets_N: Tensor,
+        weights_N: Tensor,
         attention_mask_BL: Tensor | None,
         document_ids_BL: Tensor | None,
         pattern_LL: Tensor | None,
         causal: bool,
         segments: Varlen | None = None,
-    ) -> Tensor:
-        """Cross-entropy in nats of `targets_N` at `places_N` of the flattened rows, float32 [N]."""
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats of `targets_N` at `places_N` of the flattened rows.
+
+        Returns:
+            its sum, weighted, and each place's, float32 [N], which carries no gradient.
+        """
         hidden_BLD = self.model.hidden(
             noised_BL,
             attention_mask_BL,
@@ -46,10 +51,11 @@ class TokenLoss(nn.Module):
             document_ids_BL=document_ids_BL,
             segments=segments,
         )
-        rows = losses.chunk_rows(self.model.vocab_size)
-        return losses.chunked_cross_entropy(
-            self.model.head, hidden_BLD.flatten(0, 1).index_select(0, places_N), targets_N, rows
-        )
+        if torch.is_grad_enabled():  # the blocks' weights in bf16 go before the head's gradient comes
+            torch.clear_autocast_cache()
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, places_N)
+        rows = vocabulary.chunk_rows(self.model.vocab_size, hidden_ND.device.type)
+        return vocabulary.weighted_cross_entropy(vocabulary.head_of(self.model), hidden_ND, targets_N, weights_N, rows)
 
 
 @dataclass(frozen=True)
@@ -144,14 +150,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 def token_losses(
     module: nn.Module, example: Example, pattern_LL: Tensor | None, causal: bool, isolate: bool, device: torch.device
-) -> Tensor:
-    """Cross-entropy of an example's masked tokens, float32 [N], on `device`."""
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of an example's masked tokens on `device`: weighted and summed, and of each, float32 [N], no gradient."""
     batch = example.batch
     documents_BL = batch.document_ids_BL if isolate else None
-    result: Tensor = module(
+    result: tuple[Tensor, Tensor] = module(
         sent(example.noised_BL, device),
         sent(example.places_N, device),
         sent(example.targets_N, device),
+        sent(example.weights_N, device),
         None if batch.attention_mask_BL is None else sent(batch.attention_mask_BL, device),
         None if documents_BL is None else sent(documents_BL, device),
         None if pattern_LL is None else sent(pattern_LL, device),

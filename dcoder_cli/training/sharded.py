@@ -8,7 +8,7 @@ which modules are sharded, and in which number formats, is decided here and is t
     what leaves the module    float32, so that no token's loss is rounded
 
 Every block is a unit of its own; embeddings, head and what the head needs are the root's and stay gathered from forward to
-backward, because the head is called once for each chunk of logits, and processes have different numbers of chunks. Every
+backward, because the head is used once for each chunk of logits, and processes have different numbers of chunks. Every
 forward of a sharded module is a collective: all processes must run the same number of them.
 """
 

@@ -58,9 +58,10 @@ class Rows:
         module.zero_grad(set_to_none=True)
         parts = []
         for example in examples:
-            losses_N = token_losses(module, example, None, self.causal, True, self.place.torch)
-            losses_N.mean().backward()  # type: ignore[no-untyped-call]
-            parts.append(losses_N.detach())
+            mean = replace(example, weights_N=torch.full_like(example.weights_N, 1 / len(example.weights_N)))
+            weighted, losses_N = token_losses(module, mean, None, self.causal, True, self.place.torch)
+            weighted.backward()  # type: ignore[no-untyped-call]
+            parts.append(losses_N)
         gradients = [weight.grad.flatten().float() for weight in module.parameters() if weight.grad is not None]
         return torch.cat(parts), torch.cat(gradients)
 

@@ -80,8 +80,9 @@ def test_a_step_of_7b_has_the_shapes_that_are_counted(monkeypatch: pytest.Monkey
     module = TokenLoss(model.to(meta))
     module.train()
     places_N = torch.arange(2 * 1024, device=meta)
-    losses_N = module(torch.zeros(2, 1024, dtype=torch.int64, device=meta), places_N, places_N, None, None, None, False)
-    losses_N.mean().backward()
+    tokens_BL, ones_N = torch.zeros(2, 1024, dtype=torch.int64, device=meta), torch.ones(2 * 1024, device=meta)
+    weighted, losses_N = module(tokens_BL, places_N, places_N, ones_N, None, None, None, False)
+    weighted.backward()
     assert losses_N.shape == (2 * 1024,) and losses_N.dtype == torch.float32
     trained = [one for one in module.parameters() if one.requires_grad]
     assert all(one.grad is not None and one.grad.shape == one.shape for one in trained)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dcoder_cli.diffusion import vocabulary
 from dcoder_cli.diffusion.coupled import Passes
-from dcoder_cli.diffusion.loss import chunk_rows
 from dcoder_cli.model.backbone import Model
 
 
@@ -108,7 +107,7 @@ class EntryLogProbs(nn.Module):
     def __init__(self, model: Model, rows: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.rows = rows or chunk_rows(model.vocab_size)
+        self.rows = rows
 
     def forward(
         self, ids_RL: Tensor, attention_RL: Tensor | None, row_E: Tensor, place_E: Tensor, target_E: Tensor
@@ -117,21 +116,8 @@ class EntryLogProbs(nn.Module):
         hidden_RLD = self.model.hidden(ids_RL, attention_RL)
         places_U, entry_E = torch.unique(row_E * ids_RL.shape[1] + place_E, return_inverse=True)
         hidden_UD = hidden_RLD.flatten(0, 1)[places_U]
-        order_E = torch.argsort(entry_E, stable=True)
-        sorted_E = entry_E[order_E]
-        parts = []
-        for start in range(0, max(1, len(places_U)), self.rows):
-            stop = start + self.rows
-            low, high = torch.searchsorted(sorted_E, torch.tensor([start, stop], device=sorted_E.device)).tolist()
-            mine = order_E[low:high]
-            arguments = (hidden_UD[start:stop], entry_E[mine] - start, target_E[mine])
-            whole = len(places_U) <= self.rows
-            parts.append(self._chunk(*arguments) if whole else checkpoint(self._chunk, *arguments, use_reentrant=False))
-        return torch.cat(parts)[torch.argsort(order_E)]
-
-    def _chunk(self, hidden_uD: Tensor, entry_e: Tensor, target_e: Tensor) -> Tensor:
-        logits_uV = self.model.head(hidden_uD)
-        return logits_uV[entry_e, target_e] - torch.logsumexp(logits_uV, dim=-1)[entry_e]
+        rows = self.rows or vocabulary.chunk_rows(self.model.vocab_size, hidden_UD.device.type)
+        return vocabulary.log_probabilities(vocabulary.head_of(self.model), hidden_UD, entry_E, target_E, rows)
 
 
 def smallest(device: torch.device) -> dict[str, Tensor | None]:

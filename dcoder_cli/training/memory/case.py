@@ -110,14 +110,14 @@ class Case:
 
     def estimate(self) -> MemoryEstimate:
         """Bytes on each GPU, by phase and part."""
-        from dcoder_cli.diffusion.loss import chunk_rows
+        from dcoder_cli.diffusion.vocabulary import chunk_rows
 
         config, shape, way = self.config, self.shape, self.way
         if isinstance(config, Decoding):
             sampling = self._sampling(config.batch_size, config.max_new_tokens, config.mode, config.logits_mib)
             return parts.decoding(shape, way, sampling, 2 if config.dtype == "bfloat16" else 4)
         several = self.micro_batches > 1
-        chunk = chunk_rows(shape.vocab)
+        chunk = chunk_rows(shape.vocab, "cpu" if self.cpu else "cuda")
         if isinstance(config, StageConfig):
             return parts.training(shape, way, self.batch, chunk, several)
         rollout = config.rollout

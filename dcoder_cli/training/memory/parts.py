@@ -67,10 +67,10 @@ def training(shape: Shape, way: Way, batch: ForwardPass, rows: int, accumulates:
 
     Args:
         batch: a micro-batch.
-        rows: rows of logits at once (diffusion/loss.py's `chunk_rows`).
+        rows: rows of logits at once (diffusion/vocabulary.py's `chunk_rows`).
         accumulates: a step has more than one micro-batch, so gradients are there while the next is computed.
     """
-    phases = _update(shape, way, batch, rows, accumulates, pieces.head_of_loss(shape, way, batch.asked, rows))
+    phases = _update(shape, way, batch, rows, accumulates, at_once=True)
     return MemoryEstimate({name: stored(shape, way) | phase for name, phase in phases.items()})
 
 
@@ -107,16 +107,16 @@ def grpo(
     there = stored(shape, way)
     if reference is not None:
         there["reference"] = way.shared(reference * shape.parameters)
-    forward, backward = pieces.head_of_policy(shape, way, batch.asked, rows)
+    logits = pieces.head_logits(shape, way, batch.asked, rows)
     every, _, _ = pieces.casts(shape, way)
     ahead, _, _ = pieces.gathered(shape, way)
     passing = pieces.passing_block(shape, way, batch) + _end(shape, way, batch)
     whole = way.computed * shape.parameters if way.spread == "fsdp" else every  # gathered once for all decoding
     phases = {
         **{f"rollout, {name}": held | {"gathered": float(whole)} for name, held in _decoding(shape, way, sampling).items()},
-        "old and reference": {"gathered": float(every + ahead), "activations": float(passing), "logits": float(forward)},
+        "old and reference": {"gathered": float(every + ahead), "activations": float(passing), "logits": float(logits)},
     }  # fmt: skip
-    phases |= _update(shape, way, batch, rows, accumulates, (forward, backward))
+    phases |= _update(shape, way, batch, rows, accumulates, at_once=False)
     return MemoryEstimate({name: there | phase for name, phase in phases.items()})
 
 
@@ -143,9 +143,12 @@ def _end(shape: Shape, way: Way, batch: ForwardPass) -> int:
 
 
 def _update(
-    shape: Shape, way: Way, batch: ForwardPass, rows: int, accumulates: bool, head: tuple[int, int]
+    shape: Shape, way: Way, batch: ForwardPass, rows: int, accumulates: bool, at_once: bool
 ) -> Mapping[str, dict[str, float]]:
-    """The phases of a micro-batch's forward and backward pass, and its end, when all gradients are there."""
+    """The phases of a micro-batch's forward and backward pass, and its end, when all gradients are there.
+
+    `at_once`: logits are computed and teach in the forward pass (stages 0-3); else they are computed again to teach.
+    """
     gradients = way.shared(4.0 * pieces.trainable(shape, way)) * (
         2 if way.spread == "ddp" else 1
     )  # DDP: and its buckets
@@ -154,19 +157,22 @@ def _update(
     again = pieces.held_by_block(shape, way, batch) if way.checkpointing else 0
     passing = pieces.passing_block(shape, way, batch)
     copies = [cast + whole for cast, whole in zip(pieces.casts(shape, way), pieces.gathered(shape, way), strict=True)]
-    in_flight, waiting = pieces.head_gradient(shape, way, batch.asked, rows, head[1])
+    in_flight, waiting = pieces.head_gradient(shape, way)
+    logits = pieces.head_logits(shape, way, batch.asked, rows)
     reducing, at_end = pieces.reducing(shape, way)
+    if at_once and way.spread == "fsdp":  # the head teaches while no block is gathered
+        copies[1] = way.computed * shape.root
     stream = way.stream * shape.hidden * (batch.tokens + batch.asked)
     last = way.stream * shape.hidden * batch.tokens
     if way.spread != "fsdp":  # the embedding's gradient, and a tied head's, which waited for it
         at_end = waiting + (4 * shape.table if way.lora is None and not way.frozen_tables else 0)
     return {
         "forward": {
-            "gradients": before, "gathered": copies[0], "logits": head[0],
+            "gradients": before, "gathered": copies[0], "logits": 0 if at_once else logits,
             "activations": kept + (passing if way.checkpointing else last),
         },
-        "backward of the head": {
-            "gradients": before + in_flight, "gathered": copies[1], "logits": head[1], "activations": kept + stream,
+        "head" if at_once else "backward of the head": {
+            "gradients": before + in_flight, "gathered": copies[1], "logits": logits, "activations": kept + stream,
         },
         "backward of the blocks": {
             "gradients": before + (0 if way.spread == "fsdp" else waiting) + reducing, "gathered": copies[2],

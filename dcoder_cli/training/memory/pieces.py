@@ -187,39 +187,17 @@ def reducing(shape: Shape, way: Way) -> tuple[int, int]:
     return c * shape.table + 4 * shape.block, (c + 4) * shape.root + 4 * shape.block
 
 
-def head_of_loss(shape: Shape, way: Way, asked: int, rows: int) -> tuple[int, int]:
-    """Chunked cross-entropy (diffusion/loss.py): logits in the forward pass, and in the backward pass.
-
-    A chunk's forward holds float32 logits and their log-softmax. Its backward computes both again, then holds the log-softmax
-    and two gradients of that size.
-    """
-    chunk = min(asked, rows) * shape.vocab
-    forward = 8 * chunk
-    return forward, 12 * chunk
+def head_logits(shape: Shape, way: Way, asked: int, rows: int) -> int:
+    """A chunk's logits (diffusion/vocabulary.py): float32, which become their own gradient; and where products are bf16, those."""
+    return (6 if way.computed == 2 else 4) * min(asked, rows) * shape.vocab
 
 
-def head_of_policy(shape: Shape, way: Way, asked: int, rows: int) -> tuple[int, int]:
-    """Stage 4's log-probabilities (training/grpo/estimate.py): logits in a forward pass, and in the backward pass.
+def head_gradient(shape: Shape, way: Way) -> tuple[int, int]:
+    """The head's gradient: while chunks are taught, and what waits in the blocks' backward for a tied head's embedding.
 
-    logsumexp keeps the float32 logits and holds their exponentials for a moment; the backward pass adds the gradient of the
-    entries read, that of logsumexp, and its exponentials.
-    """
-    chunk = min(asked, rows) * shape.vocab
-    return 8 * chunk, 16 * chunk
-
-
-def head_gradient(shape: Shape, way: Way, asked: int, rows: int, logits: int) -> tuple[int, int]:
-    """The head's weight gradient in flight: while chunks are taught, and what stays of it in the blocks' backward.
-
-    Chunks add up in one buffer, which goes into the gradient when all have; a tied head waits for the embedding's. Under
-    autocast the gradient comes in bf16 and is made float32. By then of the chunk's `logits` only their gradient is left, in the
-    format that is computed in: what is counted here comes on top of `logits`.
+    It is added up in float32. bf16 products come as a matrix of their own first; as large is the copy that FSDP2 is given.
     """
     if way.lora is not None or way.frozen_tables:
         return 0, 0
-    several = asked > rows
     number = way.computed if way.spread == "fsdp" else 4
-    fresh = shape.table * (way.computed if way.spread == "fsdp" else 6 if way.casts else 4)
-    buffer = number * shape.table if several else 0
-    gone = logits - way.computed * min(asked, rows) * shape.vocab
-    return buffer + max(0, fresh - gone), number * shape.table if shape.tied else 0
+    return (6 if way.computed == 2 else 4) * shape.table, number * shape.table if shape.tied else 0
