@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ from torch import Tensor
 from dcoder_cli.decoding import selection
 from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas, index
-from dcoder_cli.decoding.proposal import Candidates, LogitsAt, Proposal, needs_order, propose
+from dcoder_cli.decoding.heads import Head
+from dcoder_cli.decoding.proposal import Candidates, Proposal, needs_order, propose
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.rows import Decoded, Slot, Ticket, evaluations
 from dcoder_cli.diffusion import unmasking
@@ -49,6 +49,7 @@ class Engine:
         self.model, self.slots, self.together = model, slots, together
         self._canvas = Canvas(model, slots)
         self._caches = CachePool(slots)
+        self._head = Head(model)
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Slot] = {}  # by slot
         self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)
@@ -181,16 +182,19 @@ class Engine:
         hidden_ND = hidden_RWD[table.row_N, column_N - from_here_R[table.row_N]]
         blind_ND = None if blind_RLD is None else blind_RLD[table.row_N, column_N]
         counts = None if rows[0].count is None else [int(row.count or 0) for row in rows]
+        looked = any(row.ticket.observer for row in rows)
+        # What is committed is known to the host only where it need not wait for it: elsewhere all are measured.
+        whole = looked or settings.commit == "entropy-bound" or self.model.device.type != "cpu"
         proposal = propose(
-            self.model, settings, unmasking.canonical(settings.rule), _logits(self.model, settings, hidden_ND, blind_ND),
-            candidates, measured=counts is None or any(row.ticket.observer for row in rows),
+            self.model, settings, unmasking.canonical(settings.rule), self._head.at(settings, hidden_ND, blind_ND),
+            candidates, counts is None or looked, whole,
         )  # fmt: skip
         self._show(rows, table, place_N, proposal)
         # 3. The surest are committed.
         chosen, rank_N = selection.choose(settings, proposal, candidates, table, counts)
         self._note_ties(slot_R, step_R, table, place_N, chosen)
         row_K, at_K = chosen.row_K, chosen.at_K
-        confidence_K, entropy_K = proposal.own_at(at_K)
+        confidence_K, entropy_K = proposal.own_at(at_K, chosen.taken_K)
         self._canvas.write(
             slot_R[row_K], column_N[at_K], place_N[at_K], proposal.tokens_N[at_K], step_R[row_K], confidence_K,
             entropy_K, chosen.tied_N[at_K], chosen.taken_K,
@@ -243,8 +247,9 @@ class Engine:
         """Tell observers every candidate, with the model's confidence and entropy."""
         if not any(row.ticket.observer for row in rows):
             return
-        assert proposal.own is not None
-        places, best, entropy = place_N.tolist(), proposal.own.best_N.tolist(), proposal.own.entropy_N.tolist()
+        own = proposal.own
+        assert own is not None and own.best_N is not None and own.entropy_N is not None
+        places, best, entropy = place_N.tolist(), own.best_N.tolist(), own.entropy_N.tolist()
         start = 0
         for row in rows:
             here = slice(start, start + row.left)
@@ -297,19 +302,3 @@ class Engine:
         whole_RP = masked_RP.long().cumsum(dim=-1) == 0  # it and everything before it are committed
         ends_RP = (tokens_RP[..., None] == self._stops).any(dim=-1) & whole_RP
         return torch.where(ends_RP, place_P + 1, places + 1).amin(dim=-1)
-
-
-def _logits(model: Model, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor | None) -> LogitsAt:
-    """Logits at some candidates, guided if asked, made of hidden states where they are asked for."""
-    if blind_ND is None:
-        return partial(_head, model, hidden_ND)
-
-    def guided(some: slice | Tensor) -> Tensor:
-        unconditional_nV = model.head(blind_ND[some])
-        return model.head(hidden_ND[some]).sub_(unconditional_nV).mul_(settings.cfg_scale + 1).add_(unconditional_nV)
-
-    return guided
-
-
-def _head(model: Model, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
-    return model.head(hidden_ND[some])
