@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,11 +27,14 @@ from torch import Tensor
 
 from dcoder_cli.decoding import selection
 from dcoder_cli.decoding.caches import CachePool
-from dcoder_cli.decoding.canvas import Canvas, index
-from dcoder_cli.decoding.proposal import Candidates, LogitsAt, Proposal, needs_order, propose
+from dcoder_cli.decoding.canvas import Canvas
+from dcoder_cli.decoding.heads import Head
+from dcoder_cli.decoding.proposal import Candidates, Proposal, needs_order, propose
+from dcoder_cli.decoding.reach import Reach, reach
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.rows import Decoded, Slot, Ticket, evaluations
 from dcoder_cli.diffusion import unmasking
+from dcoder_cli.model import last_block
 from dcoder_cli.model.backbone import Model
 
 
@@ -49,6 +52,7 @@ class Engine:
         self.model, self.slots, self.together = model, slots, together
         self._canvas = Canvas(model, slots)
         self._caches = CachePool(slots)
+        self._head = Head(model)
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Slot] = {}  # by slot
         self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)
@@ -119,34 +123,40 @@ class Engine:
         """Evaluate rows together, then judge and commit those with like settings together."""
         slots = [row.slot for row in rows]
         ids_RL, attention_RL = self._canvas.rows(slots)
-        from_R = [0] * len(rows)
-        if kind == "whole":
-            hidden_RLD = self.model.hidden(ids_RL, attention_RL)
-        else:
-            cache = self._caches.aim(slots, ids_RL.shape[1], kind == "window", self.model.device)
-            windows: dict[str, list[int]] = {}
-            if kind == "window":
-                from_R = [row.window()[0] for row in rows]
-                windows = {"first": from_R, "end": [row.window()[1] for row in rows]}
-            hidden_RLD = self.model.hidden_window(ids_RL, attention_RL, cache, **windows)
+        starts = [row.window()[0] for row in rows] if kind == "window" else [0] * len(rows)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, row in enumerate(rows):
             row.forwards += 1
             row.share += 1 / sharing
             row.age = 1 if kind == "fill" else row.age + 1
             alike.setdefault((*row.judged, row.count is None), []).append(place)
-        for places in alike.values():
-            some = [rows[place] for place in places]
-            at = index(places, self.model.device)
-            if some[0].ticket.settings.cfg_scale:
-                attention = attention_RL if attention_RL is None else attention_RL[at]
-                blind_RLD = self._blind(some, ids_RL[at], attention)
-                for row in some:
+        groups = [
+            reach(self._canvas, [rows[place] for place in places], places, [starts[place] for place in places])
+            for places in alike.values()
+        ]
+        with self._read_only(groups, kind):
+            if kind == "whole":
+                hidden_RWD = self.model.hidden(ids_RL, attention_RL)
+            else:
+                cache = self._caches.aim(slots, ids_RL.shape[1], kind == "window", self.model.device)
+                windows = {"first": starts, "end": [row.window()[1] for row in rows]} if kind == "window" else {}
+                hidden_RWD = self.model.hidden_window(ids_RL, attention_RL, cache, **windows)
+        for group in groups:
+            blind_RLD = None
+            if group.rows[0].ticket.settings.cfg_scale:
+                attention = attention_RL if attention_RL is None else attention_RL[group.at]
+                blind_RLD = self._blind(group.rows, ids_RL[group.at], attention)
+                for row in group.rows:
                     row.forwards += 1
                     row.share += 1 / sharing
-            else:
-                blind_RLD = None
-            self._judge(some, hidden_RLD[at], [from_R[place] for place in places], blind_RLD)
+            self._judge(group, hidden_RWD[group.at_N, group.seen_N], blind_RLD)
+
+    def _read_only(self, groups: list[Reach], kind: str) -> AbstractContextManager[None]:
+        """The last block need not finish what no candidate reads. Rows have no pads on their left."""
+        row_N, seen_N = torch.cat([group.at_N for group in groups]), torch.cat([group.seen_N for group in groups])
+        if kind != "window" and self.model.shift:
+            seen_N = (seen_N - 1).clamp(min=0)  # a window begins one column earlier
+        return last_block.read_only(self.model.network, row_N, seen_N)
 
     def _blind(self, rows: list[Slot], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
         """Hidden states without the prompt: it is masked, what was committed stays (LLaDA's guidance)."""
@@ -159,44 +169,33 @@ class Engine:
         """Numbers of rows as one tensor on the device, [numbers, R]."""
         return torch.tensor(of_rows, device=self.model.device).T
 
-    def _judge(self, rows: list[Slot], hidden_RWD: Tensor, from_R: list[int], blind_RLD: Tensor | None) -> None:
+    def _judge(self, group: Reach, hidden_ND: Tensor, blind_RLD: Tensor | None) -> None:
         """A token and a score for every candidate of rows with like settings; commit the surest."""
+        rows, table, place_N, column_N, slot_R = group.rows, group.table, group.place_N, group.column_N, group.slot_R
         settings = rows[0].ticket.settings
-        slot_R, first_R, low_R, high_R, from_here_R, step_R = self._numbers(
-            [
-                [row.slot, row.first, row.block * row.width, (row.block + 1) * row.width, start, row.step]
-                for row, start in zip(rows, from_R, strict=True)
-            ]
-        )
-        # 1. The masks of each row's block.
-        table = selection.Ragged([row.left for row in rows], self.model.device)
-        masked_RP = self._canvas.masked_SP[slot_R]
-        place_P = torch.arange(masked_RP.shape[1], device=masked_RP.device)
-        inside_RP = masked_RP & (place_P >= low_R[:, None]) & (place_P < high_R[:, None])
-        places_RM = torch.sort((~inside_RP).to(torch.uint8), dim=-1, stable=True).indices[:, : table.most]
-        place_N = table.flat(places_RM)
-        column_N = first_R[table.row_N] + place_N
+        # 1. Logits of the masks of each row's block; a token and a score for each.
         candidates = self._candidates(rows, settings, table, place_N)
-        # 2. Logits there; a token and a score for each.
-        hidden_ND = hidden_RWD[table.row_N, column_N - from_here_R[table.row_N]]
         blind_ND = None if blind_RLD is None else blind_RLD[table.row_N, column_N]
         counts = None if rows[0].count is None else [int(row.count or 0) for row in rows]
+        looked = any(row.ticket.observer for row in rows)
+        # What is committed is known to the host only where it need not wait for it: elsewhere all are measured.
+        whole = looked or settings.commit == "entropy-bound" or self.model.device.type != "cpu"
         proposal = propose(
-            self.model, settings, unmasking.canonical(settings.rule), _logits(self.model, settings, hidden_ND, blind_ND),
-            candidates, measured=counts is None or any(row.ticket.observer for row in rows),
+            self.model, settings, unmasking.canonical(settings.rule), self._head.at(settings, hidden_ND, blind_ND),
+            candidates, counts is None or looked, whole,
         )  # fmt: skip
         self._show(rows, table, place_N, proposal)
-        # 3. The surest are committed.
+        # 2. The surest are committed.
         chosen, rank_N = selection.choose(settings, proposal, candidates, table, counts)
-        self._note_ties(slot_R, step_R, table, place_N, chosen)
+        self._note_ties(group, chosen)
         row_K, at_K = chosen.row_K, chosen.at_K
-        confidence_K, entropy_K = proposal.own_at(at_K)
+        confidence_K, entropy_K = proposal.own_at(at_K, chosen.taken_K)
         self._canvas.write(
-            slot_R[row_K], column_N[at_K], place_N[at_K], proposal.tokens_N[at_K], step_R[row_K], confidence_K,
-            entropy_K, chosen.tied_N[at_K], chosen.taken_K,
+            slot_R[row_K], column_N[at_K], place_N[at_K], proposal.tokens_N[at_K], group.step_R[row_K],
+            confidence_K, entropy_K, chosen.tied_N[at_K], chosen.taken_K,
         )  # fmt: skip
         self._tell(rows, chosen, rank_N, place_N, proposal.tokens_N)
-        self._follow(rows, slot_R, first_R, inside_RP, counts)
+        self._follow(group, counts)
         for row in rows:
             row.step += 1
 
@@ -222,12 +221,10 @@ class Engine:
             drawn("ties", settings.tie_break == "random"), columns, widths,
         )  # fmt: skip
 
-    def _note_ties(
-        self, slot_R: Tensor, step_R: Tensor, table: selection.Ragged, place_N: Tensor, chosen: selection.Chosen
-    ) -> None:
+    def _note_ties(self, group: Reach, chosen: selection.Chosen) -> None:
         """Note since when each candidate stands in a tie, and from which step on those that are committed could have been."""
-        canvas = self._canvas
-        slot_N, step_N = slot_R[table.row_N], step_R[table.row_N]
+        canvas, place_N = self._canvas, group.place_N
+        slot_N, step_N = group.slot_R[group.table.row_N], group.step_R[group.table.row_N]
         since_N = canvas.since_SP[slot_N, place_N]
         since_N = torch.where((since_N < 0) & chosen.tied_N, step_N, since_N)
         from_N = torch.where(since_N >= 0, since_N, step_N)
@@ -236,15 +233,16 @@ class Engine:
         if chosen.taken_K is not None:
             from_K = torch.where(chosen.taken_K, from_K, canvas.tied_from_SP[slot_K, place_K])
         canvas.tied_from_SP[slot_K, place_K] = from_K
-        canvas.since_SP[slot_R] = -1
+        canvas.since_SP[group.slot_R] = -1
         canvas.since_SP[slot_N, place_N] = torch.where(chosen.tied_N, since_N, -1)
 
     def _show(self, rows: list[Slot], table: selection.Ragged, place_N: Tensor, proposal: Proposal) -> None:
         """Tell observers every candidate, with the model's confidence and entropy."""
         if not any(row.ticket.observer for row in rows):
             return
-        assert proposal.own is not None
-        places, best, entropy = place_N.tolist(), proposal.own.best_N.tolist(), proposal.own.entropy_N.tolist()
+        own = proposal.own
+        assert own is not None and own.best_N is not None and own.entropy_N is not None
+        places, best, entropy = place_N.tolist(), own.best_N.tolist(), own.entropy_N.tolist()
         start = 0
         for row in rows:
             here = slice(start, start + row.left)
@@ -267,10 +265,9 @@ class Engine:
             if row.ticket.on_commit is not None:
                 row.ticket.on_commit(row.step, row.ticket.request.index, positions, tokens)
 
-    def _follow(
-        self, rows: list[Slot], slot_R: Tensor, first_R: Tensor, inside_RP: Tensor, counts: list[int] | None
-    ) -> None:
+    def _follow(self, group: Reach, counts: list[int] | None) -> None:
         """Learn how many masks are left in each row's block, and whether its answer is complete."""
+        rows = group.rows
         settings = rows[0].ticket.settings
         early = [row for row in rows if row.ticket.settings.early_stop]
         if counts is not None and settings.compat is None:  # a mask is never drawn: the host knows
@@ -278,10 +275,10 @@ class Engine:
                 row.left -= count
             if not early:
                 return
-        masked_RP = self._canvas.masked_SP[slot_R]
-        found = [(masked_RP & inside_RP).sum(dim=-1)]
+        masked_RP = self._canvas.masked_SP[group.slot_R]
+        found = [(masked_RP & group.inside_RP).sum(dim=-1)]
         if early and len(self._stops):
-            found.append(self._answers(slot_R, first_R, masked_RP))
+            found.append(self._answers(group.slot_R, group.first_R, masked_RP))
         told = torch.stack(found).tolist()
         for place, row in enumerate(rows):
             row.left = told[0][place]
@@ -297,19 +294,3 @@ class Engine:
         whole_RP = masked_RP.long().cumsum(dim=-1) == 0  # it and everything before it are committed
         ends_RP = (tokens_RP[..., None] == self._stops).any(dim=-1) & whole_RP
         return torch.where(ends_RP, place_P + 1, places + 1).amin(dim=-1)
-
-
-def _logits(model: Model, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor | None) -> LogitsAt:
-    """Logits at some candidates, guided if asked, made of hidden states where they are asked for."""
-    if blind_ND is None:
-        return partial(_head, model, hidden_ND)
-
-    def guided(some: slice | Tensor) -> Tensor:
-        unconditional_nV = model.head(blind_ND[some])
-        return model.head(hidden_ND[some]).sub_(unconditional_nV).mul_(settings.cfg_scale + 1).add_(unconditional_nV)
-
-    return guided
-
-
-def _head(model: Model, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
-    return model.head(hidden_ND[some])

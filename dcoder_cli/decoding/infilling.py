@@ -23,8 +23,8 @@ import torch
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding.canvas import Canvas
-from dcoder_cli.decoding.proposal import chunk_size
 from dcoder_cli.decoding.requests import Prompt, Request, Settings, encode, is_infill
+from dcoder_cli.decoding.room import chunk_size
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model.backbone import Model
 

@@ -16,24 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dcoder_cli.decoding.own import Own, joined, measure, measure_some
 from dcoder_cli.decoding.requests import Request, Settings
+from dcoder_cli.decoding.room import chunk_size, part_size, parts
 from dcoder_cli.diffusion import unmasking
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 
-# The bound by device, in MiB (ours): on a CPU a chunk that the caches still help with, on an accelerator one that fills it.
-CPU_MIB, ACCELERATOR_MIB = 256, 2048
-# Copies of a chunk's logits that are alive at once, at most: as they came (and in the head's own number format before),
-# heated and filtered, as probabilities, and one to work in; the rest are the masks of top-p.
-COPIES = 5
-
-CACHED = (
-    8 * 2**20
-)  # bytes of logits judged at a time on a CPU (ours, measured: twice as fast at 152,064 entries as 88 rows)
-
-LogitsAt = Callable[
-    [slice | Tensor], Tensor
-]  # the model's logits [n, V] at some of the candidates, a new tensor each time
+# The model's logits [n, V] at some of the candidates, to change at will; they hold until the next call.
+LogitsAt = Callable[[slice | Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,20 +76,6 @@ class Candidates:
     widths: list[int] | None = None
 
 
-@dataclass(frozen=True)
-class Own:
-    """The model's own distribution, neither heated nor filtered: what a trajectory records and the commit rules read.
-
-    Attributes:
-        confidence_N: probability of the chosen token. best_N: of the likeliest one.
-        entropy_N: in nats.
-    """
-
-    confidence_N: Tensor
-    best_N: Tensor
-    entropy_N: Tensor
-
-
 @dataclass
 class Proposal:
     """A token and a score for each of N candidates, rows one after another.
@@ -117,38 +94,41 @@ class Proposal:
     own: Own | None
     kept_NV: Tensor | None
 
-    def own_at(self, chosen_K: Tensor) -> tuple[Tensor, Tensor]:
-        """Confidence and entropy of some candidates under the model's own distribution."""
-        if self.own is not None:
-            return self.own.confidence_N[chosen_K], self.own.entropy_N[chosen_K]
+    def own_at(self, chosen_K: Tensor, taken_K: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Confidence and entropy of some candidates under the model's own distribution; 0 where not taken may stand for them."""
+        own = self.own
+        if own is not None and own.entropy_N is not None:
+            return own.confidence_N[chosen_K], own.entropy_N[chosen_K]
         assert self.kept_NV is not None
-        found = _own(self.kept_NV[chosen_K], self.tokens_N[chosen_K])
-        return found.confidence_N, found.entropy_N
-
-
-def chunk_size(model: Model, settings: Settings) -> int:
-    """Candidates judged at a time, at least one: as many as `logits_mib` has room for."""
-    mib = settings.logits_mib or (CPU_MIB if model.device.type == "cpu" else ACCELERATOR_MIB)
-    wide = 8 if model.dtype == torch.float64 else 4
-    return max(1, mib * 2**20 // (model.vocab_size * wide * COPIES))
+        if own is None or taken_K is None:
+            found = measure_some(self.kept_NV, self.tokens_N, chosen_K)
+            assert found.entropy_N is not None
+            return found.confidence_N, found.entropy_N
+        entropy_K = torch.zeros_like(own.confidence_N[chosen_K])
+        entropy_k = measure_some(self.kept_NV, self.tokens_N, chosen_K[taken_K]).entropy_N
+        assert entropy_k is not None
+        entropy_K[taken_K] = entropy_k
+        return own.confidence_N[chosen_K], entropy_K
 
 
 def propose(
-    model: Model, settings: Settings, rule: str, logits_at: LogitsAt, candidates: Candidates, measured: bool = False
-) -> Proposal:
+    model: Model, settings: Settings, rule: str, logits_at: LogitsAt, candidates: Candidates, measured: bool = False,
+    whole: bool = True,
+) -> Proposal:  # fmt: skip
     """A token and a score for each candidate.
 
     Args:
         logits_at: the model's logits at candidates.
         measured: the proposal's `own` is wanted for all candidates.
+        whole: all of it; else the confidence will do where logits are kept.
     """
     judge = _Judge(model, settings, rule, candidates)
     count, size = len(candidates.place_N), chunk_size(model, settings)
     if count <= size:
         raw_NV = logits_at(slice(0, count))
         tokens_N, scores_N, keys_N = judge(raw_NV, slice(0, count), keys=None)
-        own = _own(raw_NV, tokens_N) if measured else None
-        kept_NV = None if measured else raw_NV
+        own = measure(raw_NV, tokens_N, whole) if measured else None
+        kept_NV = None if measured and whole else raw_NV
     else:
         tokens_N, scores_N, keys_N, own = _in_chunks(judge, logits_at, candidates, size)
         kept_NV = None
@@ -164,18 +144,18 @@ def _in_chunks(
 ) -> tuple[Tensor, Tensor, Tensor | None, Own]:
     """Tokens, scores, keys and own numbers of all candidates, `size` at a time."""
     likely = judge.may_tie and judge.cuts  # a filter leaves equal scores behind; heat alone hardly does
-    parts, owns = [], []
+    found, owns = [], []
     count = len(candidates.place_N)
     for start in range(0, count, size):
         here = slice(start, min(start + size, count))
         raw_nV = logits_at(here)
-        parts.append(judge(raw_nV, here, keys=likely))
-        owns.append(_own(raw_nV, parts[-1][0]))
+        found.append(judge(raw_nV, here, keys=likely))
+        owns.append(measure(raw_nV, found[-1][0]))
         del raw_nV
-    tokens_N, scores_N = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    own = Own(*(torch.cat([getattr(one, name) for one in owns]) for name in ("confidence_N", "best_N", "entropy_N")))
+    tokens_N, scores_N = torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
+    own = joined(owns)
     if likely:
-        return tokens_N, scores_N, torch.cat([part[2] for part in parts if part[2] is not None]), own
+        return tokens_N, scores_N, torch.cat([one[2] for one in found if one[2] is not None]), own
     if not judge.may_tie:
         return tokens_N, scores_N, None, own
     tied_N = torch.cat([_equal(part) for part in torch.split(scores_N, candidates.lengths)])
@@ -201,7 +181,7 @@ class _Judge:
     def __call__(self, raw_nV: Tensor, here: slice, keys: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, scores and, where asked, keys [n]; `keys` None: where they may tie and any two scores are equal."""
         with self._biased(raw_nV, here):
-            found = [self._scored(part_mV, part) for part_mV, part in _parts(raw_nV, here)]
+            found = [self._scored(part_mV, part) for part_mV, part in parts(raw_nV, here)]
             tokens_n, scores_n = (torch.cat(each) for each in zip(*found, strict=True))
             wanted = self.may_tie and _any_equal(scores_n) if keys is None else keys
             keys_n = self._own_scores(raw_nV, tokens_n, here) if wanted else None
@@ -215,8 +195,8 @@ class _Judge:
             return self._own_scores(raw_nV, tokens_n, here)
 
     def _own_scores(self, raw_nV: Tensor, tokens_n: Tensor, here: slice | Tensor) -> Tensor:
-        parts = zip(_parts(raw_nV, here), torch.split(tokens_n, _part_size(raw_nV)), strict=True)
-        return torch.cat([self._score(torch.softmax(raw_mV, dim=-1), some_m, part) for (raw_mV, part), some_m in parts])
+        every = zip(parts(raw_nV, here), torch.split(tokens_n, part_size(raw_nV)), strict=True)
+        return torch.cat([self._score(torch.softmax(raw_mV, dim=-1), some_m, part) for (raw_mV, part), some_m in every])
 
     def _scored(self, own_nV: Tensor, here: slice | Tensor) -> tuple[Tensor, Tensor]:
         if not self.cuts:
@@ -273,33 +253,6 @@ class _Judge:
             yield
         finally:
             raw_nV[:, changed] = before_nC
-
-
-def _part_size(raw_nV: Tensor) -> int:
-    """How many rows are judged at a time: on a CPU as many as its caches hold through all passes over them."""
-    return max(1, CACHED // (raw_nV.shape[1] * raw_nV.element_size())) if raw_nV.device.type == "cpu" else len(raw_nV)
-
-
-def _parts(raw_nV: Tensor, here: slice | Tensor) -> Iterator[tuple[Tensor, slice | Tensor]]:
-    """Logits so many rows at a time, with which of the step's candidates they are."""
-    size = _part_size(raw_nV)
-    for start, part_mV in zip(range(0, len(raw_nV), size), torch.split(raw_nV, size), strict=True):
-        end = start + len(part_mV)
-        yield part_mV, slice(here.start + start, here.start + end) if isinstance(here, slice) else here[start:end]
-
-
-def _own(raw_nV: Tensor, tokens_n: Tensor) -> Own:
-    size = _part_size(raw_nV)
-    parts = zip(torch.split(raw_nV, size), torch.split(tokens_n, size), strict=True)
-    found = [_own_part(raw_mV, tokens_m) for raw_mV, tokens_m in parts]
-    return Own(*(torch.cat(each) for each in zip(*found, strict=True)))
-
-
-def _own_part(raw_nV: Tensor, tokens_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logs_nV = torch.log_softmax(raw_nV, dim=-1)
-    confidence_n = logs_nV.gather(-1, tokens_n[:, None])[:, 0].exp()
-    best_n = logs_nV.max(dim=-1).values.exp()
-    return confidence_n, best_n, -logs_nV.exp().mul_(logs_nV).sum(dim=-1)
 
 
 def _any_equal(scores_n: Tensor) -> bool:

@@ -67,7 +67,7 @@ class Settings:
             "topk": as torch.topk over the whole row orders them, which is unspecified, and what the public samplers
             do (with compat on the padded row of the batch, as they do; else on the row alone). Default: model, and topk with compat. A trajectory tells which commits a tie decided.
         logits_mib: memory for logits and their copies, in MiB; candidates are judged in chunks that stay within it. It
-            changes no token. None: 256 on a CPU, 2048 on an accelerator (proposal.py).
+            changes no token. None: 256 on a CPU, 2048 on an accelerator (room.py).
         seed: base seed; row i of the call draws from (seed, i), so its neighbours do not matter.
         mode: "exact" (the plain sampler's tokens) or "fast" (approximate). What follows applies to "fast" only, where
             None takes the default that is named.

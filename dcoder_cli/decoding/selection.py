@@ -131,7 +131,7 @@ def _allowed(
     assert proposal.own is not None
     by_order_R = torch.full((len(order_RM),), settings.alg_temperature == 0, device=order_RM.device)
     if settings.commit == "entropy-bound":
-        assert settings.entropy_bound is not None
+        assert settings.entropy_bound is not None and proposal.own.entropy_N is not None
         entropy_RM = rows.table(proposal.own.entropy_N, torch.inf)
         return commits.within_entropy_bound(order_RM, entropy_RM, settings.entropy_bound), scores_RM, by_order_R
     confidence_RM = rows.table(proposal.own.confidence_N, -1.0)

@@ -19,7 +19,7 @@ GIB = 1024**3
 # and eval, ours: more than any of HumanEval's with its chat.
 ROWS = {"pretrain": 4096, "sft": 2048, "prompt": 200, "question": 512}
 # Copies of a chunk's logits that are alive at once while tokens are chosen: as they came, probabilities, two to score with.
-# decoding/proposal.py plans for one more, which some settings take.
+# decoding/room.py plans for one more, which some settings take.
 ALIVE = 4
 
 
@@ -131,15 +131,19 @@ class Case:
         return parts.grpo(shape, way, self.batch, chunk, several, sampling, reference)
 
     def _sampling(self, rows: int, new: int, mode: str, logits_mib: int | None) -> DecodingPass:
-        from dcoder_cli.decoding.proposal import ACCELERATOR_MIB, COPIES, CPU_MIB
+        from dcoder_cli.decoding import room
         from dcoder_cli.decoding.requests import BLOCK
 
         before = self.rows["question" if isinstance(self.config, Decoding) else "prompt"]
         judged = BLOCK if mode == "fast" and new % BLOCK == 0 else new  # of each row, at a step
         batch = ForwardPass(rows, before + new, rows * judged, rows)
-        bound = (logits_mib or (CPU_MIB if self.cpu else ACCELERATOR_MIB)) * 2**20
-        copies = min(bound / COPIES, 4.0 * batch.asked * self.shape.vocab)
-        return DecodingPass(batch, ALIVE * copies, mode == "fast")
+        bound = (logits_mib or (room.CPU_MIB if self.cpu else room.ACCELERATOR_MIB)) * 2**20
+        whole = 4.0 * batch.asked * self.shape.vocab
+        if not self.cpu:
+            return DecodingPass(batch, ALIVE * min(bound / room.COPIES, whole), mode == "fast")
+        chunk = min(bound / room.CPU_COPIES, whole)
+        part = min(chunk, room.CACHED, max(room.WORTH, chunk / room.COPIES))
+        return DecodingPass(batch, chunk + (ALIVE - 1) * part, mode == "fast")
 
 
 def _base(lora: LoraConfig, precision: str) -> str:
