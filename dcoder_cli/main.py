@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
+from dcoder_cli.base.machine import bound_threads
 
 
 class CommandEntry(NamedTuple):
@@ -132,6 +133,7 @@ def process() -> None:
 
 def main() -> None:
     """Run the command line: exit 0, 1 (the work failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
+    bound_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
     typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
     try:

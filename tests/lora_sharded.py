@@ -5,6 +5,7 @@ Not a test: a program for torchrun. Without a process group it does the same on 
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -83,3 +84,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         (Path(out) / f"losses-{last}.txt").write_text("".join(f"{on} {off}\n" for on, off in found))
     dist.destroy_process_group()
+    os._exit(0)  # as dcoder_cli.main.process, and for its reason

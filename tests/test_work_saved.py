@@ -50,7 +50,7 @@ def test_the_largest_entry_is_argmaxs(width: int) -> None:
 def test_the_heads_kept_memory_holds_the_heads_numbers(wide: Model) -> None:
     source = torch.Generator().manual_seed(0)
     hidden_ND, blind_ND = (torch.randn(40, 32, generator=source) for _ in range(2))
-    head = heads.Head(wide)
+    head = heads.CandidateHead(wide)
     plain, guided = (
         head.at(Settings(cfg_scale=scale), hidden_ND, given) for scale, given in ((0.0, None), (1.5, blind_ND))
     )

@@ -28,7 +28,7 @@ from torch import Tensor
 from dcoder_cli.decoding import selection
 from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas
-from dcoder_cli.decoding.heads import Head
+from dcoder_cli.decoding.heads import CandidateHead
 from dcoder_cli.decoding.proposal import Candidates, Proposal, needs_order, propose
 from dcoder_cli.decoding.reach import Reach, reach
 from dcoder_cli.decoding.requests import Settings
@@ -52,7 +52,7 @@ class Engine:
         self.model, self.slots, self.together = model, slots, together
         self._canvas = Canvas(model, slots)
         self._caches = CachePool(slots)
-        self._head = Head(model)
+        self._head = CandidateHead(model)
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Slot] = {}  # by slot
         self._stops = torch.tensor(sorted(model.ids.stops), device=model.device)

@@ -8,16 +8,17 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcoder_cli.decoding.proposal import LogitsAt
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.head import head_matrix
 
 _COLUMNS = 4096  # of the vocabulary at a time (ours: measured on a CPU at 32,000 and 152,064, 1,024 to 16,384 tried)
 
 
-class Head:
+class CandidateHead:
     """A model's head. On a CPU its logits lie in memory that is kept from step to step, and so hold until the next call.
 
     New memory of that size costs a CPU a tenth of the product, and so does a product of the whole vocabulary at once. The
@@ -60,9 +61,9 @@ class Head:
 
     def _weight(self, hidden_nD: Tensor) -> Tensor | None:
         """The head's matrix where it is nothing but a product in float32 or more on the CPU; else None."""
-        head = self.model.network.lm_head
-        if type(head) is not nn.Linear or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
+        weight_VD = head_matrix(self.model.network)
+        if weight_VD is None:
             return None
-        weight_VD = head.weight.detach()
+        weight_VD = weight_VD.detach()
         plain = type(weight_VD) is Tensor and weight_VD.device.type == "cpu" and weight_VD.dtype == hidden_nD.dtype
         return weight_VD if plain and weight_VD.dtype in (torch.float32, torch.float64) else None

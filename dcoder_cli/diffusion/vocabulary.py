@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from dcoder_cli.model.head import head_matrix
 
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
@@ -54,9 +56,7 @@ class Head:
 
 def head_of(model: Model) -> Head:
     """A model's head, to be asked for inside the forward pass that uses it: FSDP2 has then gathered its weights."""
-    head = model.network.lm_head
-    plain = type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks)
-    return Head(model.head, list(head.parameters()), head.weight if plain else None)
+    return Head(model.head, list(model.network.lm_head.parameters()), head_matrix(model.network))
 
 
 def weighted_cross_entropy(
