@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
-from dcoder_cli.data.problems import entry_point_of
+from dcoder_cli.data.problems import entry_point_of, read_problem, why_unusable
 from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.tokenizer import train_tokenizer
@@ -146,6 +147,35 @@ def test_setup_and_imports_go_with_the_tests(tmp_path: Path, tokenizer: str) -> 
     assert [row["tests"] for row in load_prompts(tmp_path / "out")] == [first["tests"], second["tests"]]
 
 
+@pytest.mark.parametrize("column", ["prelude", "setup"])
+@pytest.mark.parametrize("form", ["lines", "text", "in tests, as lines", "in tests, as text"])
+def test_code_beside_the_tests_is_a_text_or_its_lines(tmp_path: Path, tokenizer: str, column: str, form: str) -> None:
+    """A list of lines had become its own name in brackets, an expression that does nothing."""
+    lines = ["import math", "two = math.tau / math.pi"]
+    code = lines if "lines" in form else "\n".join(lines)
+    row: dict[str, Any] = {"question": "Double it.", "test_list": ["assert f(1) == two"]}
+    if form.startswith("in tests"):
+        row["tests"] = {"hidden": row.pop("test_list"), column: code}
+    else:
+        row[{"prelude": "test_imports", "setup": "test_setup_code"}[column]] = code
+    rl(write(tmp_path / "rows.jsonl", [row]), tokenizer)
+    (prompt,) = load_prompts(tmp_path / "out")
+    assert prompt["tests"][column] == "\n".join(lines)
+    with Judge(workers=1) as judge:
+        assert judge.submit(problem_of(prompt), "def f(x):\n    return 2 * x").result().passed
+
+
+@pytest.mark.parametrize("value", [5, True, ["import math", 5], {"a": "b"}])
+@pytest.mark.parametrize("column", ["test_imports", "test_setup_code", "prelude", "setup"])
+def test_code_of_another_form_is_a_bad_row(column: str, value: Any) -> None:
+    row: dict[str, Any] = {"question": "q", "test_list": ["assert f(1)"], column: value}
+    if column in ("prelude", "setup"):
+        row = {"question": "q", "tests": {"hidden": ["assert f(1)"], column: value}}
+    with pytest.raises(BadRow, match=column) as caught:
+        read_problem(row, "r:1", "s")
+    assert caught.value.reason == "tests of another form"
+
+
 def test_the_entry_point_is_no_imported_name() -> None:
     tests = ["assert isclose(area(1), 3)"]
     assert entry_point_of(tests) == "isclose"
@@ -194,8 +224,6 @@ UNITTEST = "import unittest\nclass T(unittest.TestCase):\n    def test_one(self)
     ],
 )
 def test_tests_that_only_stand_there_judge_nothing(row: dict[str, Any], reason: str | None) -> None:
-    from dcoder_cli.data.problems import read_problem, why_unusable
-
     problem = read_problem(row, "r:1", "s")
     assert why_unusable(problem) == reason
     assert reason is not None or problem.entry_point == "f"
@@ -203,7 +231,6 @@ def test_tests_that_only_stand_there_judge_nothing(row: dict[str, Any], reason: 
 
 @pytest.mark.parametrize("role", [["user"], None, {}, 1])
 def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
-    from dcoder_cli.data.dropped import BadRow
     from dcoder_cli.data.formats import messages_of
 
     with pytest.raises(BadRow, match="'role' in 'messages' must be text"):
@@ -211,7 +238,7 @@ def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
 
 
 def test_a_function_under_a_builtins_name_is_found_by_the_reference() -> None:
-    from dcoder_cli.data.problems import entry_point_of
+    from dcoder_cli.data.problems import entry_point_of, read_problem, why_unusable
 
     code = "def sum(a, b):\n    return a - b"
     assert entry_point_of(["assert sum(2, 1) == 1"]) is None

@@ -55,11 +55,12 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     known = f"known: {', '.join(map(str, row))}"
     shown = _texts(row.get("tests_shown"), "tests_shown", where)
     tests = row.get("tests")
-    prelude = "\n".join(_texts(row.get("test_imports"), "test_imports", where))
-    setup = str(row.get("test_setup_code") or "").replace("\r\n", "\n")
+    prelude = _code(row.get("test_imports"), "test_imports", where)
+    setup = _code(row.get("test_setup_code"), "test_setup_code", where)
     if isinstance(tests, dict):
         shown = _texts(tests.get("shown"), "tests: shown", where)
-        prelude, setup = str(tests.get("prelude") or prelude), str(tests.get("setup") or setup)
+        prelude = _code(tests.get("prelude"), "tests: prelude", where) or prelude
+        setup = _code(tests.get("setup"), "tests: setup", where) or setup
         tests = tests.get("hidden")
     if tests is None:
         column = next((name for name in _TESTS if row.get(name) is not None), None)
@@ -108,6 +109,13 @@ def _texts(value: Any, column: str, where: str) -> list[str]:
         kind = type(value).__name__ if not isinstance(value, (list, tuple)) else "a list with other things"
         raise BadRow(f"{where}: {column} must be a list of statements as text, not {kind}", "tests of another form")
     return list(value)
+
+
+def _code(value: Any, column: str, where: str) -> str:
+    """Code beside the tests: a text, or a list of its lines."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n")
+    return "\n".join(_texts(value, column, where)).replace("\r\n", "\n")
 
 
 def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
