@@ -176,6 +176,23 @@ def test_code_of_another_form_is_a_bad_row(column: str, value: Any) -> None:
     assert caught.value.reason == "tests of another form"
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"task_id": 0}, "0"),
+        ({"id": 0}, "0"),
+        ({"task_id": 0, "id": 7}, "0"),
+        ({"task_id": None, "id": 0}, "0"),
+        ({"task_id": "", "id": "a"}, "a"),
+        ({"task_id": None, "id": ""}, "r:1"),
+        ({}, "r:1"),
+    ],
+)
+def test_only_null_and_the_empty_text_are_no_name(names: dict[str, Any], expected: str) -> None:
+    assert read_problem(asked("assert f(1)", **names), "r:1", "s").task_id == expected
+    assert read_problem(asked("assert f(1)", source=0), "r:1", "s").source == "0"
+
+
 def test_the_entry_point_is_no_imported_name() -> None:
     tests = ["assert isclose(area(1), 3)"]
     assert entry_point_of(tests) == "isclose"

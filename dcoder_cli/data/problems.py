@@ -87,7 +87,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     if reference is None and best is not None and best["pass_rate"] > 0:
         reference = best.get("completion")
     return RlProblem(
-        task_id=str(row.get("task_id") or row.get("id") or where),
+        task_id=_given(row, ("task_id", "id"), where),
         messages=messages,
         question=question,
         shown=shown,
@@ -96,10 +96,15 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
         setup=setup,
         answer=None if number is None else f"{number:f}",
         entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude, str(reference or "")),
-        source=str(row.get("source") or source),
+        source=_given(row, ("source",), source),
         reference=str(reference) if reference is not None else None,
         pass_rates=[float(entry["pass_rate"]) for entry in inferences if entry.get("model_name") in HARD_MODELS],
     )
+
+
+def _given(row: dict[str, Any], columns: Sequence[str], otherwise: str) -> str:
+    """The first of these columns that a row has, as text: 0 is a name, null and the empty text are none."""
+    return str(next((row[name] for name in columns if row.get(name) is not None and row[name] != ""), otherwise))
 
 
 def _texts(value: Any, column: str, where: str) -> list[str]:
