@@ -76,6 +76,7 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
             "not an object of columns": None,
             "empty": {"question": " ", "test_cases": ["assert f(1) == 1"]},
             "tests that do not parse": asked("assert f(1) = 1"),
+            "tests that do not compile": asked("return f(1) == 1"),
             "tests that call no function": asked("assert 1 + 1 == 2"),
             "tests that do not call the function": asked("def check(c):\n    assert c(1) == 1", entry_point="f"),
             "no tests, and no answer that is a number": {"question": "z", "answer": "many"},
@@ -246,6 +247,29 @@ def test_tests_that_only_stand_there_judge_nothing(row: dict[str, Any], reason: 
     assert reason is not None or problem.entry_point == "f"
 
 
+NOT_COMPILED = [
+    "return f(1) == 1",
+    "assert await f(1) == 1",
+    "assert (yield f(1)) == 1",
+    "nonlocal x\nassert f(1)",
+    "assert f(1)\nbreak",
+    "assert f(1)\nfrom __future__ import annotations",
+]
+
+
+@pytest.mark.parametrize("code", NOT_COMPILED)
+def test_code_that_parses_and_does_not_compile_judges_nothing(code: str) -> None:
+    reason = "tests that do not compile"
+    assert why_unusable(read_problem(asked(code), "r:1", "s")) == reason
+    for column in ("test_imports", "test_setup_code"):
+        assert why_unusable(read_problem(asked("assert f(1)", **{column: code}), "r:1", "s")) == reason
+
+
+def test_a_test_that_python_warns_of_is_no_news(recwarn: pytest.WarningsRecorder) -> None:
+    assert why_unusable(read_problem(asked("assert f('\\d') is 'x'"), "r:1", "s")) is None
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("role", [["user"], None, {}, 1])
 def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
     from dcoder_cli.data.formats import messages_of
@@ -255,8 +279,6 @@ def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
 
 
 def test_a_function_under_a_builtins_name_is_found_by_the_reference() -> None:
-    from dcoder_cli.data.problems import entry_point_of, read_problem, why_unusable
-
     code = "def sum(a, b):\n    return a - b"
     assert entry_point_of(["assert sum(2, 1) == 1"]) is None
     assert entry_point_of(["assert len([sum(2, 1)]) == 1"], reference=code) == "sum"

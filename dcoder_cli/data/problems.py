@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,7 @@ def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
 def why_unusable(problem: RlProblem) -> str | None:
     """Why no completion of a problem could ever be judged, for counting; None where one can.
 
-    Code that does not parse, a function without a name, or one that no test calls: then nothing passes, or everything.
+    Code that does not compile, a function without a name, or one that no test calls: then nothing passes, or everything.
     """
     if not problem.question.strip():
         return "empty"
@@ -151,6 +152,8 @@ def why_unusable(problem: RlProblem) -> str | None:
     trees = [_parsed(text) for text in code]
     if any(tree is None for tree in trees):
         return "tests that do not parse"
+    if not all(map(_compiles, code)):
+        return "tests that do not compile"
     if not problem.entry_point or not problem.entry_point.isidentifier():
         return "tests that call no function"
     ran = _names_ran([tree for tree in trees if tree is not None])
@@ -176,11 +179,22 @@ def _names_ran(trees: Sequence[ast.Module]) -> set[str]:
 
 
 def _parsed(code: str) -> ast.Module | None:
-    """As execution compiles it, whose words on what does not parse come too late; None where it does not."""
+    """The syntax of some code; None where it has none."""
     try:
-        return ast.parse(code)
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _compiles(code: str) -> bool:
+    """Whether execution can compile it, which says so too late; a `return`, `await` or `break` of no function parses."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, "<test>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def entry_point_of(tests: Sequence[str], prelude: str = "", reference: str = "") -> str | None:
