@@ -365,6 +365,8 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
         screen.print(table)
     for licence, count in manifest.get("licence_headers_stripped", {}).items():
         screen.print(f"licence headers stripped: {count:,} {licence}")
+    if (idle := manifest.get("idle_tests")) and idle["count"]:
+        screen.print(f"tests left out since they check nothing: {idle['count']:,}, such as {idle['examples'][0]}")
     if constants := manifest.get("constant_answers"):
         screen.print(
             f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "

@@ -77,6 +77,7 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
             "empty": {"question": " ", "test_cases": ["assert f(1) == 1"]},
             "tests that do not parse": asked("assert f(1) = 1"),
             "tests that do not compile": asked("return f(1) == 1"),
+            "tests that check nothing": asked("f(1) == 1", "", "# later"),
             "tests that call no function": asked("assert 1 + 1 == 2"),
             "tests that do not call the function": asked("def check(c):\n    assert c(1) == 1", entry_point="f"),
             "no tests, and no answer that is a number": {"question": "z", "answer": "many"},
@@ -268,6 +269,37 @@ def test_code_that_parses_and_does_not_compile_judges_nothing(code: str) -> None
 def test_a_test_that_python_warns_of_is_no_news(recwarn: pytest.WarningsRecorder) -> None:
     assert why_unusable(read_problem(asked("assert f('\\d') is 'x'"), "r:1", "s")) is None
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["", " \n", "# f(1)", "f(1) == 1", "f(1) == 1\n2 == f(2)", "f", "'assert f(1)'", "pass", "assert (f(1) == 1, 'no')",
+     "assert True", "assert 'f(1) == 1'"],
+)  # fmt: skip
+def test_a_test_that_checks_nothing_is_left_out(test: str) -> None:
+    """Any answer passes it, so that its row paid for everything."""
+    problem = read_problem(asked(test, "assert f(2) == 2"), "r:1", "s")
+    assert problem.hidden == ["assert f(2) == 2"] and problem.idle == [test] and why_unusable(problem) is None
+    alone = read_problem(asked(test, entry_point="f"), "r:1", "s")
+    assert why_unusable(alone) == "tests that check nothing"
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["assert f(1)", "check(f)", "x = f(1)", "import math", "def check(c):\n    assert c(1)", "f(1) == 1 or fail(f)",
+     "(x := f(1)) == 1", "f(1)", "if f(1) != 1: raise ValueError", "f(1) == 1\nassert f(2)", "assert (*f(1),)",
+     "assert ()", "assert 0", "await f(1) == 1", "f(1) ="],
+)  # fmt: skip
+def test_what_may_check_something_is_a_test(test: str) -> None:
+    assert read_problem(asked(test), "r:1", "s").hidden == [test]
+
+
+def test_tests_left_out_are_counted_and_shown(tmp_path: Path, tokenizer: str) -> None:
+    rows = [asked("assert f(1) == 1", "f(2) == 2", ""), asked("g(1) == 1"), asked("assert h(1)", answer="5")]
+    manifest = rl(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert manifest["idle_tests"] == {"count": 2, "examples": ["rows.jsonl:1 ('f(2) == 2')", "rows.jsonl:1 ('')"]}
+    assert manifest["dropped"] == {"tests that check nothing": {"documents": 1, "examples": ["rows.jsonl:2"]}}
+    assert [row["tests"]["hidden"] for row in load_prompts(tmp_path / "out")] == [["assert f(1) == 1"], ["assert h(1)"]]
 
 
 @pytest.mark.parametrize("role", [["user"], None, {}, 1])

@@ -22,8 +22,10 @@ from dcoder_cli.data.answers import final_number
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.formats import Message, messages_of
 
+IDLE = "tests that check nothing"
 HARD_MODELS = ("qwen_coder_2.5", "llama3_instruct")  # DiffuCoder A.4, by their names in AceCode-87K
 _QUESTIONS = ("question", "prompt", "instruction", "text")
+_DOES = (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)  # expressions that do more than have a value
 _TESTS = ("test_cases", "test_list", "tests_hidden", "testcase")
 
 
@@ -36,6 +38,7 @@ class RlProblem:
     question: str
     shown: list[str]
     hidden: list[str]
+    idle: list[str]  # hidden tests that were left out, since they check nothing
     prelude: str  # imports of the tests
     setup: str  # code that runs before them and may use the solution's names (MBPP's test_setup_code)
     answer: str | None
@@ -71,7 +74,9 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
                 "no tests and no answer",
             )
         tests = [] if column is None else row[column]
-    hidden = _texts(tests, "the tests", where)
+    given = _texts(tests, "the tests", where)
+    idle = [test for test in given if _checks_nothing(test)]
+    hidden = [test for test in given if test not in idle]
     number = final_number(str(row["answer"])) if not hidden and row.get("answer") is not None else None
     if row.get("messages"):
         messages = [turn for turn in messages_of(row, where) if turn["role"] != "assistant"]
@@ -93,6 +98,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
         question=question,
         shown=shown,
         hidden=hidden,
+        idle=idle,
         prelude=prelude,
         setup=setup,
         answer=None if number is None else f"{number:f}",
@@ -147,7 +153,7 @@ def why_unusable(problem: RlProblem) -> str | None:
     if problem.answer is not None:
         return None
     if not problem.hidden:
-        return "no tests, and no answer that is a number"
+        return IDLE if problem.idle else "no tests, and no answer that is a number"
     code = [*problem.hidden, problem.setup, problem.prelude]
     trees = [_parsed(text) for text in code]
     if any(tree is None for tree in trees):
@@ -158,6 +164,27 @@ def why_unusable(problem: RlProblem) -> str | None:
         return "tests that call no function"
     ran = _names_ran([tree for tree in trees if tree is not None])
     return None if problem.entry_point in ran else "tests that do not call the function"
+
+
+def _checks_nothing(test: str) -> bool:
+    """Whether a test passes whatever the solution returns: it is empty, or has a comparison where an assert was forgotten.
+
+    Sure cases only. A call, a definition or an assignment may be needed by the tests after it.
+    """
+    tree = _parsed(test)
+    return tree is not None and all(map(_idle, tree.body))
+
+
+def _idle(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Pass):
+        return True
+    if not isinstance(statement, (ast.Expr, ast.Assert)) or any(isinstance(n, _DOES) for n in ast.walk(statement)):
+        return False
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, (ast.Compare, ast.Constant, ast.Name))
+    if isinstance(asked := statement.test, ast.Tuple):  # the message in brackets with what is asked: always true
+        return any(not isinstance(one, ast.Starred) for one in asked.elts)
+    return isinstance(asked, ast.Constant) and bool(asked.value)
 
 
 def _names_ran(trees: Sequence[ast.Module]) -> set[str]:
