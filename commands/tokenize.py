@@ -367,6 +367,8 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
         screen.print(f"licence headers stripped: {count:,} {licence}")
     if (idle := manifest.get("idle_tests")) and idle["count"]:
         screen.print(f"tests left out since they check nothing: {idle['count']:,}, such as {idle['examples'][0]}")
+    if (renamed := manifest.get("renamed")) and renamed["count"]:
+        screen.print(f"questions renamed, as an id was taken: {renamed['count']:,}, such as {renamed['examples'][0]}")
     if constants := manifest.get("constant_answers"):
         screen.print(
             f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "

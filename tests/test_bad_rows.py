@@ -333,3 +333,22 @@ def test_one_row_without_a_pass_rate_does_not_make_all_others_easy(tmp_path: Pat
     assert manifest["dropped"]["inferences of another form"]["documents"] == 3
     names = {row["entry_point"] for row in load_prompts(tmp_path / "out")}
     assert kept == 1 and names == {"f", "j"}, "the hard one, and the one of which nothing is known"
+
+
+def test_questions_under_one_id_are_told_apart(tmp_path: Path, tokenizer: str) -> None:
+    """A name that is given out is not given again, whether a row has it or was told apart by it."""
+    code = "def {0}(x):\n    return x"
+    rows = [asked(f"assert {name}(1) == 1", id=task, solution=code.format(name))
+            for name, task in [("a", "dup"), ("b", "dup#2"), ("c", "dup"), ("d", "other"), ("e", "dup"), ("g", "dup#2")]]  # fmt: skip
+    rows += [{"question": "How many?", "answer": "3", "id": "dup/complete"}, {"question": "And?", "answer": "3"}]
+    manifest = rl(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    prompts = load_prompts(tmp_path / "out")
+    pairs = ["dup", "dup#2", "dup#3", "other", "dup#4", "dup#2#2"]
+    expected = [f"{name}{ending}" for name in pairs for ending in ("", "/complete")]
+    assert [prompt["task_id"] for prompt in prompts] == [*expected, "dup/complete#2", "rows.jsonl:8"]
+    assert [prompt["entry_point"] for prompt in prompts[:12:2]] == ["a", "b", "c", "d", "e", "g"]
+    assert manifest["renamed"] == {"count": 4, "examples": ["dup#3", "dup#4", "dup#2#2", "dup/complete#2"]}
+    assert manifest["splits"]["train"] == {"rows": 14, "documents": 8}
+    again = write(tmp_path / "again.jsonl", prompts)  # our own file is a source, too, and keeps its ids
+    assert rl(again, tokenizer, overwrite=True)["renamed"] == {"count": 0, "examples": []}
+    assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == [one["task_id"] for one in prompts]

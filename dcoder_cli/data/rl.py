@@ -29,7 +29,7 @@ from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
 from dcoder_cli.data.problems import RlProblem, hard_subset, read_problem, why_unusable
-from dcoder_cli.data.prompts import prompts_of
+from dcoder_cli.data.prompts import Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.shards import MANIFEST, read_manifest
@@ -83,7 +83,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         UserError: wrong settings, sources or columns, or nothing left.
     """
     tokenizer, chat, sources, units = _ready(settings)
-    dropped, idle = Dropped(), Tally()
+    dropped, idle, ids = Dropped(), Tally(), Ids()
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     with open_workspace(Path(settings.out), settings.overwrite) as workspace:
         workspace.resume({"kind": "rl"}, quiet=True)
@@ -104,7 +104,8 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
                 continue
             shares += [share] if problem.hidden else []
             split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
-            for row in prompts_of(problem, settings.complete, share if settings.baseline == "constant" else None):
+            baseline = share if settings.baseline == "constant" else None
+            for row in prompts_of(problem, settings.complete, baseline, ids):
                 row["messages"] = chat.with_system(row["messages"])  # training renders what stands in the file
                 try:
                     text = chat.prompt(row["messages"])
@@ -134,6 +135,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             "questions_read": read,
             "constant_answers": _constant_answers(shares),
             "idle_tests": asdict(idle),
+            "renamed": asdict(ids.renamed),
             "dropped": dropped.report(),
             "files": files,
         }
