@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
     "pretrain": (
         pretrain,
         {"text": "adds numbers a function"},
-        {"no column of text": {"other": "x"}, "no text in 'text'": {"text": ["x"]}, "not an object of columns": [1]},
+        {"no column of text": {"other": "x"}, "no text in 'text'": {"text": 5}, "not an object of columns": [1]},
     ),
     "sft": (
         sft,
@@ -110,6 +110,18 @@ def test_a_first_row_with_wrong_columns_is_refused(tmp_path: Path, tokenizer: st
             run(write(tmp_path / f"rows{number}.jsonl", [row, good]), tokenizer)
         assert f"rows{number}.jsonl:1" in str(caught.value) and "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_is_no_text_is_no_document(tmp_path: Path, tokenizer: str) -> None:
+    """Numbers had become documents; the first row decides for them as for lists."""
+    others = [5, 0, 2.5, float("nan"), True, ["x"], {"a": "x"}]
+    rows = [{"text": "adds numbers a function"}, *({"text": one} for one in others)]
+    dropped = pretrain(write(tmp_path / "rows.jsonl", rows), tokenizer)["dropped"]
+    assert {reason: entry["documents"] for reason, entry in dropped.items()} == {"no text in 'text'": len(others)}
+    for number, value in enumerate(others):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(UserError, match=r"rows\.jsonl:1: column 'text' holds \w+, not text; known: text$"):
+            pretrain(write(tmp_path / str(number) / "rows.jsonl", [{"text": value}, rows[0]]), tokenizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
