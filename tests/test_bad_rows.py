@@ -134,6 +134,19 @@ def test_rows_that_are_no_rows_do_not_make_the_columns_wrong(tmp_path: Path, tok
         run(write(tmp_path / "other" / "rows.jsonl", [7, 8]), tokenizer)
 
 
+EMPTY = {"rows.jsonl": b"", "blank.jsonl": b"\n\n", "rows.jsonl.gz": gzip.compress(b""), "rows.json": b"[]"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_source_without_a_row_is_said_to_be_empty(tmp_path: Path, tokenizer: str, kind: str, name: str) -> None:
+    (tmp_path / name).write_bytes(EMPTY[name])
+    with pytest.raises(UserError) as caught:
+        KINDS[kind][0](tmp_path / name, tokenizer)
+    assert str(caught.value) == f"no row to read: {str(tmp_path / name)!r} is empty; copy or make it again"
+    assert not (tmp_path / "out").exists()
+
+
 RIGHT = "import math\nclass Node:\n    def __init__(self, v): self.v = v\ndef area(node): return math.pi * node.v"
 WRONG = RIGHT.replace("math.pi * node.v", "7")
 

@@ -35,7 +35,7 @@ from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.shards import MANIFEST, read_manifest
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.workspace import open_workspace
-from dcoder_cli.data.writing import describe, write_manifest
+from dcoder_cli.data.writing import describe, nothing_left, write_manifest
 from dcoder_cli.model.chat import Refused
 from dcoder_cli.model.tokenizer import load_tokenizer
 
@@ -118,7 +118,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
                 else:
                     rows[split].append(row)
         if not rows["train"]:
-            raise UserError(f"no prompt is left to train on (dropped: {dropped}); loosen the filters")
+            raise nothing_left("prompt", "the filters", read, str(dropped), sources)
         files = []
         for split, chosen in rows.items():
             if chosen:
