@@ -369,7 +369,7 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
         screen.print(f"tests left out since they check nothing: {idle['count']:,}, such as {idle['examples'][0]}")
     if (renamed := manifest.get("renamed")) and renamed["count"]:
         screen.print(f"questions renamed, as an id was taken: {renamed['count']:,}, such as {renamed['examples'][0]}")
-    if constants := manifest.get("constant_answers"):
+    if (constants := manifest.get("constant_answers")) and constants["questions"]:
         screen.print(
             f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "
             f"more on {constants['half_or_more']:,} of {constants['questions']:,}"

@@ -28,7 +28,7 @@ from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
-from dcoder_cli.data.problems import RlProblem, hard_subset, read_problem, why_unusable
+from dcoder_cli.data.problems import HARD_MODELS, RlProblem, hard_subset, read_problem, why_unusable
 from dcoder_cli.data.prompts import Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
@@ -96,6 +96,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         heard = _progress("reading rows", records, settings.quiet)
         problems = list(_unique(_problems(heard, dropped, idle), settings.filters, dropped))
         read = len(problems) + dropped.count()
+        _check_effects(problems, settings)
         shares: list[float] = []
         for problem in _progress("making prompts", _hard(problems, settings, dropped), settings.quiet):
             share = constant_share(problem.hidden, problem.entry_point)
@@ -257,6 +258,21 @@ def _unique(problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dro
         else:
             seen.add(_digest(problem.question))
             yield problem
+
+
+def _check_effects(problems: list[RlProblem], settings: RlSettings) -> None:
+    """Raises UserError for an option that changes nothing with these rows."""
+    chosen = {
+        "--hard": None if settings.hard in (RlSettings.hard, "all") else settings.hard,
+        "--hard-mean": settings.hard_mean,
+        "--hard-spread": settings.hard_spread,
+    }
+    given = [f"{name} {value}" for name, value in chosen.items() if value is not None]
+    if problems and given and not any(problem.pass_rates for problem in problems):
+        models = " or ".join(HARD_MODELS)
+        raise UserError(f"{given[0]} changes nothing: no row has inferences of {models}; leave it out")
+    if problems and settings.baseline == "constant" and not any(problem.hidden for problem in problems):
+        raise UserError("--baseline constant changes nothing: no row has tests; leave it out")
 
 
 def _hard(problems: list[RlProblem], settings: RlSettings, dropped: Dropped) -> Iterator[RlProblem]:
