@@ -344,6 +344,7 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
     from rich.table import Table
 
     from dcoder_cli.base import console
+    from dcoder_cli.data.remarks import remarks
 
     if as_json:
         console.emit_json({"out": out, "seconds": round(seconds, 3), **manifest})
@@ -363,13 +364,8 @@ def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> 
         for reason, entry in manifest["dropped"].items():
             table.add_row(reason, f"{entry['documents']:,}", entry["examples"][0] if entry["examples"] else "")
         screen.print(table)
-    for licence, count in manifest.get("licence_headers_stripped", {}).items():
-        screen.print(f"licence headers stripped: {count:,} {licence}")
-    if constants := manifest.get("constant_answers"):
-        screen.print(
-            f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "
-            f"more on {constants['half_or_more']:,} of {constants['questions']:,}"
-        )
+    for line in remarks(manifest):
+        screen.print(line, markup=False)
     screen.print(
         f"tokenizer {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens; {seconds:.1f} s"
     )

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
-from dcoder_cli.data.problems import entry_point_of
+from dcoder_cli.data.problems import entry_point_of, read_problem, why_unusable
 from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.tokenizer import train_tokenizer
@@ -52,7 +53,7 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
     "pretrain": (
         pretrain,
         {"text": "adds numbers a function"},
-        {"no column of text": {"other": "x"}, "no text in 'text'": {"text": ["x"]}, "not an object of columns": [1]},
+        {"no column of text": {"other": "x"}, "no text in 'text'": {"text": 5}, "not an object of columns": [1]},
     ),
     "sft": (
         sft,
@@ -75,6 +76,8 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
             "not an object of columns": None,
             "empty": {"question": " ", "test_cases": ["assert f(1) == 1"]},
             "tests that do not parse": asked("assert f(1) = 1"),
+            "tests that do not compile": asked("return f(1) == 1"),
+            "tests that check nothing": asked("f(1) == 1", "", "# later"),
             "tests that call no function": asked("assert 1 + 1 == 2"),
             "tests that do not call the function": asked("def check(c):\n    assert c(1) == 1", entry_point="f"),
             "no tests, and no answer that is a number": {"question": "z", "answer": "many"},
@@ -109,6 +112,18 @@ def test_a_first_row_with_wrong_columns_is_refused(tmp_path: Path, tokenizer: st
         assert not (tmp_path / "out").exists()
 
 
+def test_a_value_that_is_no_text_is_no_document(tmp_path: Path, tokenizer: str) -> None:
+    """Numbers had become documents; the first row decides for them as for lists."""
+    others = [5, 0, 2.5, float("nan"), True, ["x"], {"a": "x"}]
+    rows = [{"text": "adds numbers a function"}, *({"text": one} for one in others)]
+    dropped = pretrain(write(tmp_path / "rows.jsonl", rows), tokenizer)["dropped"]
+    assert {reason: entry["documents"] for reason, entry in dropped.items()} == {"no text in 'text'": len(others)}
+    for number, value in enumerate(others):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(UserError, match=r"rows\.jsonl:1: column 'text' holds \w+, not text; known: text$"):
+            pretrain(write(tmp_path / str(number) / "rows.jsonl", [{"text": value}, rows[0]]), tokenizer)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_are_no_rows_do_not_make_the_columns_wrong(tmp_path: Path, tokenizer: str, kind: str) -> None:
     """The first usable row decides; where none is left, every reason is counted in the message."""
@@ -117,6 +132,19 @@ def test_rows_that_are_no_rows_do_not_make_the_columns_wrong(tmp_path: Path, tok
     with pytest.raises(UserError, match=r"dropped: 2 not an object of columns"):
         (tmp_path / "other").mkdir()
         run(write(tmp_path / "other" / "rows.jsonl", [7, 8]), tokenizer)
+
+
+EMPTY = {"rows.jsonl": b"", "blank.jsonl": b"\n\n", "rows.jsonl.gz": gzip.compress(b""), "rows.json": b"[]"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_source_without_a_row_is_said_to_be_empty(tmp_path: Path, tokenizer: str, kind: str, name: str) -> None:
+    (tmp_path / name).write_bytes(EMPTY[name])
+    with pytest.raises(UserError) as caught:
+        KINDS[kind][0](tmp_path / name, tokenizer)
+    assert str(caught.value) == f"no row to read: {str(tmp_path / name)!r} is empty; copy or make it again"
+    assert not (tmp_path / "out").exists()
 
 
 RIGHT = "import math\nclass Node:\n    def __init__(self, v): self.v = v\ndef area(node): return math.pi * node.v"
@@ -144,6 +172,52 @@ def test_setup_and_imports_go_with_the_tests(tmp_path: Path, tokenizer: str) -> 
     again = write(tmp_path / "again.jsonl", [first, second])  # our own file is a source, too
     rl(again, tokenizer, overwrite=True)
     assert [row["tests"] for row in load_prompts(tmp_path / "out")] == [first["tests"], second["tests"]]
+
+
+@pytest.mark.parametrize("column", ["prelude", "setup"])
+@pytest.mark.parametrize("form", ["lines", "text", "in tests, as lines", "in tests, as text"])
+def test_code_beside_the_tests_is_a_text_or_its_lines(tmp_path: Path, tokenizer: str, column: str, form: str) -> None:
+    """A list of lines had become its own name in brackets, an expression that does nothing."""
+    lines = ["import math", "two = math.tau / math.pi"]
+    code = lines if "lines" in form else "\n".join(lines)
+    row: dict[str, Any] = {"question": "Double it.", "test_list": ["assert f(1) == two"]}
+    if form.startswith("in tests"):
+        row["tests"] = {"hidden": row.pop("test_list"), column: code}
+    else:
+        row[{"prelude": "test_imports", "setup": "test_setup_code"}[column]] = code
+    rl(write(tmp_path / "rows.jsonl", [row]), tokenizer)
+    (prompt,) = load_prompts(tmp_path / "out")
+    assert prompt["tests"][column] == "\n".join(lines)
+    with Judge(workers=1) as judge:
+        assert judge.submit(problem_of(prompt), "def f(x):\n    return 2 * x").result().passed
+
+
+@pytest.mark.parametrize("value", [5, True, ["import math", 5], {"a": "b"}])
+@pytest.mark.parametrize("column", ["test_imports", "test_setup_code", "prelude", "setup"])
+def test_code_of_another_form_is_a_bad_row(column: str, value: Any) -> None:
+    row: dict[str, Any] = {"question": "q", "test_list": ["assert f(1)"], column: value}
+    if column in ("prelude", "setup"):
+        row = {"question": "q", "tests": {"hidden": ["assert f(1)"], column: value}}
+    with pytest.raises(BadRow, match=column) as caught:
+        read_problem(row, "r:1", "s")
+    assert caught.value.reason == "tests of another form"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"task_id": 0}, "0"),
+        ({"id": 0}, "0"),
+        ({"task_id": 0, "id": 7}, "0"),
+        ({"task_id": None, "id": 0}, "0"),
+        ({"task_id": "", "id": "a"}, "a"),
+        ({"task_id": None, "id": ""}, "r:1"),
+        ({}, "r:1"),
+    ],
+)
+def test_only_null_and_the_empty_text_are_no_name(names: dict[str, Any], expected: str) -> None:
+    assert read_problem(asked("assert f(1)", **names), "r:1", "s").task_id == expected
+    assert read_problem(asked("assert f(1)", source=0), "r:1", "s").source == "0"
 
 
 def test_the_entry_point_is_no_imported_name() -> None:
@@ -194,16 +268,67 @@ UNITTEST = "import unittest\nclass T(unittest.TestCase):\n    def test_one(self)
     ],
 )
 def test_tests_that_only_stand_there_judge_nothing(row: dict[str, Any], reason: str | None) -> None:
-    from dcoder_cli.data.problems import read_problem, why_unusable
-
     problem = read_problem(row, "r:1", "s")
     assert why_unusable(problem) == reason
     assert reason is not None or problem.entry_point == "f"
 
 
+NOT_COMPILED = [
+    "return f(1) == 1",
+    "assert await f(1) == 1",
+    "assert (yield f(1)) == 1",
+    "nonlocal x\nassert f(1)",
+    "assert f(1)\nbreak",
+    "assert f(1)\nfrom __future__ import annotations",
+]
+
+
+@pytest.mark.parametrize("code", NOT_COMPILED)
+def test_code_that_parses_and_does_not_compile_judges_nothing(code: str) -> None:
+    reason = "tests that do not compile"
+    assert why_unusable(read_problem(asked(code), "r:1", "s")) == reason
+    for column in ("test_imports", "test_setup_code"):
+        assert why_unusable(read_problem(asked("assert f(1)", **{column: code}), "r:1", "s")) == reason
+
+
+def test_a_test_that_python_warns_of_is_no_news(recwarn: pytest.WarningsRecorder) -> None:
+    assert why_unusable(read_problem(asked("assert f('\\d') is 'x'"), "r:1", "s")) is None
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["", " \n", "# f(1)", "f(1) == 1", "f(1) == 1\n2 == f(2)", "f", "'assert f(1)'", "pass", "assert (f(1) == 1, 'no')",
+     "assert True", "assert 'f(1) == 1'"],
+)  # fmt: skip
+def test_a_test_that_checks_nothing_is_left_out(test: str) -> None:
+    """Any answer passes it, so that its row paid for everything."""
+    problem = read_problem(asked(test, "assert f(2) == 2"), "r:1", "s")
+    assert problem.hidden == ["assert f(2) == 2"] and problem.idle == [test] and why_unusable(problem) is None
+    alone = read_problem(asked(test, entry_point="f"), "r:1", "s")
+    assert why_unusable(alone) == "tests that check nothing"
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["assert f(1)", "check(f)", "x = f(1)", "import math", "def check(c):\n    assert c(1)", "f(1) == 1 or fail(f)",
+     "(x := f(1)) == 1", "f(1)", "if f(1) != 1: raise ValueError", "f(1) == 1\nassert f(2)", "assert (*f(1),)",
+     "assert ()", "assert 0", "await f(1) == 1", "f(1) ="],
+)  # fmt: skip
+def test_what_may_check_something_is_a_test(test: str) -> None:
+    assert read_problem(asked(test), "r:1", "s").hidden == [test]
+
+
+def test_tests_left_out_are_counted_and_shown(tmp_path: Path, tokenizer: str) -> None:
+    rows = [asked("assert f(1) == 1", "f(2) == 2", ""), asked("g(1) == 1"), asked("assert h(1)", answer="5")]
+    manifest = rl(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert manifest["idle_tests"] == {"count": 2, "examples": ["rows.jsonl:1 ('f(2) == 2')", "rows.jsonl:1 ('')"]}
+    assert manifest["dropped"] == {"tests that check nothing": {"documents": 1, "examples": ["rows.jsonl:2"]}}
+    assert [row["tests"]["hidden"] for row in load_prompts(tmp_path / "out")] == [["assert f(1) == 1"], ["assert h(1)"]]
+
+
 @pytest.mark.parametrize("role", [["user"], None, {}, 1])
 def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
-    from dcoder_cli.data.dropped import BadRow
     from dcoder_cli.data.formats import messages_of
 
     with pytest.raises(BadRow, match="'role' in 'messages' must be text"):
@@ -211,8 +336,6 @@ def test_a_role_that_is_no_text_is_a_bad_row(role: Any) -> None:
 
 
 def test_a_function_under_a_builtins_name_is_found_by_the_reference() -> None:
-    from dcoder_cli.data.problems import entry_point_of
-
     code = "def sum(a, b):\n    return a - b"
     assert entry_point_of(["assert sum(2, 1) == 1"]) is None
     assert entry_point_of(["assert len([sum(2, 1)]) == 1"], reference=code) == "sum"
@@ -235,3 +358,22 @@ def test_one_row_without_a_pass_rate_does_not_make_all_others_easy(tmp_path: Pat
     assert manifest["dropped"]["inferences of another form"]["documents"] == 3
     names = {row["entry_point"] for row in load_prompts(tmp_path / "out")}
     assert kept == 1 and names == {"f", "j"}, "the hard one, and the one of which nothing is known"
+
+
+def test_questions_under_one_id_are_told_apart(tmp_path: Path, tokenizer: str) -> None:
+    """A name that is given out is not given again, whether a row has it or was told apart by it."""
+    code = "def {0}(x):\n    return x"
+    rows = [asked(f"assert {name}(1) == 1", id=task, solution=code.format(name))
+            for name, task in [("a", "dup"), ("b", "dup#2"), ("c", "dup"), ("d", "other"), ("e", "dup"), ("g", "dup#2")]]  # fmt: skip
+    rows += [{"question": "How many?", "answer": "3", "id": "dup/complete"}, {"question": "And?", "answer": "3"}]
+    manifest = rl(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    prompts = load_prompts(tmp_path / "out")
+    pairs = ["dup", "dup#2", "dup#3", "other", "dup#4", "dup#2#2"]
+    expected = [f"{name}{ending}" for name in pairs for ending in ("", "/complete")]
+    assert [prompt["task_id"] for prompt in prompts] == [*expected, "dup/complete#2", "rows.jsonl:8"]
+    assert [prompt["entry_point"] for prompt in prompts[:12:2]] == ["a", "b", "c", "d", "e", "g"]
+    assert manifest["renamed"] == {"count": 4, "examples": ["dup#3", "dup#4", "dup#2#2", "dup/complete#2"]}
+    assert manifest["splits"]["train"] == {"rows": 14, "documents": 8}
+    again = write(tmp_path / "again.jsonl", prompts)  # our own file is a source, too, and keeps its ids
+    assert rl(again, tokenizer, overwrite=True)["renamed"] == {"count": 0, "examples": []}
+    assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == [one["task_id"] for one in prompts]

@@ -102,3 +102,29 @@ def test_a_broken_baseline_is_refused(baseline: Any) -> None:
     prompt = {"task_id": "p", "entry_point": "f", "tests": {"hidden": ["assert f(1) == 2"]}, "baseline": baseline}
     with pytest.raises(UserError, match=r"prompt 'p' has the baseline .* from 0 to below 1"):
         check_prompts([prompt], {"code": 1.0})
+
+
+def test_numbers_say_nothing_of_constants_and_refuse_what_is_of_tests(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
+    common = ["tokenize", "rl", tmp_path / "rows.jsonl", "--tokenizer", tmp_path / "tokenizer", "--no-complete"]
+    run = dcoder(*common, "--out", tmp_path / "plain")
+    assert run.returncode == 0 and "constant answer" not in " ".join(run.stdout.split()), run.stderr
+    assert "--baseline constant changes nothing: no row has tests; leave it out" in refused(
+        *common, "--out", tmp_path / "above", "--baseline", "constant"
+    )
+    assert not (tmp_path / "above").exists()
+
+
+@pytest.mark.parametrize("options", [["--hard", "paper"], ["--hard-mean", "0.5"], ["--hard-spread", "0.5"]])
+def test_a_choice_of_the_hard_ones_needs_pass_rates(tmp_path: Path, options: list[str]) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    other = {"inferences": [{"model_name": "another", "pass_rate": 0.5}]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, **other}) + "\n" for row in ROWS))
+    common = ["tokenize", "rl", tmp_path / "rows.jsonl", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "o"]
+    message = f"{' '.join(options)} changes nothing: no row has inferences of qwen_coder_2.5 or llama3_instruct"
+    assert message in refused(*common, *options)
+    rated = {"inferences": [{"model_name": "llama3_instruct", "pass_rate": 0.5}]}
+    with open(tmp_path / "rows.jsonl", "a") as rows:
+        rows.write(json.dumps({"question": "Double x.", "test_cases": ["assert d(1) == 2"], **rated}) + "\n")
+    assert dcoder(*common, *options).returncode == 0

@@ -147,7 +147,9 @@ def test_columns_and_templates() -> None:
     for mapping, message in (
         (TextMapping(column="boddy"), r"r:1 has no column 'boddy'; did you mean 'body'\?.*known: title, body"),
         (TextMapping(), "none of the columns text, content, code; known: title"),
+        (TextMapping(column="zzz"), r"r:1 has no column 'zzz'; known: title, body, count, none, list$"),
         (TextMapping(column="list"), "'list' holds list"),
+        (TextMapping(column="count"), "'count' holds int, not text"),
         (TextMapping(template="{x.y}"), "no column 'x.y'"),
     ):
         with pytest.raises(UserError, match=message):

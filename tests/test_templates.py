@@ -155,7 +155,7 @@ def test_a_row_that_the_template_refuses_or_whose_answer_it_changes_is_dropped_a
         [ask, {"role": "assistant", "content": "3"}],
         [ask, {"role": "assistant", "content": "<think>one and two</think>\n3"}],
         [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "3"}],
-        [ask, {"role": "assistant", "content": " 4 \n"}],
+        [ask, {"role": "assistant", "content": "\n4 \n"}],
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in chats))
     manifest = tokenize_sft(
@@ -169,6 +169,38 @@ def test_a_row_that_the_template_refuses_or_whose_answer_it_changes_is_dropped_a
     assert dropped.pop("chat template changes the answer") == ["rows.jsonl:2"]
     ((reason, names),) = dropped.items()
     assert reason.startswith("refused by the chat template") and "no tools" in reason and names == ["rows.jsonl:3"]
+
+
+BODY = "    x = 1\n    return x"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("m.content", [BODY, f"\n \t\n{BODY}\n\n", " 4", "4 \n"]),
+        ("m.content | trim", ["4", "4 \n", "\n\n4", "if x:\n    y()\n"]),
+        ("m.content.rstrip()", [BODY, f"{BODY} \n", f"\n{BODY}"]),
+        ("m.content.strip('\\n')", [BODY, f"\r\n\n{BODY}\n"]),
+        ("' ' + (m.content | trim) + ' '", ["4", "\n4\n"]),
+    ],
+)
+def test_an_answer_may_lose_blank_ends_but_not_its_indentation(folder: Path, content: str, kept: list[str]) -> None:
+    """A template that trims makes `    x = 1` and what follows it code that no longer parses, or does something else."""
+    from dcoder_cli.data.formats import ChatEncoder
+
+    model = load(folder)
+    assert model.tokenizer is not None
+    model.tokenizer.chat_template = TURNS.replace("m.content", content)
+    chats = ChatEncoder(model.tokenizer)
+    ask = {"role": "user", "content": USER}
+
+    def reason(answer: str) -> str | None:
+        return chats.render([ask, {"role": "assistant", "content": answer}]).reason
+
+    assert [reason(answer) for answer in kept] == [None] * len(kept)
+    changed = [BODY, f"\n\n{BODY}", f"\t{BODY}\n", "\u3000x"]
+    if "trim" in content:
+        assert [reason(answer) for answer in changed] == ["chat template changes the answer"] * len(changed)
 
 
 def test_a_turn_that_is_left_out_is_refused_wherever_it_stands(folder: Path) -> None:

@@ -61,6 +61,17 @@ def test_sft_and_rl(prepared: Path, tmp_path: Path) -> None:
     assert len(load_prompts(tmp_path / "rl")) == 9 and "9" in result.output
 
 
+def test_rl_tells_what_it_left_out_and_renamed(prepared: Path, tmp_path: Path) -> None:
+    rows = [{"id": 0, "question": f"Add {n}.", "test_cases": [f"assert f(1) == {n}", "f(1) == 1"]} for n in range(2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["rl", str(tmp_path / "rows.jsonl"), "--tokenizer", str(prepared / "tokenizer")]
+    result = CliRunner().invoke(app, [*common, "--out", str(tmp_path / "rl")])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "left out since they check nothing: 2, such as rows.jsonl:1 ('f(1) == 1')" in told
+    assert "renamed, as an id was taken: 1, such as 0#2" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

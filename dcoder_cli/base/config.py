@@ -113,12 +113,12 @@ def known_keys(cls: Any, prefix: str = "") -> Iterator[str]:
             yield from known_keys(inner, name + ".")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` or the list of what exists, for the end of an error message."""
+def nearest(name: str, known: Sequence[str], listed: bool = False) -> str:
+    """`; did you mean 'x'?` or the list of what exists, for the end of an error message. `listed`: the list in any case."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     tail = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     if tail or close:
-        return f"; did you mean {(tail or close)[0]!r}?"
+        return f"; did you mean {(tail or close)[0]!r}?" + (f" (known: {', '.join(known)})" if listed else "")
     return f"; known: {', '.join(known)}"
 
 

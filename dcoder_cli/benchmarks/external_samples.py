@@ -86,8 +86,7 @@ def _task(row: Row, numbers: Mapping[str, str], where: str) -> str:
 def _column(row: Row, column: str | None, where: str) -> str:
     if column is not None:
         if column not in row:
-            known = ", ".join(map(str, row))
-            raise UserError(f"{where}: no column {column!r}{nearest(column, list(row))} (known: {known})")
+            raise UserError(f"{where}: no column {column!r}{nearest(column, list(row), listed=True)}")
         return column
     name = next((name for name in COLUMNS if row.get(name) is not None), None)
     if name is None:

@@ -7,6 +7,7 @@ A damaged file is no bad row: what cannot be read as rows ends the command (base
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
@@ -54,3 +55,17 @@ class Dropped:
 
     def __str__(self) -> str:
         return ", ".join(f"{entry[0]} {reason}" for reason, entry in sorted(self.entries.items())) or "none"
+
+
+@dataclass
+class Tally:
+    """How often something was met that drops no row, with the names of the first EXAMPLES."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one of this name."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(name)

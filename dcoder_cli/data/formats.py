@@ -61,6 +61,16 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     raise BadRow(f"{where} has no messages, conversations or {pairs}; known: {known}", "no question and answer")
 
 
+_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
+
+
+def _without_blank_ends(answer: str) -> str:
+    """What a template must leave of an answer: not the blank lines and the white space around it, which are the template's to
+    write, but the indentation of its first line, without which code is other code."""
+    blank = _BLANK_LINES.match(answer)
+    return answer[blank.end() if blank else 0 :].rstrip()
+
+
 class Rendered(NamedTuple):
     """A sample's prompt and answer as text with special tokens, or the reason it cannot be used."""
 
@@ -124,8 +134,7 @@ class ChatEncoder:
         except chat.Refused as refused:
             return Rendered("", "", refused.reason)
         answer, _, _ = rest.partition(self.end_of_turn.token)
-        # White space at its ends is the template's to write, as many do; all else would be another answer.
-        if messages[-1]["content"].strip() not in answer:
+        if _without_blank_ends(messages[-1]["content"]) not in answer:
             return Rendered("", "", "chat template changes the answer")
         return Rendered(prompt, answer + self.end_of_turn.token)
 

@@ -142,7 +142,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
-        check_left(files, chosen.dropped)
+        check_left(files, chosen, sources)
         taught = taught_tokens(kind, chosen, settings.seq_len)
         if isinstance(settings, PretrainSettings) and settings.train_tokenizer is not None:
             tokenizer.save_pretrained(workspace.result / "tokenizer")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,10 @@ from dcoder_cli.data.answers import final_number
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.formats import Message, messages_of
 
+IDLE = "tests that check nothing"
 HARD_MODELS = ("qwen_coder_2.5", "llama3_instruct")  # DiffuCoder A.4, by their names in AceCode-87K
 _QUESTIONS = ("question", "prompt", "instruction", "text")
+_DOES = (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)  # expressions that do more than have a value
 _TESTS = ("test_cases", "test_list", "tests_hidden", "testcase")
 
 
@@ -35,6 +38,7 @@ class RlProblem:
     question: str
     shown: list[str]
     hidden: list[str]
+    idle: list[str]  # hidden tests that were left out, since they check nothing
     prelude: str  # imports of the tests
     setup: str  # code that runs before them and may use the solution's names (MBPP's test_setup_code)
     answer: str | None
@@ -55,11 +59,12 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     known = f"known: {', '.join(map(str, row))}"
     shown = _texts(row.get("tests_shown"), "tests_shown", where)
     tests = row.get("tests")
-    prelude = "\n".join(_texts(row.get("test_imports"), "test_imports", where))
-    setup = str(row.get("test_setup_code") or "").replace("\r\n", "\n")
+    prelude = _code(row.get("test_imports"), "test_imports", where)
+    setup = _code(row.get("test_setup_code"), "test_setup_code", where)
     if isinstance(tests, dict):
         shown = _texts(tests.get("shown"), "tests: shown", where)
-        prelude, setup = str(tests.get("prelude") or prelude), str(tests.get("setup") or setup)
+        prelude = _code(tests.get("prelude"), "tests: prelude", where) or prelude
+        setup = _code(tests.get("setup"), "tests: setup", where) or setup
         tests = tests.get("hidden")
     if tests is None:
         column = next((name for name in _TESTS if row.get(name) is not None), None)
@@ -69,7 +74,9 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
                 "no tests and no answer",
             )
         tests = [] if column is None else row[column]
-    hidden = _texts(tests, "the tests", where)
+    given = _texts(tests, "the tests", where)
+    idle = [test for test in given if _checks_nothing(test)]
+    hidden = [test for test in given if test not in idle]
     number = final_number(str(row["answer"])) if not hidden and row.get("answer") is not None else None
     if row.get("messages"):
         messages = [turn for turn in messages_of(row, where) if turn["role"] != "assistant"]
@@ -86,19 +93,25 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
     if reference is None and best is not None and best["pass_rate"] > 0:
         reference = best.get("completion")
     return RlProblem(
-        task_id=str(row.get("task_id") or row.get("id") or where),
+        task_id=_given(row, ("task_id", "id"), where),
         messages=messages,
         question=question,
         shown=shown,
         hidden=hidden,
+        idle=idle,
         prelude=prelude,
         setup=setup,
         answer=None if number is None else f"{number:f}",
         entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude, str(reference or "")),
-        source=str(row.get("source") or source),
+        source=_given(row, ("source",), source),
         reference=str(reference) if reference is not None else None,
         pass_rates=[float(entry["pass_rate"]) for entry in inferences if entry.get("model_name") in HARD_MODELS],
     )
+
+
+def _given(row: dict[str, Any], columns: Sequence[str], otherwise: str) -> str:
+    """The first of these columns that a row has, as text: 0 is a name, null and the empty text are none."""
+    return str(next((row[name] for name in columns if row.get(name) is not None and row[name] != ""), otherwise))
 
 
 def _texts(value: Any, column: str, where: str) -> list[str]:
@@ -108,6 +121,13 @@ def _texts(value: Any, column: str, where: str) -> list[str]:
         kind = type(value).__name__ if not isinstance(value, (list, tuple)) else "a list with other things"
         raise BadRow(f"{where}: {column} must be a list of statements as text, not {kind}", "tests of another form")
     return list(value)
+
+
+def _code(value: Any, column: str, where: str) -> str:
+    """Code beside the tests: a text, or a list of its lines."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n")
+    return "\n".join(_texts(value, column, where)).replace("\r\n", "\n")
 
 
 def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
@@ -126,22 +146,45 @@ def _inferences(value: Any, where: str) -> list[dict[str, Any]]:
 def why_unusable(problem: RlProblem) -> str | None:
     """Why no completion of a problem could ever be judged, for counting; None where one can.
 
-    Code that does not parse, a function without a name, or one that no test calls: then nothing passes, or everything.
+    Code that does not compile, a function without a name, or one that no test calls: then nothing passes, or everything.
     """
     if not problem.question.strip():
         return "empty"
     if problem.answer is not None:
         return None
     if not problem.hidden:
-        return "no tests, and no answer that is a number"
+        return IDLE if problem.idle else "no tests, and no answer that is a number"
     code = [*problem.hidden, problem.setup, problem.prelude]
     trees = [_parsed(text) for text in code]
     if any(tree is None for tree in trees):
         return "tests that do not parse"
+    if not all(map(_compiles, code)):
+        return "tests that do not compile"
     if not problem.entry_point or not problem.entry_point.isidentifier():
         return "tests that call no function"
     ran = _names_ran([tree for tree in trees if tree is not None])
     return None if problem.entry_point in ran else "tests that do not call the function"
+
+
+def _checks_nothing(test: str) -> bool:
+    """Whether a test passes whatever the solution returns: it is empty, or has a comparison where an assert was forgotten.
+
+    Sure cases only. A call, a definition or an assignment may be needed by the tests after it.
+    """
+    tree = _parsed(test)
+    return tree is not None and all(map(_idle, tree.body))
+
+
+def _idle(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Pass):
+        return True
+    if not isinstance(statement, (ast.Expr, ast.Assert)) or any(isinstance(n, _DOES) for n in ast.walk(statement)):
+        return False
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, (ast.Compare, ast.Constant, ast.Name))
+    if isinstance(asked := statement.test, ast.Tuple):  # the message in brackets with what is asked: always true
+        return any(not isinstance(one, ast.Starred) for one in asked.elts)
+    return isinstance(asked, ast.Constant) and bool(asked.value)
 
 
 def _names_ran(trees: Sequence[ast.Module]) -> set[str]:
@@ -163,11 +206,22 @@ def _names_ran(trees: Sequence[ast.Module]) -> set[str]:
 
 
 def _parsed(code: str) -> ast.Module | None:
-    """As execution compiles it, whose words on what does not parse come too late; None where it does not."""
+    """The syntax of some code; None where it has none."""
     try:
-        return ast.parse(code)
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _compiles(code: str) -> bool:
+    """Whether execution can compile it, which says so too late; a `return`, `await` or `break` of no function parses."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, "<test>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def entry_point_of(tests: Sequence[str], prelude: str = "", reference: str = "") -> str | None:

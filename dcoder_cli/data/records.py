@@ -153,9 +153,13 @@ class TextMapping:
             raise UserError(f"--template {self.template!r} names no column; write it like '{{title}}\\n{{body}}'")
 
     def text(self, row: dict[str, Any], where: str) -> str:
-        """The text of a row; a column that is null counts as empty. Raises BadRow, naming the known columns."""
+        """The text of a row; a column that is null counts as empty, and only a template may take numbers.
+
+        Raises:
+            BadRow: no such column, or no text in it; names the known columns.
+        """
         if self.template:
-            values = {name: _column(row, name, where) for name in _fields(self.template)}
+            values = {name: _column(row, name, where, numbers=True) for name in _fields(self.template)}
             filled = re.sub(r"\\([nt])", lambda found: {"n": "\n", "t": "\t"}[found[1]], self.template)
             return string.Formatter().vformat(filled, (), values)
         if self.column:
@@ -176,13 +180,13 @@ def _fields(template: str) -> list[str]:
         raise UserError(f"--template {template!r}: {error}; write {{{{ for a brace of the text") from None
 
 
-def _column(row: dict[str, Any], name: str, where: str) -> str:
+def _column(row: dict[str, Any], name: str, where: str, numbers: bool = False) -> str:
     if name not in row:
-        raise BadRow(f"{where} has no column {name!r}{nearest(name, list(row))} ({_known(row)})", f"no column {name!r}")
+        raise BadRow(f"{where} has no column {name!r}{nearest(name, list(row), listed=True)}", f"no column {name!r}")
     value = row[name]
     if value is None:
         return ""
-    if not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, int, float) if numbers else str):
         raise BadRow(
             f"{where}: column {name!r} holds {type(value).__name__}, not text; {_known(row)}", f"no text in {name!r}"
         )

@@ -9,9 +9,8 @@ reference solution's signature.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,32 +18,30 @@ import numpy as np
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.console import bar
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
-from dcoder_cli.data.dropped import BadRow, Dropped
+from dcoder_cli.data.dropped import BadRow, Dropped, Tally
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
-from dcoder_cli.data.problems import RlProblem, completion_prompt, hard_subset, read_problem, why_unusable
+from dcoder_cli.data.problems import HARD_MODELS, RlProblem, hard_subset, read_problem, why_unusable
+from dcoder_cli.data.prompts import Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.shards import MANIFEST, read_manifest
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.workspace import open_workspace
-from dcoder_cli.data.writing import describe, write_manifest
+from dcoder_cli.data.writing import describe, nothing_left, write_manifest
 from dcoder_cli.model.chat import Refused
 from dcoder_cli.model.tokenizer import load_tokenizer
 
 T = TypeVar("T")
 
 _FILES = {"train": "prompts.jsonl", "heldout": "heldout-prompts.jsonl"}
-# DiffuCoder B.2: the question of a completion-style prompt, as in its evaluation.
-_COMPLETE = "Please complete the following problem:\n```\n{code}\n```\n"
-
 # Lowest share by mean pass rate and highest share by spread. DiffuCoder A.4 says "the top 40%" of the spread; the
 # released code keeps a spread at or above its 40th percentile, which is the top 60%.
 HARD = {"released": (0.2, 0.6), "paper": (0.2, 0.4)}
@@ -86,7 +83,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
         UserError: wrong settings, sources or columns, or nothing left.
     """
     tokenizer, chat, sources, units = _ready(settings)
-    dropped = Dropped()
+    dropped, idle, ids = Dropped(), Tally(), Ids()
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     with open_workspace(Path(settings.out), settings.overwrite) as workspace:
         workspace.resume({"kind": "rl"}, quiet=True)
@@ -97,8 +94,9 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             for record in read_records(piece)
         )
         heard = _progress("reading rows", records, settings.quiet)
-        problems = list(_unique(_problems(heard, dropped), settings.filters, dropped))
+        problems = list(_unique(_problems(heard, dropped, idle), settings.filters, dropped))
         read = len(problems) + dropped.count()
+        _check_effects(problems, settings)
         shares: list[float] = []
         for problem in _progress("making prompts", _hard(problems, settings, dropped), settings.quiet):
             share = constant_share(problem.hidden, problem.entry_point)
@@ -107,7 +105,8 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
                 continue
             shares += [share] if problem.hidden else []
             split = "heldout" if in_heldout(_digest(problem.question), settings.heldout, settings.seed) else "train"
-            for row in _prompts(problem, settings.complete, share if settings.baseline == "constant" else None):
+            baseline = share if settings.baseline == "constant" else None
+            for row in prompts_of(problem, settings.complete, baseline, ids):
                 row["messages"] = chat.with_system(row["messages"])  # training renders what stands in the file
                 try:
                     text = chat.prompt(row["messages"])
@@ -120,7 +119,7 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
                 else:
                     rows[split].append(row)
         if not rows["train"]:
-            raise UserError(f"no prompt is left to train on (dropped: {dropped}); loosen the filters")
+            raise nothing_left("prompt", "the filters", read, str(dropped), sources)
         files = []
         for split, chosen in rows.items():
             if chosen:
@@ -136,6 +135,8 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             "sources": [{"name": source.label, "weight": 1.0} for source in sources],
             "questions_read": read,
             "constant_answers": _constant_answers(shares),
+            "idle_tests": asdict(idle),
+            "renamed": asdict(ids.renamed),
             "dropped": dropped.report(),
             "files": files,
         }
@@ -215,8 +216,8 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterator[RlProblem]:
-    """The usable rows; the first of each source must be one, or its columns are wrong."""
+def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped, idle: Tally) -> Iterator[RlProblem]:
+    """The usable rows; the first of each source must be one, or its columns are wrong. `idle`: their tests left out."""
     heard: set[str] = set()
     for label, record in records:
         name = record.name
@@ -237,8 +238,10 @@ def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped) -> Iterat
         reason = why_unusable(problem)
         if reason is not None:
             dropped.add(reason, name)
-        else:
-            yield problem
+            continue
+        for test in problem.idle:
+            idle.add(f"{name} ({one_line(test)[:80]!r})")
+        yield problem
 
 
 def _unique(problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dropped) -> Iterator[RlProblem]:
@@ -255,6 +258,21 @@ def _unique(problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dro
         else:
             seen.add(_digest(problem.question))
             yield problem
+
+
+def _check_effects(problems: list[RlProblem], settings: RlSettings) -> None:
+    """Raises UserError for an option that changes nothing with these rows."""
+    chosen = {
+        "--hard": None if settings.hard in (RlSettings.hard, "all") else settings.hard,
+        "--hard-mean": settings.hard_mean,
+        "--hard-spread": settings.hard_spread,
+    }
+    given = [f"{name} {value}" for name, value in chosen.items() if value is not None]
+    if problems and given and not any(problem.pass_rates for problem in problems):
+        models = " or ".join(HARD_MODELS)
+        raise UserError(f"{given[0]} changes nothing: no row has inferences of {models}; leave it out")
+    if problems and settings.baseline == "constant" and not any(problem.hidden for problem in problems):
+        raise UserError("--baseline constant changes nothing: no row has tests; leave it out")
 
 
 def _hard(problems: list[RlProblem], settings: RlSettings, dropped: Dropped) -> Iterator[RlProblem]:
@@ -279,29 +297,3 @@ def _constant_answers(shares: list[float]) -> dict[str, Any]:
         "mean_share": round(float(np.mean(shares)), 4) if shares else 0.0,
         "half_or_more": sum(share >= 0.5 for share in shares),
     }
-
-
-def _beside(problem: RlProblem) -> dict[str, str]:
-    """The code that the tests need, where there is any."""
-    code = {"prelude": problem.prelude, "setup": problem.setup}
-    return {name: value for name, value in code.items() if value}
-
-
-def _prompts(problem: RlProblem, complete: bool, baseline: float | None) -> Iterator[dict[str, Any]]:
-    if problem.answer is not None:
-        task = {"task_id": problem.task_id, "style": "math", "messages": problem.messages}
-        yield {**task, "answer": problem.answer, "source": problem.source}
-        return
-    common = {
-        "tests": {"shown": problem.shown, "hidden": problem.hidden, **_beside(problem)},
-        "entry_point": problem.entry_point,
-        "source": problem.source,
-        **({} if baseline is None else {"baseline": baseline}),
-    }
-    yield {"task_id": problem.task_id, "style": "instruct", "messages": problem.messages, **common}
-    if not complete or problem.reference is None or re.search(r"\byou", problem.question, re.IGNORECASE):
-        return
-    code = completion_prompt(problem.question, problem.reference, problem.entry_point)
-    if code is not None:
-        messages = [*problem.messages[:-1], {"role": "user", "content": _COMPLETE.format(code=code)}]
-        yield {"task_id": f"{problem.task_id}/complete", "style": "complete", "messages": messages, **common}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from dcoder_cli.base.files import write_json
 from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
 from dcoder_cli.data.shards import FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
+from dcoder_cli.data.sources import Source
 from dcoder_cli.model.tokenizer import tokenizer_hash
 
 if TYPE_CHECKING:
@@ -51,13 +52,20 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
-def check_left(files: list[dict[str, Any]], dropped: dict[str, Any]) -> None:
+def nothing_left(what: str, remedy: str, read: int, dropped: str, sources: Sequence[Source]) -> UserError:
+    """What to raise where nothing is left to train on: `what` and why, or that the sources hold no row at all."""
+    if not read:
+        names = ", ".join(repr(source.location) for source in sources)
+        return UserError(f"no row to read: {names} {'is' if len(sources) == 1 else 'are'} empty; copy or make it again")
+    return UserError(f"no {what} is left to train on (dropped: {dropped or 'none'}); loosen {remedy}")
+
+
+def check_left(files: list[dict[str, Any]], chosen: Selection, sources: Sequence[Source]) -> None:
     """Raises UserError, with the reasons, where nothing is left for training."""
     if not any(entry["split"] == "train" for entry in files):
-        reasons = ", ".join(f"{entry['documents']} {reason}" for reason, entry in dropped.items())
-        raise UserError(
-            f"no document is left to train on (dropped: {reasons or 'none'}); loosen the filters or --heldout"
-        )
+        reasons = ", ".join(f"{entry['documents']} {reason}" for reason, entry in chosen.dropped.items())
+        read = sum(source["documents_read"] for source in chosen.sources)
+        raise nothing_left("document", "the filters or --heldout", read, reasons, sources)
 
 
 def write_rows(
