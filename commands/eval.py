@@ -10,6 +10,7 @@ import typer
 
 from dcoder_cli.base import config, console, options, presets
 from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.options import Needs
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import ByAnswer, ByUnittests
@@ -117,6 +118,7 @@ def evaluate(
         known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
+    check_folder(place)
     if dry_run:
         from dcoder_cli.base import plan as plans
 

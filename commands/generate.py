@@ -11,6 +11,7 @@ import typer
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_file
 from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -123,6 +124,8 @@ def generate(
     options.refuse_unused(written, context.params, NEEDS)
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
+    if trajectories is not None:
+        check_file(trajectories, "--trajectories")
     if watch and json:
         raise UserError("--watch draws for people and --json prints for programs; give one of them")
     lengths = _lengths(infill_lengths)
