@@ -155,7 +155,10 @@ for _benchmark in suites.table().values():
 def judge(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="JSON lines with task_id and solution (or completion, or resps); lists of them too.")
+        Path,
+        typer.Argument(
+            help="JSON lines with task_id and solution (or completion, or resps): a text, or a list of texts."
+        ),
     ],
     task: Annotated[str, typer.Option("--task", help="The benchmark the samples are of.")],
     out: options.Out,
@@ -192,9 +195,14 @@ def judge(
     except KeyboardInterrupt:
         raise StoppedByUser(f"stopped; the same command goes on with what is judged in {str(out)!r}") from None
     counts = result.record["counts"]
-    if not extract and 2 * counts["syntax_error"] > counts["samples"]:
+    syntax = [str(row.get("why")) for row in result.judged if row["status"] == "syntax"]
+    halves = sum(why.startswith("UnicodeEncodeError") for why in syntax)
+    if halves:
+        console.note(f"{halves} of {counts['samples']} samples hold half of a surrogate pair, which no Python does")
+    others = counts["syntax_error"] - halves
+    if not extract and 2 * others > counts["samples"]:
         console.note(
-            f"{counts['syntax_error']} of {counts['samples']} samples are no Python; if they are a chat's answers, judge "
+            f"{others} of {counts['samples']} samples are no Python; if they are a chat's answers, judge "
             "them again with --extract, into another --out"
         )
     if json:
