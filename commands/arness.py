@@ -145,6 +145,8 @@ def arness(
         if sensitivity:
             warmest["tie_break"] = "random"  # one of those that it goes through; its draws need the seed
         unused.refuse(written, warmest, lambda: unused.any_diffusion(model))
+        coldest = {**settings, "temperature": min(temperature_list)}
+        unused.refuse_repeats(n, coldest, lambda: all(unused.any_diffusion([one]) for one in model))
     from dcoder_cli.analysis import measure as measuring
     from dcoder_cli.analysis import series as decoded
     from dcoder_cli.base.runs import distinct, model_labels
