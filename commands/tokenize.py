@@ -55,7 +55,7 @@ _COMMON = (
         "it is of --decontaminate; give that, such as humaneval,mbpp, or leave it out",
     ),
 )  # fmt: skip
-# By command: what its options need. `kinds` are those of the sources, see `sources.kind_of`; `within` looks into folders.
+# By command: what its options need. `kinds` and `within` tell of the sources, see `sources.what_kinds`.
 NEEDS = {
     "pretrain": (
         *_COMMON,
@@ -323,14 +323,9 @@ def rl(
 
 def _check(context: typer.Context, sources: list[str]) -> None:
     """Refuse options without an effect, by the call and the kinds of its sources."""
-    from dcoder_cli.data.sources import kind_of, kinds_within, parse_sources
+    from dcoder_cli.data.sources import what_kinds
 
-    found = parse_sources(sources)
-    values = {
-        **context.params,
-        "kinds": {kind_of(source) for source in found},
-        "within": lambda: kinds_within(found, context.params["extensions"], context.params["exclude"]),
-    }
+    values = {**context.params, **what_kinds(sources, context.params["extensions"], context.params["exclude"])}
     options.refuse_unused(options.given(context), values, NEEDS[str(context.info_name)])
 
 

@@ -117,6 +117,15 @@ def _kind(name: str) -> str:
     return next((kind for kind, known in kinds.items() if extension in known), "other")
 
 
+def what_kinds(specs: Sequence[str], extensions: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
+    """`kinds` of sources by their names, and `within`: a call to `kinds_within`, which takes its time on a large folder."""
+    sources = parse_sources(specs)
+    return {
+        "kinds": {kind_of(source) for source in sources},
+        "within": lambda: kinds_within(sources, extensions, exclude),
+    }
+
+
 def plan_units(
     sources: Sequence[Source], extensions: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[list[Unit], list[str]]:
