@@ -9,6 +9,7 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 from dcoder_cli.base.options import Needs
 from dcoder_cli.benchmarks import suites
@@ -112,6 +113,8 @@ def arness(
     model = model or []
     written = options.given(context)
     options.refuse_unused(written, {**context.params, "model": model}, NEEDS)
+    if out is not None:
+        check_folder(out)
     sources = [*trajectories, *model]
     if not sources and not (prompts or task):
         raise UserError("nothing to measure; give --trajectories FILE or --model MODEL with --prompts FILE or --task")
@@ -142,6 +145,8 @@ def arness(
         if sensitivity:
             warmest["tie_break"] = "random"  # one of those that it goes through; its draws need the seed
         unused.refuse(written, warmest, lambda: unused.any_diffusion(model))
+        coldest = {**settings, "temperature": min(temperature_list)}
+        unused.refuse_repeats(n, coldest, lambda: all(unused.any_diffusion([one]) for one in model))
     from dcoder_cli.analysis import measure as measuring
     from dcoder_cli.analysis import series as decoded
     from dcoder_cli.base.runs import distinct, model_labels

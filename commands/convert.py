@@ -9,6 +9,7 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -68,7 +69,8 @@ def convert(
         raise UserError("give either a MODEL to convert or --init SIZE for random weights")
     if tokenizer and train_tokenizer:
         raise UserError("give either --tokenizer or --train-tokenizer, not both")
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
+    check_folder(out)
+    if out.exists() and not force and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
     from dcoder_cli.model import conversion
 

@@ -10,6 +10,7 @@ import typer
 
 from dcoder_cli.base import config, console, options, presets
 from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.options import Needs
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import ByAnswer, ByUnittests
@@ -117,6 +118,7 @@ def evaluate(
         known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
+    check_folder(place)
     if dry_run:
         from dcoder_cli.base import plan as plans
 
@@ -153,7 +155,10 @@ for _benchmark in suites.table().values():
 def judge(
     context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="JSON lines with task_id and solution (or completion, or resps); lists of them too.")
+        Path,
+        typer.Argument(
+            help="JSON lines with task_id and solution (or completion, or resps): a text, or a list of texts."
+        ),
     ],
     task: Annotated[str, typer.Option("--task", help="The benchmark the samples are of.")],
     out: options.Out,
@@ -190,9 +195,14 @@ def judge(
     except KeyboardInterrupt:
         raise StoppedByUser(f"stopped; the same command goes on with what is judged in {str(out)!r}") from None
     counts = result.record["counts"]
-    if not extract and 2 * counts["syntax_error"] > counts["samples"]:
+    syntax = [str(row.get("why")) for row in result.judged if row["status"] == "syntax"]
+    halves = sum(why.startswith("UnicodeEncodeError") for why in syntax)
+    if halves:
+        console.note(f"{halves} of {counts['samples']} samples hold half of a surrogate pair, which no Python does")
+    others = counts["syntax_error"] - halves
+    if not extract and 2 * others > counts["samples"]:
         console.note(
-            f"{counts['syntax_error']} of {counts['samples']} samples are no Python; if they are a chat's answers, judge "
+            f"{others} of {counts['samples']} samples are no Python; if they are a chat's answers, judge "
             "them again with --extract, into another --out"
         )
     if json:

@@ -11,6 +11,7 @@ import typer
 from dcoder_cli.base import config as configs
 from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_file
 from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -123,6 +124,8 @@ def generate(
     options.refuse_unused(written, context.params, NEEDS)
     if not model:
         raise UserError("--model is missing; give a checkpoint folder or hub id")
+    if trajectories is not None:
+        check_file(trajectories, "--trajectories")
     if watch and json:
         raise UserError("--watch draws for people and --json prints for programs; give one of them")
     lengths = _lengths(infill_lengths)
@@ -142,6 +145,7 @@ def generate(
     known = with_length(chosen, checkpoint.local_answer_length(model))
     configs.build(Settings, known, where=where)
     unused.refuse(written, known, lambda: unused.any_diffusion([model]))
+    unused.refuse_repeats(n, known, lambda: unused.any_diffusion([model]))
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import ranks, requests, spread, trajectory
@@ -168,7 +172,7 @@ def generate(
         raise UserError("--whole prints a program around its hole, and a prompt has none; give --infill and <FILL>")
     chosen = {"rule": loaded.default_rule, **with_length(chosen, loaded.answer_length)}
     settings = configs.build(Settings, chosen, where=where)
-    ids = [f"{name}/{index}" if n > 1 else name for name in names for index in range(n)]
+    ids = reading.sample_names(names, n)
     encoded = [requests.encode_prompt(loaded, prompt, name) for name, prompt in zip(names, asked, strict=True)]
     repeated = [prompt for prompt in encoded for _ in range(n)]  # each is made ids of once, not once a sample
     if dry_run:

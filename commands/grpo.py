@@ -150,10 +150,11 @@ def _measure(asked: Launch, out: Path, config: Any, draws: int, device: str | No
 
     from dcoder_cli.analysis.plots import save
     from dcoder_cli.analysis.variance_plot import estimator_variance
-    from dcoder_cli.base.files import write_json
+    from dcoder_cli.base.files import check_folder, write_json
     from dcoder_cli.training.grpo.variance import TRUTHS, measure
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    check_folder(out)
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder")
     notes = [asked.preset.note] if asked.preset is not None and asked.preset.note is not None else []
 

@@ -9,6 +9,7 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_file
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.training_plot import Curves
@@ -42,8 +43,9 @@ def plot(
     """
     if out is not None and out.suffix.lower() not in _ENDINGS:
         raise UserError(f"--out {str(out)!r} must end in {' or '.join(_ENDINGS)}")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {str(out)!r} lies in a folder that does not exist; make it first")
+    picture = out if out is not None or json else Path("curves.png")
+    if picture is not None:
+        check_file(picture, "--out")
     from dcoder_cli.analysis import training_plot
     from dcoder_cli.analysis.plots import save_as
 
@@ -53,7 +55,6 @@ def plot(
         raise UserError(f"run {twice!r} is named twice; leave one out")
     curves = {name: training_plot.read_curves(run) for name, run in zip(names, runs, strict=True)}
     panels = training_plot.chosen(curves, list(dict.fromkeys(metrics or [])))
-    picture = out if out is not None or json else Path("curves.png")
     if picture is not None:
         save_as(training_plot.compare(curves, panels), picture)
     if json:

@@ -55,7 +55,7 @@ _COMMON = (
         "it is of --decontaminate; give that, such as humaneval,mbpp, or leave it out",
     ),
 )  # fmt: skip
-# By command: what its options need. `kinds` are those of the sources, see `sources.kind_of`.
+# By command: what its options need. `kinds` and `within` tell of the sources, see `sources.what_kinds`.
 NEEDS = {
     "pretrain": (
         *_COMMON,
@@ -64,17 +64,17 @@ NEEDS = {
             "it is of a tokenizer that --train-tokenizer trains; leave it out",
         ),
         Needs(
-            ("column", "template"), lambda call: call["kinds"] & {"folder", "table"},
-            "it is of tables (.jsonl, .json, .parquet, hub), and every source is text; leave it out",
+            ("column", "template"), lambda call: "table" in call["within"](),
+            "it is of tables (.jsonl, .json, .parquet, hub), and what is taken of the sources is text; leave it out",
         ),
         Needs(
             ("max_line_length", "mean_line_length", "min_alphanumeric"),
             lambda call: call["code_filters"] == "all"
-            or (call["code_filters"] == "auto" and call["kinds"] & {"folder", "code", "python"}),
+            or (call["code_filters"] == "auto" and call["within"]() & {"code", "python"}),
             _FILTERS,
         ),
         Needs(
-            ("drop_unparsable",), lambda call: call["kinds"] & {"folder", "table", "python"},
+            ("drop_unparsable",), lambda call: call["within"]() & {"table", "python"},
             "it is of Python, and no source can hold any; leave it out",
         ),
     ),
@@ -323,9 +323,9 @@ def rl(
 
 def _check(context: typer.Context, sources: list[str]) -> None:
     """Refuse options without an effect, by the call and the kinds of its sources."""
-    from dcoder_cli.data.sources import kind_of, parse_sources
+    from dcoder_cli.data.sources import what_kinds
 
-    values = {**context.params, "kinds": {kind_of(source) for source in parse_sources(sources)}}
+    values = {**context.params, **what_kinds(sources, context.params["extensions"], context.params["exclude"])}
     options.refuse_unused(options.given(context), values, NEEDS[str(context.info_name)])
 
 

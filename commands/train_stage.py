@@ -83,7 +83,7 @@ def train_stage(
         "reached": " (stopped at the held-out loss asked for)",
     }.get(result.stopped or "", "")
     console.stdout().print(
-        f"stage {number} ({result.stage}) done: {result.steps} steps, {result.tokens:,} tokens, loss {result.loss:.4f}{heldout}, "
-        f"{result.seconds:.0f} s{early}\n{result.checkpoint}",
+        f"stage {number} ({result.stage}) done: {result.steps} steps, {result.tokens:,} tokens, loss {result.loss:.4f} "
+        f"(mean of the last tenth of the steps){heldout}, {result.seconds:.0f} s{early}\n{result.checkpoint}",
         markup=False,
     )

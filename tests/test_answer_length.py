@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,19 @@ def test_an_empty_answer_is_called_so_with_the_length_that_was_trained(taught: P
         return Trajectory(name, "p", [end], text, [0], [1.0], [0.0], 1, settings={"max_new_tokens": asked})
 
     assert empty_note(model, [answer("0", "x")]) is None
-    alone = empty_note(model, [answer("0", " \n")])
+    alone = empty_note(model, [answer("0", "")])
     assert alone == (
         "the answer is empty: no text before the first end or pad token; "
         "try --max-new-tokens 40 (trained; 256 now) or --min-new-tokens 8"
     )
+    blank = empty_note(model, [answer("0", " \n")])
+    assert blank is not None and "is empty: nothing but white space before the first end or pad token; try" in blank
+    endless = replace(answer("0", " \n"), tokens=[next(token for token in range(99) if token not in model.ids.stops)])
+    assert empty_note(model, [endless]) == (
+        "the answer is empty: nothing but white space, and no end or pad token; try --max-new-tokens 40 (trained; 256 now)"
+    )
+    mixed = empty_note(model, [endless, answer("1", "")])
+    assert mixed is not None and mixed.startswith("2 of 2 answers are empty (0, 1): nothing but white space; try")
     several = empty_note(model, [answer("a", ""), answer("b", "x"), answer("c", "")])
     assert several is not None and several.startswith("2 of 3 answers are empty (a, c): ")
     talk = empty_note(model, [answer("0", "", asked=40)], in_chat=True)

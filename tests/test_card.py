@@ -347,7 +347,8 @@ def test_a_trained_scored_and_measured_run_is_exported(tmp_path: Path) -> None:
         "anneal_steps=1",
         **place,
     )
-    dcoder("train-stage", "3", "--model", "runs/adapt", "--data", "chats", "--out", "runs/sft", *train, **place)
+    told = dcoder("train-stage", "3", "--model", "runs/adapt", "--data", "chats", "--out", "runs/sft", *train, **place)
+    assert re.search(r"loss \d\.\d{4} \(mean of the last tenth of the steps\), held-out", told.stdout), told.stdout
     both = ("--model", "runs/adapt", "--model", "runs/sft", "--device", "cpu")
     dcoder("eval", "micro", *both, "--limit", "2", "--max-new-tokens", "8", "--out", "scores", **place)
     dcoder("arness", *both, "--prompts", "p.jsonl", "--max-new-tokens", "8", "--out", "order", **place)

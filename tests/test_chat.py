@@ -307,3 +307,11 @@ def test_what_cannot_chat_is_refused(tmp_path: Path, folder: Path) -> None:
     assert "--model is missing" in refused("chat")
     assert "unknown key" in refused("chat", "--model", folder, "--set", "temp=1")
     assert "cannot be read" in refused("chat", "--model", folder, "--load", tmp_path / "none.json")
+
+
+def test_a_setting_without_an_effect_is_told_as_chat_takes_it(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    told = refused("chat", "--model", folder, "--set", "seed=3")
+    assert told.endswith("nothing is drawn at temperature 0; give --set temperature=, or leave it out")
+    assert "--temperature" not in refused("chat", "--model", folder, "--set", "compat=llada", "--set", "top_k=3")
+    assert "give --temperature, or" in refused("generate", "--model", folder, "--seed", "3", "a")

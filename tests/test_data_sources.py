@@ -12,7 +12,7 @@ import zstandard
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data import sources as sources_module
 from dcoder_cli.data.records import Record, TextMapping, read_records
-from dcoder_cli.data.sources import parse_sources, plan_units
+from dcoder_cli.data.sources import kinds_within, parse_sources, plan_units
 
 ROWS = [{"text": f"row {index} ä", "n": index} for index in range(50)]
 
@@ -127,6 +127,19 @@ def test_the_line_number_is_right_deep_in_a_large_file(tmp_path: Path, monkeypat
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:40]) + b"broken\n" + lines(ROWS[40:]))
     with pytest.raises(UserError, match="line 41 is not JSON"):
         records(str(tmp_path / "a.jsonl"))
+
+
+def test_what_is_taken_of_a_folder_is_known_before_it_is_read(tmp_path: Path) -> None:
+    for name in ("a/x.py", "a/b/y.jsonl", "a/z.txt", "c/z.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    sources = parse_sources([str(tmp_path / "a"), str(tmp_path / "c")])
+    assert kinds_within(sources) == {"python", "text"}, "code wins over tables"
+    assert kinds_within(sources, exclude=["*.py"]) == {"table", "text"}
+    assert kinds_within(sources, [".py", "md"]) == {"python", "text"}
+    assert kinds_within(parse_sources(["hub:x", "gone.parquet"])) == {"table"}
+    with pytest.raises(UserError, match="has no usable file"):
+        kinds_within(sources, [".c"])
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:

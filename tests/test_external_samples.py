@@ -111,6 +111,15 @@ def test_a_chats_answers_are_told_and_extracted(tmp_path: Path) -> None:
     assert all("```" not in row["solution"] for row in kept)
 
 
+def test_halves_of_surrogate_pairs_are_judged_and_told(tmp_path: Path) -> None:
+    """They are a candidate's words: one bad sample does not stop the others, and no chat wrote it."""
+    (item,) = suites.load("micro", limit=1).items
+    file = write(tmp_path / "s.jsonl", [{"task_id": item.task_id, "solution": 'x = "\ud800"'}])
+    found, told = judged(file, tmp_path / "out", "--task", "micro")
+    assert found["counts"]["syntax_error"] == 1
+    assert "1 of 1 samples hold half of a surrogate pair" in told and "--extract" not in told
+
+
 def whole_suite(*ids: str) -> Suite:
     items = tuple(Item(one, "complete", "def f():\n", "f", None) for one in ids)
     return Suite(Benchmark("own", "", None, None), "", items, items, "", "", "", len(items))

@@ -82,7 +82,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         "", {"--out": "{tmp}/other", "--seed": "3", "--step-scale": "0.5", "--force": "", "--unsafe-exec": ""},
     ),
     "tokenize pretrain": (
-        "{folder} --out {tmp}/o --tokenizer t",
+        "{folder} {prompts} --out {tmp}/o --tokenizer t",
         {
             **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--column": "code", "--template": "{{a}}",
             "--train-tokenizer": "300", "--tokenizer-digits": "2 --train-tokenizer 300", "--near-duplicates": "0.5",
@@ -122,7 +122,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
         {
             **SAMPLING, "--model": "{ar}", "--prompts": "", "--chat": "", "--system": "Brief --chat", "--preset": "paper",
             "--infill": "", "--infill-lengths": "8,16 --infill", "--infill-by": "final --infill-lengths 8,16 --infill",
-            "--n": "2", "--batch-size": "3", **LOADING, "--nproc": "1",
+            "--n": "2 --temperature 0.9", "--batch-size": "3", **LOADING, "--nproc": "1",
         },
     ),
     "chat": (
@@ -291,6 +291,7 @@ REFUSED = {
             "--min-alphanumeric 0.5",
         )),
         "{folder} --tokenizer t --out o --code-filters none --max-line-length 9",
+        "{folder} --tokenizer t --out o --column code", "{folder} --tokenizer t --out o --template {{a}}",
     ],
     "tokenize sft": [
         f"{{text}} --tokenizer t --out o {one}"

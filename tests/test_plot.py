@@ -52,6 +52,12 @@ def test_a_panel_has_every_run_that_has_its_metric(runs: list[Path]) -> None:
     assert [text.get_text() for text in legend.get_texts()] == names
 
 
+def test_a_run_that_earns_nothing_shows_it() -> None:
+    nothing = {name: [(1, 0.0), (2, 0.0)] for name in ("reward", "passed", "heldout/pass@1", "flat_groups", "kl")}
+    assert training_plot.chosen({"a": nothing}, []) == ["reward", "passed", "heldout/pass@1", "flat_groups"]
+    assert "kl" in training_plot.chosen({"a": nothing, "b": {"kl": [(1, 0.1)]}}, [])
+
+
 def test_a_run_keeps_its_look_in_every_panel_and_no_two_are_alike(runs: list[Path]) -> None:
     looks = [tuple(training_plot._look(index).values()) for index in range(49)]
     assert len(set(looks)) == 49

@@ -180,7 +180,19 @@ def test_one_step_tells_no_time_left_and_a_burst_no_rate_of_its_own(
 
 
 def test_ctrl_c_says_a_word_where_nothing_can_be_gone_on_with(place: Path, tmp_path: Path) -> None:
-    arguments = ["generate", "--model", place / "model", "--raw", "--max-new-tokens", "60", "--n", "500", "x = 1"]
+    arguments = [
+        "generate",
+        "--model",
+        place / "model",
+        "--raw",
+        "--max-new-tokens",
+        "60",
+        "--n",
+        "500",
+        "--temperature",
+        "1",
+        "x = 1",
+    ]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "-c", CODE, *map(str, arguments)], stdout=log, stderr=log)
         deadline = time.monotonic() + 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,25 @@ def test_names(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "id": "x", "task_id": "y"}, {"prompt": "b", "task_id": 7}, {"prompt": "c", "id": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert read(tmp_path / "a.jsonl") == [("x", "a"), ("7", "b"), ("2", "c")]
+
+
+def test_no_two_prompts_have_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\n\n{"id": "0", "prompt": "y"}\n"z"\n{"id": "#0", "prompt": "u"}\n')
+    assert read(path) == [("##0", "x"), ("0", "y"), ("2", "z"), ("#0", "u")]
+    path.write_text('{"prompt": "x"}\n\n{"id": "0", "prompt": "y"}\n{"task_id": 0, "prompt": "z"}\n')
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value) == f"prompt file {str(path)!r}: lines 3 and 4 have the same name '0'; rename one of them"
+
+
+def test_a_byte_order_mark_on_stdin_is_none_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, prompt in (("\ufeffdef f", "def f"), ("a\ufeff", "a\ufeff")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert collect(["-"], None) == [("0", prompt)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n"))
+    with pytest.raises(UserError, match="on stdin is empty"):
+        collect(["-"], None)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +176,45 @@ def test_generate_and_arness_read_the_same_file(tmp_path: Path) -> None:
         assert "bad.jsonl' line 1: ids[0] is '5'; a token id is a whole number from 0" in line
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_generate_and_arness_call_samples_the_same(tmp_path: Path, samples: int) -> None:
+    model = make_model(tmp_path / "model")
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"id": "x", "prompt": "a"}\n"b"\n{"task_id": 8, "prompt": "c"}\n')
+    common = ["--model", model, "--prompts", file, "--device", "cpu", "--max-new-tokens", "4", "--n", str(samples)]
+    common += ["--temperature", "1"]
+    told = [json.loads(line)["id"] for line in dcoder("generate", *common, "--json").stdout.splitlines()]
+    dcoder("arness", *common, "--out", tmp_path / "order")
+    (written,) = (tmp_path / "order").glob("trajectories-*.jsonl")
+    assert [json.loads(line)["id"] for line in written.read_text().splitlines()] == told
+    assert told == (["x", "1", "8"] if samples == 1 else ["x/0", "x/1", "1/0", "1/1", "8/0", "8/1"])
+
+
+def test_samples_that_would_all_be_the_same_are_refused(tmp_path: Path) -> None:
+    """At temperature 0 nothing is drawn but by the rule, the tie break or the heat of the order."""
+    model, ar = make_model(tmp_path / "model"), make_model(tmp_path / "ar", ar=True)
+    (tmp_path / "p.txt").write_text("a\n")
+    says = "error: --n 2 at temperature 0 would make each sample 2 times; give a temperature above 0, such as 0.2"
+    given = ["--n", "2", "--max-new-tokens", "8"]
+    drawn = (["--temperature", "0.5"], ["--rule", "random"], ["--alg-temperature", "1"], ["--tie-break", "random"])
+    for call in (
+        ["generate", "a", "--model", model], ["generate", "a", "--model", ar, "--temperature", "0"],
+        ["arness", "--prompts", tmp_path / "p.txt", "--model", model, "--temperatures", "0.2,0"],
+        ["arness", "--prompts", tmp_path / "p.txt", "--model", model, "--model", ar, "--temperature", "0"],
+        ["eval", "micro", "--limit", "1", "--model", model, "--temperatures", "0.2,0", "--out", tmp_path / "e"],
+    ):  # fmt: skip
+        assert refused(*call, *given).startswith(says)
+        assert refused(*call, *given, "--dry-run").startswith(says)
+        if ar not in call:
+            for more in drawn[1:]:
+                dcoder(*call, *given, *more, "--dry-run")
+    (first, second) = (
+        [json.loads(line)["reveal_step"] for line in dcoder("generate", "a", "--model", model, *given, *more, "--json").stdout.splitlines()]
+        for more in drawn[1:3]
+    )  # fmt: skip
+    assert first[0] != first[1] and second[0] != second[1]
+
+
 def test_samples_of_one_prompt_make_its_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dcoder_cli.commands.generate import app
     from typer.testing import CliRunner
@@ -167,7 +226,17 @@ def test_samples_of_one_prompt_make_its_ids_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(requests, "_tokens", lambda *given, **more: asked.append(given[1]) or plain(*given, **more))
     make_model(tmp_path / "model")
     (tmp_path / "p.jsonl").write_text('{"ids": [5, 6]}\n{"ids": [7]}\n')
-    options = ["--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "p.jsonl"), "--n", "3", "--json"]
+    options = [
+        "--model",
+        str(tmp_path / "model"),
+        "--prompts",
+        str(tmp_path / "p.jsonl"),
+        "--n",
+        "3",
+        "--temperature",
+        "1",
+        "--json",
+    ]
     done = CliRunner().invoke(app, [*options, "--max-new-tokens", "3"])
     assert done.exit_code == 0 and len(done.stdout.splitlines()) == 6, done.output
     assert asked == [[5, 6], [7]]
@@ -175,7 +244,6 @@ def test_samples_of_one_prompt_make_its_ids_once(tmp_path: Path, monkeypatch: py
 
 def test_prompts_that_are_not_utf8_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes the bytes of a command line and of stdin as halves of surrogate pairs, or refuses them."""
-    import io
     import sys
 
     from dcoder_cli.decoding.requests import encode_prompt

@@ -88,7 +88,9 @@ def test_the_denoising_is_shown_and_the_text_remains(folder: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_terminal_sane(folder: Path) -> None:
-    program = Program([*command(folder, "sort"), "--watch", "--max-new-tokens", 90, "--n", 40, "--batch-size", 1])
+    program = Program(
+        [*command(folder, "sort"), "--watch", "--max-new-tokens", 90, "--n", 40, "--temperature", 1, "--batch-size", 1]
+    )
     program.wait_for(r"step [1-9]")
     program.send("\x03")
     assert program.end() != 0

@@ -15,8 +15,7 @@ from dcoder_cli.analysis.sensitivity import Sensitivity, sensitivity_figure
 from dcoder_cli.analysis.series import Series
 from dcoder_cli.analysis.text_picture import ordered_text
 from dcoder_cli.analysis.ties import MUCH
-from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import write_json
+from dcoder_cli.base.files import check_folder, write_json
 from dcoder_cli.decoding import trajectory
 
 _REPLAYED = 20  # samples in the report's player: some MB of text at 512 tokens
@@ -57,11 +56,10 @@ def write(
         the files: `report.html`, `arness.json`, the pictures, and `trajectories-LABEL.jsonl` for models run here.
 
     Raises:
-        UserError: `out` is a file.
+        UserError: `out` is a file, or cannot be written.
     """
+    check_folder(out)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {str(out)!r} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(title, ", ".join(series.label for series in findings.series))
     files = [folder / "arness.json"]

@@ -101,6 +101,7 @@ def of_model(
     samples: int = 1,
     batch_size: int = 8,
     on_done: Callable[[Trajectory], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Series:
     """Decode prompts with a model and measure the orders.
 
@@ -113,16 +114,18 @@ def of_model(
         samples: decodings of each prompt.
         batch_size: rows decoded together.
         on_done: called with each finished trajectory of this process.
+        names: of the prompts; None: their places, from 0.
     """
     from dcoder_cli.decoding import spread
+    from dcoder_cli.decoding.prompts import sample_names
     from dcoder_cli.decoding.requests import encode_prompt
 
-    encoded = [encode_prompt(model, prompt, str(index)) for index, prompt in enumerate(prompts)]
+    called = list(map(str, range(len(prompts)))) if names is None else names
+    encoded = [encode_prompt(model, prompt, name) for name, prompt in zip(called, prompts, strict=True)]
     repeated = [prompt for prompt in encoded for _ in range(samples)]
-    names = [f"{index}" if samples == 1 else f"{index}.{n}" for index in range(len(prompts)) for n in range(samples)]
     entropy = EntropyMap() if model.is_diffusion else None
     decoded = spread.decode(
-        model, repeated, settings, ids=names, batch_size=batch_size,
+        model, repeated, settings, ids=sample_names(called, samples), batch_size=batch_size,
         observer=entropy.observe if entropy is not None else None, on_done=on_done,
     )  # fmt: skip
     return of_decoded(model, decoded, measure, label, settings, entropy)

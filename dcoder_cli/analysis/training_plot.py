@@ -79,8 +79,9 @@ def chosen(runs: Mapping[str, Curves], asked: Sequence[str]) -> list[str]:
     for name in asked:
         if name not in known:
             raise UserError(f"no run has the metric {name!r}{nearest(name, known)}")
-    told = [name for name in PANELS if any(value for curves in runs.values() for _, value in curves.get(name, []))]
-    return list(asked) or told or known[:1]  # a KL that is not taught is 0 throughout, and no panel
+    taught = any(value for curves in runs.values() for _, value in curves.get("kl", []))  # else it is 0 throughout
+    told = [name for name in PANELS if name in known and (name != "kl" or taught)]
+    return list(asked) or told or known[:1]
 
 
 @styled

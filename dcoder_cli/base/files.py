@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,57 @@ def json_line(value: Any) -> str:
     return line
 
 
+def check_folder(out: str | Path) -> None:
+    """Raises UserError where a folder cannot be made at `--out`, or not be written to; leaves nothing behind."""
+    folder = Path(out).absolute()
+    told = f"--out {str(out)!r}"
+    place = _first_there(folder, told, "choose another folder")
+    if place == folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"{told} is a file; name a folder")
+    _try_writing(place, told, "choose another folder")
+
+
+def check_file(path: str | Path, option: str) -> None:
+    """Raises UserError where a file cannot be written; leaves nothing behind.
+
+    Args:
+        path: the file, whose folder must be there.
+        option: what the user gave it as, such as `--trajectories`.
+    """
+    file = Path(path).absolute()
+    told = f"{option} {str(path)!r}"
+    place = _first_there(file, told, "choose another file")
+    if file.is_dir():
+        raise UserError(f"{told} is a folder; name a file")
+    if file.exists() and not file.is_file():
+        raise UserError(f"{told} is no ordinary file; choose another file")
+    if place not in (file, file.parent) and place.is_dir():
+        raise UserError(f"{told} lies in a folder that does not exist; make it first")
+    _try_writing(file.parent if place == file else place, told, "choose another file")
+
+
+def _first_there(path: Path, told: str, remedy: str) -> Path:
+    """`path`, or the nearest above it that is there."""
+    while True:
+        try:
+            path.lstat()
+            return path
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        except OSError as error:
+            raise UserError(f"{told} cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+def _try_writing(folder: Path, told: str, remedy: str) -> None:
+    """Permissions alone do not tell: a file system may be read-only, or take no files."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise UserError(f"{told} cannot be written: {error.strerror or error}; {remedy}") from None
+
+
 def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
     """Raises UserError where a command would destroy something of the user's in `out`.
 
@@ -101,8 +153,7 @@ def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
         mark: the file by which that is known.
         what: what such a folder holds, for the messages.
     """
-    if out.is_file():
-        raise UserError(f"--out {str(out)!r} is a file; name a folder")
+    check_folder(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / mark).is_file():

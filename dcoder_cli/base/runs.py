@@ -22,7 +22,7 @@ import yaml
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import atomic_file, write_json
+from dcoder_cli.base.files import atomic_file, check_folder, write_json
 from dcoder_cli.base.provenance import started
 
 
@@ -37,16 +37,16 @@ class RunFolder:
         """The folder, checked but not yet made: other checks may still refuse the run.
 
         Raises:
-            UserError: it holds a run and `resume` is off, or holds none and `resume` is on; its environment.json is damaged.
+            UserError: it cannot be written; it holds a run and `resume` is off, or holds none and `resume` is on; its
+                environment.json is damaged.
         """
+        check_folder(path)
         run = cls(Path(path))
         holds_run = (run.path / "config.yaml").is_file()
         if resume and not holds_run:
             raise UserError(f"run folder {str(path)!r} holds no run to resume; start without --resume")
         if not resume and holds_run:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
-        if run.path.exists() and not run.path.is_dir():
-            raise UserError(f"--out {str(path)!r} is a file; choose a folder")
         run.starts()
         return run
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dcoder_cli.analysis import sensitivity, series
 from dcoder_cli.analysis.entropy_sink import EntropyMap
@@ -34,7 +33,7 @@ class PromptSet:
     """Prompts to decode: those of a file, or (`suite`) a benchmark's tasks."""
 
     name: str
-    prompts: Sequence[Any] = ()
+    prompts: Sequence[tuple[str, Prompt]] = ()  # with their names
     suite: Suite | None = None
 
     @property
@@ -45,7 +44,7 @@ class PromptSet:
 
 def of_files(files: Sequence[Path]) -> list[PromptSet]:
     """The prompts of files. Raises UserError for a broken one."""
-    return [PromptSet(path.stem, [prompt for _, prompt in read(path)]) for path in files]
+    return [PromptSet(path.stem, read(path)) for path in files]
 
 
 def of_tasks(tasks: Sequence[str], data: Path | None, limit: int | None) -> list[PromptSet]:
@@ -112,7 +111,8 @@ def plan_of(
         _check_sensitive(model, name, plan)
         for one in sets:
             prompts = answers.ask(model, one.suite).prompts if one.suite is not None else _encoded(model, one.prompts)
-            requests = encode(model, prompts, plan.settings, None, None)
+            names = None if one.suite is not None else [name for name, _ in one.prompts]
+            requests = encode(model, prompts, plan.settings, names, None)
             longest = max((len(request.prefix) + len(request.suffix) for request in requests), default=0)
             for _, settings in plan.variants():
                 decodings.append(Decodings(model, settings, one.count * plan.samples, longest))
@@ -184,7 +184,7 @@ def run(
                         found.append(
                             series.of_model(
                                 model, prompts, measure, place + ending, settings, plan.samples, plan.batch_size,
-                                lambda _: advance(1),
+                                lambda _: advance(1), [name for name, _ in one.prompts],
                             )
                         )  # fmt: skip
                 findings.series.extend(found)
@@ -196,9 +196,9 @@ def run(
     ranks.leave()
 
 
-def _encoded(model: Model, prompts: Sequence[Prompt]) -> list[Prompt]:
+def _encoded(model: Model, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
     """Each prompt as ids, once for all variants."""
-    return [encode_prompt(model, prompt, str(index)) for index, prompt in enumerate(prompts)]
+    return [encode_prompt(model, prompt, name) for name, prompt in prompts]
 
 
 def _scored(

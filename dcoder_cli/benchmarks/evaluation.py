@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base import config
-from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.provenance import environment
 from dcoder_cli.benchmarks import answers, scoring
@@ -121,7 +120,7 @@ def evaluate(
         UserError: settings or prompts that do not fit the model; the folder holds samples of something else.
         WorkFailed: several samples in a row could not be judged.
     """
-    asked = _asked(model, setup)
+    asked = answers.ask(model, setup.suite, setup.protocol)
     draws = sorted(asked.draws(setup.n), key=lambda draw: draw.prompted.prompt.length)  # short rows first
     draws = draws[ranks.rank() :: ranks.world_size()]
     tell = progress or (lambda _: None)
@@ -171,7 +170,7 @@ def evaluate(
 
 def planned(model: Model, setup: Setup, folder: Path) -> Decodings:
     """What `evaluate` would decode, its folder looked at. Raises UserError as it does, for all but weights and judge."""
-    asked = _asked(model, setup)
+    asked = answers.ask(model, setup.suite, setup.protocol)
     done = sampled(folder) if check(folder, _identity(model, setup)) else set()
     room = model.max_length - _new_tokens(setup)
     fitting = [draw for draw in asked.draws(setup.n) if draw.prompted.prompt.length <= room]
@@ -179,14 +178,6 @@ def planned(model: Model, setup: Setup, folder: Path) -> Decodings:
     longest = max((draw.prompted.prompt.length for draw in fitting), default=0)
     settings = replace(setup.settings, max_new_tokens=_new_tokens(setup))
     return Decodings(model, settings, len(left), longest, len(fitting) - len(left), len(setup.keys) - len(fitting))
-
-
-def _asked(model: Model, setup: Setup) -> Asked:
-    if setup.n > 1 and setup.settings.temperature == 0.0:
-        raise UserError(
-            f"--n {setup.n} at temperature 0 would make each sample {setup.n} times; give --temperatures 0.2"
-        )
-    return answers.ask(model, setup.suite, setup.protocol)
 
 
 def _identity(model: Model, setup: Setup) -> dict[str, Any]:

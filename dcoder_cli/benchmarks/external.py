@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from dcoder_cli.base.errors import UserError, valid_text
-from dcoder_cli.base.files import write_json
+from dcoder_cli.base.files import check_folder, write_json
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import Row
 from dcoder_cli.benchmarks.evaluation import Result, summarize
@@ -42,8 +42,9 @@ def judge_file(
         UserError: a broken line of the file (named), data not found, `out` in use.
         WorkFailed: several samples in a row could not be judged.
     """
+    check_folder(out)
     begun = (out / "judged.jsonl").exists() and (out / "settings.json").exists()
-    if (out / "results.json").exists() or out.is_file() or ((out / "judged.jsonl").exists() and not begun):
+    if (out / "results.json").exists() or ((out / "judged.jsonl").exists() and not begun):
         raise UserError(f"--out {str(out)!r} holds results already; choose another folder")
     suite = suites.load(task, subset or suites.find(task).widest or None, data)
     rows = read_samples(file, suite, column, extract)

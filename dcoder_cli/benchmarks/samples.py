@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import json_line, write_json, write_jsonl
+from dcoder_cli.base.files import check_folder, json_line, write_json, write_jsonl
 from dcoder_cli.benchmarks.benchmark import Row
 
 _IDENTITY = "settings.json"
@@ -109,11 +109,10 @@ def check(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a folder holds an evaluation of this identity already; nothing is written.
 
     Raises:
-        UserError: it holds another one, or something else.
+        UserError: it holds another one, or something else, or cannot be written.
     """
     file = folder / _IDENTITY
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {str(folder)!r} is a file; choose a folder")
+    check_folder(folder)
     if not file.is_file():
         if (folder / "samples.jsonl").exists():
             raise UserError(f"--out {str(folder)!r} holds samples of something else; choose another folder")

@@ -247,6 +247,7 @@ def _setups(
             chosen["steps"] = (settings.get("steps") or settings["max_new_tokens"]) // speed
         # Settings checks each value; a fast mode's defaults are filled in by the sampler again
         whole = _filled(chosen)
+        unused.refuse_repeats(options.n, whole, lambda: model.is_diffusion)
         departures = {
             name: {"protocol": protocols_own[name], "here": value}
             for name, value in whole.items()

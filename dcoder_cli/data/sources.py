@@ -93,13 +93,37 @@ def kind_of(source: Source) -> str:
     """What a source is by its name alone: "folder", "table", "python", "code", "text", or "other", which --extensions must name."""
     if source.is_hub:
         return "table"
-    extension = _extension(Path(source.location).name)
-    if Path(source.location).is_dir():
-        return "folder"
+    return "folder" if Path(source.location).is_dir() else _kind(source.location)
+
+
+def kinds_within(
+    sources: Sequence[Source], extensions: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> frozenset[str]:
+    """As `kind_of` of all sources, of a folder the kinds of those files that are taken of it. Args and errors as of `plan_units`."""
+    found = set()
+    for source in sources:
+        if kind_of(source) == "folder":
+            found |= {_kind(name) for _, name in _taken(source, extensions, exclude)[0]}
+        else:
+            found.add(kind_of(source))
+    return frozenset(found)
+
+
+def _kind(name: str) -> str:
+    extension = _extension(name)
     if extension in (".py", ".pyi"):
         return "python"
     kinds = {"table": TABLE_EXTENSIONS, "code": CODE_EXTENSIONS, "text": TEXT_EXTENSIONS}
     return next((kind for kind, known in kinds.items() if extension in known), "other")
+
+
+def what_kinds(specs: Sequence[str], extensions: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
+    """`kinds` of sources by their names, and `within`: a call to `kinds_within`, which takes its time on a large folder."""
+    sources = parse_sources(specs)
+    return {
+        "kinds": {kind_of(source) for source in sources},
+        "within": lambda: kinds_within(sources, extensions, exclude),
+    }
 
 
 def plan_units(
@@ -126,13 +150,10 @@ def plan_units(
             if _extension(root.name) not in {*CODE_EXTENSIONS, *TABLE_EXTENSIONS, *TEXT_EXTENSIONS, *extensions}:
                 raise UserError(f"source file {source.location!r} is of no known kind; known: {_known_kinds()}")
         elif root.is_dir():
-            found, note = _choose(_walk(root, exclude), extensions)
+            found, note = _taken(source, extensions, exclude)
             notes.extend([f"{source.label}: {note}"] if note else [])
         else:
             raise UserError(f"source {source.location!r} does not exist; name a folder, a file or hub:NAME")
-        if not found:
-            wanted = ", ".join(extensions) or _known_kinds()
-            raise UserError(f"source folder {source.location!r} has no usable file; looked for {wanted}")
         units.extend(_file_units(number, found))
     return units, notes
 
@@ -165,6 +186,15 @@ def _walk(root: Path, exclude: Sequence[str]) -> list[tuple[Path, str]]:
             if not name.startswith(".") and not excluded(name, prefix + name) and (place / name).is_file():
                 found.append((place / name, prefix + name))
     return sorted(found, key=lambda entry: entry[1])
+
+
+def _taken(source: Source, extensions: Sequence[str], exclude: Sequence[str]) -> tuple[list[tuple[Path, str]], str]:
+    """The files that are taken of a folder, and a note. Raises UserError where there are none."""
+    found, note = _choose(_walk(Path(source.location), exclude), extensions)
+    if not found:
+        wanted = ", ".join(extensions) or _known_kinds()
+        raise UserError(f"source folder {source.location!r} has no usable file; looked for {wanted}")
+    return found, note
 
 
 def _choose(found: list[tuple[Path, str]], extensions: Sequence[str]) -> tuple[list[tuple[Path, str]], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ def collect(texts: Sequence[str], file: Path | None) -> list[tuple[str, Prompt]]
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt on stdin is not UTF-8 ({error.reason}); convert it") from None
+    text = text.removeprefix("\ufeff")  # a byte-order mark, as files may have
     if not text.strip():
         raise UserError("the prompt on stdin is empty; give some text")
     return [("0", text)]
@@ -69,6 +70,11 @@ def prepare(
     return asked
 
 
+def sample_names(names: Sequence[str], samples: int) -> list[str]:
+    """Ids of so many samples of each prompt, those of a prompt together: `x`, or `x/0`, `x/1`."""
+    return [f"{name}/{index}" if samples > 1 else name for name in names for index in range(samples)]
+
+
 def read(path: str | Path) -> list[tuple[str, Prompt]]:
     """Names and prompts of a file, in order.
 
@@ -78,21 +84,29 @@ def read(path: str | Path) -> list[tuple[str, Prompt]]:
         {"prompt": [{"role", "content"}, ..]}, {"messages": [..]}: a chat; a last assistant's message is continued
         {"prefix": "text", "suffix": "text"}      text or ids around a gap; without `suffix` the gap ends the text
 
-    and a name in `id` or `task_id`, else its place among the prompts, from 0. Any other file is text, a prompt a line.
-    Both may be packed (.gz, .zst).
+    and a name in `id` or `task_id`, else its place among the prompts, from 0 (`#0` where another has that name). Any other
+    file is text, a prompt a line. Both may be packed (.gz, .zst).
 
     Raises:
-        UserError: the file cannot be read or holds no prompt; a line is no prompt, or holds a wrong type. Names the line.
+        UserError: the file cannot be read or holds no prompt; a line is no prompt, holds a wrong type, or has another's
+            name. Names the line.
     """
     name = str(path).lower()
     for ending in _PACKED:
         name = name.removesuffix(ending)
     prompts: list[tuple[str, Prompt]]
     if name.endswith(_JSON):
-        prompts = []
+        found: list[tuple[str | None, Prompt]] = []
+        given: dict[str, int] = {}  # name -> line
         for number, value in jsonl.lines(path, "prompt file"):
             where = f"prompt file {str(path)!r} line {number}"
-            prompts.append((_name(value, str(len(prompts)), where), _prompt(value, where)))
+            own = _name(value, where)
+            found.append((own, _prompt(value, where)))
+            if own is not None and given.setdefault(own, number) != number:
+                raise UserError(
+                    f"prompt file {str(path)!r}: lines {given[own]} and {number} have the same name {own!r}; rename one of them"
+                )
+        prompts = [(_place(place, given) if own is None else own, prompt) for place, (own, prompt) in enumerate(found)]
     else:
         prompts = [(str(index), line) for index, (_, line) in enumerate(jsonl.texts(path, "prompt file"))]
     if not prompts:
@@ -100,15 +114,23 @@ def read(path: str | Path) -> list[tuple[str, Prompt]]:
     return prompts
 
 
-def _name(value: Any, place: str, where: str) -> str:
+def _name(value: Any, where: str) -> str | None:
     if not isinstance(value, dict):
-        return place
+        return None
     for key in ("id", "task_id"):
         if value.get(key) is not None:
             if isinstance(value[key], bool) or not isinstance(value[key], (str, int)):
                 raise UserError(f"{where}: {key!r} is {short(value[key])}; a name is text or a number")
             return str(value[key])
-    return place
+    return None
+
+
+def _place(place: int, given: Mapping[str, int]) -> str:
+    """The name of a prompt that was given none: no name that another was given."""
+    name = str(place)
+    while name in given:
+        name = f"#{name}"
+    return name
 
 
 def _prompt(value: Any, where: str) -> Prompt:

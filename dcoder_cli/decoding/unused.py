@@ -5,11 +5,13 @@ That each of these really changes nothing, and the others something, is tested b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from dcoder_cli.base import config
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.options import Needs, refuse_unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.diffusion import unmasking
@@ -59,6 +61,22 @@ NEEDS = (
 )  # fmt: skip
 
 
+def refuse_repeats(samples: int, settings: Mapping[str, Any], diffusion: Callable[[], bool]) -> None:
+    """Raises UserError for several samples of a prompt of which nothing is drawn: all would be the same.
+
+    Args:
+        settings: by name, of the call; the coldest where it decodes at several temperatures.
+        diffusion: tells whether the model is a diffusion model.
+    """
+    if samples > 1:
+        whole = asdict(config.build(Settings, settings, where="the settings of this call"))
+        if whole["temperature"] == 0 and not _drawn({**whole, "diffusion": diffusion()}):
+            raise UserError(
+                f"--n {samples} at temperature 0 would make each sample {samples} times; give a temperature above 0, such as "
+                "0.2, or leave it out"
+            )
+
+
 def refuse(written: Mapping[str, str], settings: Mapping[str, Any], diffusion: Callable[[], bool]) -> None:
     """Raises UserError for a setting that was given (see `options.given`) and changes nothing.
 
@@ -71,7 +89,15 @@ def refuse(written: Mapping[str, str], settings: Mapping[str, Any], diffusion: C
     """
     whole = asdict(config.build(Settings, settings, where="the settings of this call"))
     if any(name in written for needs in NEEDS for name in needs.names):
-        refuse_unused(written, {**whole, "diffusion": diffusion()}, NEEDS)
+        by_set = {name: text for name, text in written.items() if text.startswith("--set ")}
+        values = {**whole, "diffusion": diffusion()}
+        refuse_unused(by_set, values, [needs._replace(why=_by_set(needs.why)) for needs in NEEDS])
+        refuse_unused({name: text for name, text in written.items() if name not in by_set}, values, NEEDS)
+
+
+def _by_set(why: str) -> str:
+    """The options of a text as `--set` gives them: a command may have no others."""
+    return re.sub(r"--([a-z-]+)", lambda found: f"--set {found[1].replace('-', '_')}=", why)
 
 
 def refuse_for_kind(written: Mapping[str, str], model: str) -> None:

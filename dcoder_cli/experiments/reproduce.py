@@ -11,7 +11,7 @@ from typing import Any
 from dcoder_cli import __version__
 from dcoder_cli.base import jsonl, presets
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import require_space, write_json
+from dcoder_cli.base.files import check_folder, require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.shards import read_manifest
@@ -188,8 +188,7 @@ def _identity(name: str) -> str:
 
 def _check_same(out: Path, asked: dict[str, Any]) -> None:
     """Raises UserError for a folder that was begun with other settings, or is not of `dcoder reproduce`."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a file; give a folder")
+    check_folder(out)
     before = _before(out)
     if before is not None:
         other = [name for name, value in asked.items() if before.get(name) != value]

@@ -17,6 +17,11 @@ def is_empty(model: Model, trajectory: Trajectory) -> bool:
     return not trajectory.text.strip()
 
 
+def _ends(model: Model, trajectory: Trajectory) -> bool:
+    """Whether an end or pad token is among the new ones."""
+    return any(token in model.ids.stops for token in trajectory.tokens)
+
+
 def empty_note(model: Model, results: Sequence[Trajectory], in_chat: bool = False) -> str | None:
     """One line on the empty answers among `results`, with what to try; None where all say something.
 
@@ -30,7 +35,8 @@ def empty_note(model: Model, results: Sequence[Trajectory], in_chat: bool = Fals
     most, least = (
         ("/set max_new_tokens=", "/set min_new_tokens=") if in_chat else ("--max-new-tokens ", "--min-new-tokens ")
     )
-    tries = [f"{least}{_LEAST}"] if asked > _LEAST else []
+    ended = [_ends(model, result) for result in empty]
+    tries = [f"{least}{_LEAST}"] if asked > _LEAST and any(ended) else []
     if model.answer_length is not None and model.answer_length < asked:
         tries.insert(0, f"{most}{model.answer_length} (trained; {asked} now)")
     elif asked > 4 * _LEAST:
@@ -39,4 +45,6 @@ def empty_note(model: Model, results: Sequence[Trajectory], in_chat: bool = Fals
     if len(results) > 1:
         named = ", ".join(one.id for one in empty[:5]) + (", .." if len(empty) > 5 else "")
         which = f"{len(empty)} of {len(results)} answers are empty ({named})"
-    return f"{which}: no text before the first end or pad token" + (f"; try {' or '.join(tries)}" if tries else "")
+    blank = "no text" if not any(result.text for result in empty) else "nothing but white space"
+    where = " before the first end or pad token" if all(ended) else "" if any(ended) else ", and no end or pad token"
+    return f"{which}: {blank}{where}" + (f"; try {' or '.join(tries)}" if tries else "")

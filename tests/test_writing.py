@@ -1,0 +1,115 @@
+"""Where a command is to write: what cannot be written is told at the start, in a dry run too, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from helpers import make_model, make_shards, make_tokenizer, refused
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_file, check_folder
+from dcoder_cli.base.runs import RunFolder
+
+CALLS = {
+    "arness": "arness --trajectories {place}/t.jsonl",
+    "arness --model": "arness --model {place}/model --prompts {place}/p.txt",
+    "eval": "eval micro --model {place}/model --limit 2",
+    "eval, dry": "eval micro --model {place}/model --limit 2 --dry-run",
+    "eval judge": "eval judge {place}/t.jsonl --task micro",
+    "train-stage": "train-stage 1 --model {place}/model --data {place}/shards",
+    "train-stage, dry": "train-stage 1 --model {place}/model --data {place}/shards --dry-run",
+    "convert": "convert --init tiny --mask-id 5",
+    "convert, forced": "convert --init tiny --mask-id 5 --force",
+    "convert, dry": "convert --init tiny --mask-id 5 --dry-run",
+    "export": "export {place}/model",
+    "quickstart": "quickstart --dry-run",
+    "reproduce": "reproduce --dry-run",
+    "tokenize": "tokenize pretrain {place}/p.txt --tokenizer {place}/model",
+    "tokenize, dry": "tokenize pretrain {place}/p.txt --tokenizer {place}/model --dry-run",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("writing")
+    tokenizer = make_tokenizer()
+    make_model(folder / "model", tokenizer=tokenizer)
+    make_shards(folder / "shards", tokenizer)
+    (folder / "p.txt").write_text("def f(a):\n    return a\n" * 20)
+    (folder / "t.jsonl").write_text('{"reveal_step": [0, 1]}\n')
+    (folder / "afile").write_text("mine")
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    return folder
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_folder_that_cannot_be_written_is_refused(name: str, place: Path) -> None:
+    call = CALLS[name].format(place=place).split()
+    below = place / "afile" / "x"
+    assert f"--out {str(below)!r} cannot be written: Not a directory" in refused(*call, "--out", below)
+    assert f"--out '{place / 'afile'}' is a file; name a folder" in refused(*call, "--out", place / "afile")
+    assert (place / "afile").read_text() == "mine"
+
+
+def test_what_a_file_system_refuses_is_told(place: Path) -> None:
+    for out, why in (
+        ("/proc/x", "No such file or directory"),
+        (place / "dangling", "No such file or directory"),
+        (place / "dangling" / "x", "No such file or directory"),
+        (place / ("n" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=f"--out .* cannot be written: {why}; choose another folder"):
+            check_folder(out)
+        with pytest.raises(UserError, match=f"--out .* cannot be written: {why}"):
+            RunFolder.check(out, resume=False)
+
+
+def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path)
+    check_file(tmp_path / "c.jsonl", "--trajectories")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_another_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    check_folder(tmp_path)  # who needs the space tells how much
+
+
+WRONG_FILES = [
+    ("nodir/x.png", "lies in a folder that does not exist; make it first"),
+    ("nodir/deeper/x.png", "lies in a folder that does not exist; make it first"),
+    ("afile/x.png", "cannot be written: Not a directory; choose another file"),
+    ("folder.png", "is a folder; name a file"),
+    ("pipe.png", "is no ordinary file; choose another file"),
+]
+
+
+@pytest.fixture
+def wrong(place: Path) -> Path:
+    (place / "folder.png").mkdir(exist_ok=True)
+    if not (place / "pipe.png").exists():
+        os.mkfifo(place / "pipe.png")
+    run = RunFolder(place / "run")
+    run.make()
+    (run.path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    return place
+
+
+@pytest.mark.parametrize(("name", "says"), WRONG_FILES)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    name: str, says: str, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcoder_cli.model import backbone
+
+    monkeypatch.setattr(backbone, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    file = wrong / name
+    call = ("generate", "--model", wrong / "model", "--trajectories", file, "hi")
+    assert refused(*call) == refused(*call, "--dry-run") == f"error: --trajectories {str(file)!r} {says}"
+    assert refused("plot", wrong / "run", "--out", file) == f"error: --out {str(file)!r} {says}"
