@@ -22,6 +22,7 @@ from dcoder_cli.decoding.requests import Settings
 MAY_NAME = {
     "data/": "training data: micro's tasks are generated there, and rows of public sets are read in their layouts",
     "experiments/": "the studies are of the micro benchmark",
+    "timing/judge.py": "the programs that it times are references of data/micro.py's tasks",
     "benchmarks/suites.py": "the registration",
     "benchmarks/published.py": "the paper's table",
     "benchmarks/oracles.py": "facts of EvalPlus's tasks, for evalplus.py",
