@@ -44,6 +44,20 @@ def thinned(cases: Iterable[Sequence[Any]], every: int) -> list[Any]:
     ]
 
 
+def said(*arguments: str | Path) -> str:
+    """What a call that succeeds prints, in this process: a new one takes seconds to import transformers."""
+    from dcoder_cli.main import main
+
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["dcoder", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as left:
+            assert not left.code, (left.code, stdout.getvalue())
+    return stdout.getvalue()
+
+
 def refused(*arguments: str | Path) -> str:
     """Run a command, in this process, that must be refused: exit 2, nothing on stdout, one line on stderr, returned."""
     from dcoder_cli.main import main

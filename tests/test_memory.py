@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import dcoder, make_model, refused
+from helpers import dcoder, make_model, refused, said
 
 from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
@@ -151,18 +148,6 @@ def test_a_card_keeps_something_for_itself() -> None:
     case = Case("generate", shape(), Decoding())
     total = case.estimate().total / GIB
     assert fit(case, (total + 1.5) / 0.95 + 0.01).fits and not fit(case, (total + 1.5) / 0.95 - 0.01).fits
-
-
-def said(*arguments: str | Path) -> str:
-    """What a call prints, in this process: a new one takes seconds to import transformers."""
-    from dcoder_cli.main import main
-
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["dcoder", *map(str, arguments)])
-        with contextlib.suppress(SystemExit):
-            main()
-    return stdout.getvalue()
 
 
 def test_the_command_and_the_document() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from helpers import dcoder, make_model, refused
+from helpers import dcoder, make_model, refused, said
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding.prompts import collect, prepare, read
@@ -183,8 +183,8 @@ def test_generate_and_arness_call_samples_the_same(tmp_path: Path, samples: int)
     file.write_text('{"id": "x", "prompt": "a"}\n"b"\n{"task_id": 8, "prompt": "c"}\n')
     common = ["--model", model, "--prompts", file, "--device", "cpu", "--max-new-tokens", "4", "--n", str(samples)]
     common += ["--temperature", "1"]
-    told = [json.loads(line)["id"] for line in dcoder("generate", *common, "--json").stdout.splitlines()]
-    dcoder("arness", *common, "--out", tmp_path / "order")
+    told = [json.loads(line)["id"] for line in said("generate", *common, "--json").splitlines()]
+    said("arness", *common, "--out", tmp_path / "order")
     (written,) = (tmp_path / "order").glob("trajectories-*.jsonl")
     assert [json.loads(line)["id"] for line in written.read_text().splitlines()] == told
     assert told == (["x", "1", "8"] if samples == 1 else ["x/0", "x/1", "1/0", "1/1", "8/0", "8/1"])
@@ -207,11 +207,14 @@ def test_samples_that_would_all_be_the_same_are_refused(tmp_path: Path) -> None:
         assert refused(*call, *given, "--dry-run").startswith(says)
         if ar not in call:
             for more in drawn[1:]:
-                dcoder(*call, *given, *more, "--dry-run")
-    (first, second) = (
-        [json.loads(line)["reveal_step"] for line in dcoder("generate", "a", "--model", model, *given, *more, "--json").stdout.splitlines()]
+                said(*call, *given, *more, "--dry-run")
+    first, second = (
+        [
+            json.loads(line)["reveal_step"]
+            for line in said("generate", "a", "--model", model, *given, *more, "--json").splitlines()
+        ]
         for more in drawn[1:3]
-    )  # fmt: skip
+    )
     assert first[0] != first[1] and second[0] != second[1]
 
 

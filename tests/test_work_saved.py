@@ -59,6 +59,8 @@ def test_the_heads_kept_memory_holds_the_heads_numbers(wide: Model) -> None:
         assert torch.equal(plain(some), expected_nV)
         assert torch.equal(guided(some), (expected_nV - blind_nV) * 2.5 + blind_nV)
     assert plain(slice(0, 2)).data_ptr() == plain(slice(2, 5)).data_ptr()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(slice(0, 9)), wide.head(hidden_ND[:9]))  # rounded as autocast has it
     hook = wide.network.lm_head.register_forward_hook(lambda *_: torch.zeros(3, 5000))
     try:
         assert not plain(slice(0, 3)).any()  # a head that is more than its matrix is asked

@@ -62,7 +62,7 @@ class CandidateHead:
     def _weight(self, hidden_nD: Tensor) -> Tensor | None:
         """The head's matrix where it is nothing but a product in float32 or more on the CPU; else None."""
         weight_VD = head_matrix(self.model.network)
-        if weight_VD is None:
+        if weight_VD is None or torch.is_autocast_enabled("cpu"):  # which knows no product into memory that is given
             return None
         weight_VD = weight_VD.detach()
         plain = type(weight_VD) is Tensor and weight_VD.device.type == "cpu" and weight_VD.dtype == hidden_nD.dtype
