@@ -30,7 +30,7 @@ def test_generated_parts_are_up_to_date(root: Path) -> None:
 
 def test_the_readme_fits_two_screens(root: Path) -> None:
     """What belongs to docs/ goes there; of these lines a third are the generated tables and the block to paste."""
-    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 140
+    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= 155
 
 
 def test_it_starts_with_two_commands(root: Path) -> None:

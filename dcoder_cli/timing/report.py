@@ -141,7 +141,7 @@ def _cell(side: Mapping[str, Any], key: str, factor: float) -> str:
 
 def _number(value: float, digits: int) -> str:
     """With so many digits, and no exponent from a thousandth to thousands of millions."""
-    for size, letter in ((1e7, "M"), (1e5, "k")):
+    for size, letter in ((1e6, "M"), (1e5, "k")):
         if value >= size:
             return f"{value / {'M': 1e6, 'k': 1e3}[letter]:,.{digits}g}{letter}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.{digits}g}"
