@@ -161,10 +161,14 @@ def test_a_long_text_of_anything_takes_linear_time(name: str, most: int) -> None
         fence_format(text)
         return time.process_time() - start
 
-    large = seconds(most)
+    small, large = seconds(most // 4), seconds(most)
+    if large > 8 * small + 0.5:  # beside other work a clock of one's own runs unevenly too: the best of some
+        small, large = (
+            min(small, *(seconds(most // 4) for _ in range(3))),
+            min(large, *(seconds(most) for _ in range(3))),
+        )
     assert large < 15 * most / 1_000_000
-    if large > 0.5:
-        assert large < 8 * seconds(most // 4) + 0.5
+    assert large < 8 * small + 0.5
 
 
 @settings(max_examples=150, deadline=None)
