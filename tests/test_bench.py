@@ -93,6 +93,31 @@ def test_a_bench_runs_and_both_ways_agree(name: str, folder: Path) -> None:
             assert one["matrix_share"]["least"] == pytest.approx(share)
 
 
+@pytest.mark.parametrize("name", ["train", "grpo", "generate"])
+def test_what_is_compared_is_the_way_that_is_timed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook on the head, such as the one that counts logits, sends training and decoding another way."""
+    from dcoder_cli.decoding import heads
+    from dcoder_cli.diffusion import vocabulary
+    from dcoder_cli.model import head
+
+    asked: list[bool] = []
+
+    def spied(network: Any) -> Any:
+        found = head.head_matrix(network)
+        asked.append(found is not None)
+        return found
+
+    monkeypatch.setattr(heads, "head_matrix", spied)
+    monkeypatch.setattr(vocabulary, "head_matrix", spied)
+    watched: list[list[bool]] = []
+    enter, leave = race.PeakMemory.__enter__, race.PeakMemory.__exit__
+    monkeypatch.setattr(race.PeakMemory, "__enter__", lambda self: (asked.clear(), enter(self))[1])
+    monkeypatch.setattr(race.PeakMemory, "__exit__", lambda self, *e: (watched.append(list(asked)), leave(self, *e))[1])
+    code, _, err = run(name, "--model", folder, "--device", "cpu", *LINES[name], "--repeats", "1", "--json")
+    assert code == 0, err
+    assert any(watched) and all(all(one) for one in watched)
+
+
 def test_tokenize_runs_and_shows_a_table(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in PYTHON_TEXT * 20))
     make_tokenizer().save_pretrained(tmp_path / "t")
@@ -210,10 +235,7 @@ def test_a_wrong_plain_token_makes_exit_code_1(folder: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("what", ["token", "loss", "norm", "gradient", "missing"])
 def test_other_losses_and_gradients_are_found(what: str) -> None:
-    counts = rate.ForwardCounts()
-    one = learning.Found(
-        torch.tensor([1.0, 2.0]), 1.5, 3.0, {"a": torch.tensor([3.0, -4.0]), "b": torch.ones(2)}, counts
-    )
+    one = learning.Found(torch.tensor([1.0, 2.0]), 1.5, 3.0, {"a": torch.tensor([3.0, -4.0]), "b": torch.ones(2)})
     assert learning.agree(one, one, torch.float32, "losses").agree is True
     changed = {
         "token": dataclasses.replace(one, tokens=torch.tensor([1.0, 2.01])),

@@ -105,16 +105,18 @@ class _Watched:
     """What a watched run saw."""
 
     rows: list[Written]
-    counts: rate.ForwardCounts
     first: float
     last: float
 
-    def told(self, choice: models.ModelChoice, tokens: int) -> dict[str, Any]:
-        return {
-            "forwards": self.counts.forwards, "tokens_per_forward": tokens / self.counts.forwards,
-            "first_commit_seconds": self.first, "last_commit_seconds": self.last,
-            "matrix_operations": self.counts.operations(choice.shape),
-        }  # fmt: skip
+
+def _told(timing: race.Timing, choice: models.ModelChoice, tokens: int) -> dict[str, Any]:
+    if timing.result is None:
+        return {}
+    return {
+        "forwards": timing.counts.forwards, "tokens_per_forward": tokens / timing.counts.forwards,
+        "first_commit_seconds": timing.result.first, "last_commit_seconds": timing.result.last,
+        "matrix_operations": timing.counts.operations(choice.shape),
+    }  # fmt: skip
 
 
 def _case(
@@ -130,8 +132,8 @@ def _case(
         return [Written(one.tokens, one.reveal_step) for one in found]
 
     plainly = partial(_batch if settings.mode == "exact" else _rows, model, requests, settings)
-    works = race.Work(ours, partial(_watched, model, ours)), race.Work(plainly, partial(_watched, model, plainly))
-    timings = race.race(works, asked.repeats, model.device, on_run)
+    one, two = (race.Work(way, partial(_watched, model, way), partial(_counted, model, way)) for way in (ours, plainly))
+    timings = race.race((one, two), asked.repeats, model.device, on_run)
     tokens = batch * settings.max_new_tokens
     mine, plain = (timing.result for timing in timings)
     agreement = report.NOTHING if plain is None else agree(model, requests, settings, mine.rows, plain.rows)
@@ -141,7 +143,7 @@ def _case(
         "new_tokens": settings.max_new_tokens,
         "mode": settings.mode,
     }
-    more = (mine.told(choice, tokens), {} if plain is None else plain.told(choice, tokens))
+    more = (_told(timings[0], choice, tokens), _told(timings[1], choice, tokens))
     return report.case(what, "tokens", tokens, *timings, agreement, more, reached)
 
 
@@ -165,10 +167,15 @@ def _watched(model: Model, way: Callable[..., list[Written]]) -> _Watched:
         race.wait(model.device)
         times.append(time.perf_counter())
 
+    began = time.perf_counter()
+    rows = way(noted)
+    return _Watched(rows, times[0] - began, times[-1] - began)
+
+
+def _counted(model: Model, way: Callable[..., list[Written]]) -> rate.ForwardCounts:
     with rate.counting(model) as counts:
-        began = time.perf_counter()
-        rows = way(noted)
-    return _Watched(rows, counts, times[0] - began, times[-1] - began)
+        way()
+    return counts
 
 
 def agree(

@@ -118,7 +118,7 @@ def _case(
     agreement = report.NOTHING
     if his is not None:
         agreement = learning.agree(mine, his, stepper.dtype, f"log-probabilities of {scored:,} tokens")
-    more = (learning.told(mine, choice.shape, frozen=0.5), learning.told(his, choice.shape, frozen=0.5))
+    more = (learning.told(timings[0], choice.shape, 0.5), learning.told(timings[1], choice.shape, 0.5))
     what = {"completions": batch, "group": asked.group, "prompt_tokens": asked.prompt_tokens, "new_tokens": new}
     return report.case(what, "tokens", scored, *timings, agreement, more, reached)
 

@@ -29,14 +29,12 @@ class Found:
     Attributes:
         tokens: losses or log-probabilities, one a token. loss: of the step.
         norm: of all gradients, before they are clipped. gradients: by weight, clipped, on the CPU.
-        counts: of the forward passes.
     """
 
     tokens: Tensor
     loss: float
     norm: float
     gradients: dict[str, Tensor]
-    counts: rate.ForwardCounts
 
 
 class Stepper:
@@ -63,8 +61,8 @@ class Stepper:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def work(self, forward: Callable[[], tuple[Tensor, Tensor]]) -> race.Work:
-        """A step as it is timed, and as it is watched."""
-        return race.Work(partial(self.step, forward), partial(self.watch, forward))
+        """A step as it is timed, as it is watched, and as its forward passes are counted."""
+        return race.Work(partial(self.step, forward), partial(self.watch, forward), partial(self.count, forward))
 
     def step(self, forward: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Loss, gradients, their clipping, and the update. `forward` gives numbers of tokens, and the loss."""
@@ -77,14 +75,19 @@ class Stepper:
     def watch(self, forward: Callable[[], tuple[Tensor, Tensor]]) -> Found:
         """The same, with what it made."""
         self.optimizer.zero_grad(set_to_none=True)
-        with rate.counting(self.model) as counts:
-            tokens, loss = forward()
+        tokens, loss = forward()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self._update()
         # Not copied on a CPU, where a copy would be part of the peak that is being measured.
         gradients = {name: one.grad.cpu() for name, one in self.model.named_parameters() if one.grad is not None}
         self.optimizer.zero_grad(set_to_none=True)
-        return Found(tokens.detach().float().cpu(), float(loss.detach()), norm, gradients, counts)
+        return Found(tokens.detach().float().cpu(), float(loss.detach()), norm, gradients)
+
+    def count(self, forward: Callable[[], tuple[Tensor, Tensor]]) -> rate.ForwardCounts:
+        """The forward passes alone, counted."""
+        with torch.no_grad(), rate.counting(self.model) as counts:
+            forward()
+        return counts
 
     def _update(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -92,12 +95,12 @@ class Stepper:
         return float(norm)
 
 
-def told(found: Found | None, shape: Any, frozen: float = 0.0) -> dict[str, Any]:
+def told(timing: race.Timing, shape: Any, frozen: float = 0.0) -> dict[str, Any]:
     """A step's matrix operations; `frozen`: of the share of its forward passes that has no backward pass."""
-    if found is None:
+    if timing.result is None:
         return {}
-    forward = found.counts.operations(shape)
-    return {"matrix_operations": forward * (frozen + (1 - frozen) * _BACKWARD), "loss": found.loss}
+    forward = timing.counts.operations(shape)
+    return {"matrix_operations": forward * (frozen + (1 - frozen) * _BACKWARD), "loss": timing.result.loss}
 
 
 def agree(ours: Found, plain: Found, dtype: torch.dtype, what: str) -> report.Agreement:

@@ -23,10 +23,12 @@ class Work:
     Attributes:
         run: the work as it is timed.
         watch: the same, while it is watched; its result is compared with the other's.
+        count: the same once more, for its forward passes. Apart: hooks on a head change the way that it is taken.
     """
 
     run: Callable[[], Any]
     watch: Callable[[], Any]
+    count: Callable[[], Any] | None = None
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Timing:
         warm_up: seconds of its first run.
         wall, cpu: seconds of each lap, by the clock and of all processors together.
         peak: bytes, of the watched run; see memory.py.
-        result: of the watched run.
+        result: of the watched run. counts: of the counted one.
         trouble: why there are no laps, in words.
     """
 
@@ -46,6 +48,7 @@ class Timing:
     cpu: list[float] = field(default_factory=list)
     peak: int | None = None
     result: Any = None
+    counts: Any = None
     trouble: str | None = None
 
 
@@ -73,6 +76,7 @@ def race(
             with PeakMemory(device) as peak:
                 timing.result = work.watch()
             timing.peak = peak.bytes if alone else None
+            timing.counts = None if work.count is None else work.count()
             on_run(f"{name} watched")
     for _ in range(repeats):
         for work, timing, name in entrants:
@@ -95,7 +99,7 @@ def _room_for(timing: Timing, ours: bool, device: torch.device) -> Iterator[None
             refuse_memory(error)
         if not out_of_memory(error):
             raise
-        timing.trouble, timing.result = "out of memory", None
+        timing.trouble, timing.result, timing.counts = "out of memory", None, None
     if timing.trouble is not None and device.type == "cuda":
         torch.cuda.empty_cache()  # only now has the error let go of what it held
 

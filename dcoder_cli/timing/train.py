@@ -75,7 +75,7 @@ def _case(
     agreement = report.NOTHING
     if plain is not None:
         agreement = learning.agree(ours, plain, stepper.dtype, f"losses of {masked:,} masked tokens")
-    more = (learning.told(ours, choice.shape), learning.told(plain, choice.shape))
+    more = (learning.told(timings[0], choice.shape), learning.told(timings[1], choice.shape))
     what = {"rows": batch, "row_tokens": length, "masked_tokens": masked}
     return report.case(what, "tokens", batch * length, *timings, agreement, more, reached)
 
