@@ -199,8 +199,6 @@ def generate(
             on_done=viewer.on_done if viewer else lambda _: bar.advance(),
         )
     ranks.leave()
-    if trajectories is not None and console.rank() == 0:
-        trajectory.write(trajectories, results)
     for result in results:
         if json:
             console.emit_json(result.to_json())
@@ -215,6 +213,8 @@ def generate(
             console.emit_text(before + result.text + after)
         if len(results) > 1:
             console.emit_text("")
+    if trajectories is not None and console.rank() == 0:  # after the answers: a disk that is full takes these alone
+        trajectory.write(trajectories, results)
     empty = remarks.empty_note(loaded, results)
     if empty is not None:
         console.note(f"note: {console.visible(empty)}")

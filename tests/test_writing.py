@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import make_model, make_shards, make_tokenizer, refused
+from helpers import dcoder, make_model, make_shards, make_tokenizer, refused
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_file, check_folder
@@ -113,3 +114,21 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     call = ("generate", "--model", wrong / "model", "--trajectories", file, "hi")
     assert refused(*call) == refused(*call, "--dry-run") == f"error: --trajectories {str(file)!r} {says}"
     assert refused("plot", wrong / "run", "--out", file) == f"error: --out {str(file)!r} {says}"
+
+
+def test_a_full_disk_takes_no_answers(place: Path, tmp_path: Path) -> None:
+    """They are printed before the trajectories are written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        (disk / "fill").write_bytes(bytes(39_000))
+        call = ["generate", "--model", place / "model", "--device", "cpu", "--max-new-tokens", "16", "--json", "a", "b"]
+        done = dcoder(*call, "--trajectories", disk / "t.jsonl", check=False)
+        assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
+        assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["0", "1"]
+        assert [one.name for one in disk.iterdir()] == ["fill"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
