@@ -17,8 +17,16 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_com
 
 NEEDS = (
     Needs(
-        ("tokenizer", "train_tokenizer", "ar", "seed"), lambda call: call["init"] is not None,
+        ("train_tokenizer", "ar", "seed"), lambda call: call["init"] is not None,
         "a converted model keeps its weights and tokenizer; it goes with --init",
+    ),
+    Needs(
+        ("tokenizer",), lambda call: call["init"] is not None or _is_gguf(call["model"]),
+        "a converted model keeps its tokenizer; it goes with --init or a GGUF file",
+    ),
+    Needs(
+        ("rows_multiple",), lambda call: call["init"] is None,
+        "it is of a vocabulary that a conversion adds to; give a MODEL to convert",
     ),
     Needs(
         ("vocab_size",), lambda call: call["train_tokenizer"],
@@ -28,11 +36,18 @@ NEEDS = (
 )  # fmt: skip
 
 
+def _is_gguf(model: str | None) -> bool:
+    from dcoder_cli.model import gguf
+
+    return model is not None and gguf.find(model) is not None
+
+
 @app.command()
 def convert(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="AR checkpoint (folder or hub id) to convert; none with --init.")
+        str | None,
+        typer.Argument(help="AR checkpoint to convert: a folder, a hub id or a GGUF file; none with --init."),
     ] = None,
     out: options.Out = Path("diffusion-model"),
     init: Annotated[
@@ -50,6 +65,9 @@ def convert(
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", help="Use this id as the mask token instead of adding one.")
     ] = None,
+    rows_multiple: Annotated[
+        int, typer.Option("--rows-multiple", min=1, help="A vocabulary that grows, grows to a multiple of this.")
+    ] = 64,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
     force: options.Force = False,
@@ -62,6 +80,8 @@ def convert(
 
       dcoder convert Qwen/Qwen2.5-Coder-7B --out start-7b
 
+      dcoder convert SmolLM2-135M-Instruct.Q4_1.gguf --out start-135m
+
       dcoder convert --init tiny --ar --train-tokenizer src/ --out ar-tiny
     """
     options.refuse_unused(options.given(context), context.params, NEEDS)
@@ -73,7 +93,9 @@ def convert(
     if out.exists() and not force and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
     from dcoder_cli.model import conversion
+    from dcoder_cli.model.convert import Additions
 
+    add = Additions(mask_id, rows_multiple)
     if dry_run:
         from dcoder_cli.base import plan as plans
 
@@ -81,7 +103,7 @@ def convert(
             sources = train_tokenizer or []
             found = conversion.plan_initial(init, out, tokenizer, sources, vocab_size, ar, mask_id, dtype)
         else:
-            found = conversion.plan_checkpoint(str(model), out, mask_id, dtype)
+            found = conversion.plan_checkpoint(str(model), out, add, dtype, tokenizer)
         return plans.show(found, json)
     if init is not None:
         result = conversion.initialise(
@@ -89,7 +111,7 @@ def convert(
         )
     else:
         assert model is not None
-        result = conversion.convert_checkpoint(model, out, mask_id, dtype)
+        result = conversion.convert_checkpoint(model, out, add, dtype, tokenizer)
     if json:
         console.emit_json(result)
         return

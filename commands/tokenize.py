@@ -136,6 +136,10 @@ def pretrain(
     eos_token: Annotated[
         str, typer.Option(help="Token between documents; default: the tokenizer's end of text.", show_default=False)
     ] = "",
+    bos: Annotated[
+        bool | None,
+        typer.Option("--bos/--no-bos", help="Begin rows with BOS [where it is Dream's, which convert adds]."),
+    ] = None,
     overwrite: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -175,6 +179,7 @@ def pretrain(
         exclude=tuple(exclude),
         filters=filters,
         eos_token=eos_token or None,
+        bos=bos,
         overwrite=overwrite,
         quiet=json,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_tokenizer
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data import sources
@@ -81,6 +82,26 @@ def documents(folder: Path, tokenizer: str, split: str = "train") -> list[str]:
     rows = shards.rows(range(len(shards)))["tokens"]
     loaded = load_tokenizer(tokenizer)
     return [loaded.decode(ids) for ids in unpack(rows, shards.manifest["special_tokens"]["eos"]["id"])]
+
+
+@pytest.mark.parametrize(
+    ("token", "asked", "begins"),
+    [("<|beginoftext|>", None, True), ("<|beginoftext|>", False, False), ("<s>", None, False), ("<s>", True, True)],
+)
+def test_rows_begin_with_dreams_bos(corpus: Path, tmp_path: Path, token: str, asked: bool | None, begins: bool) -> None:
+    made = make_tokenizer()
+    made.add_special_tokens({"bos_token": token})
+    made.save_pretrained(tmp_path / "words")
+    settings = pretrain_settings(corpus / "m001.py", str(tmp_path / "words"), tmp_path / "data")
+    manifest = tokenize_pretrain(replace(settings, heldout=0.0, bos=asked))
+    tokens_RL = ShardSet.open(tmp_path / "data").rows([0])["tokens"]
+    assert (tokens_RL[:, 0] == made.bos_token_id).all() == begins == ("bos" in manifest["special_tokens"])
+
+
+def test_a_bos_that_is_not_there_is_refused(corpus: Path, tokenizer: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no BOS token"):
+        tokenize_pretrain(replace(pretrain_settings(corpus, tokenizer, tmp_path / "data"), bos=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_decoding_the_rows_gives_the_documents_back(corpus: Path, tokenizer: str, once: Path) -> None:

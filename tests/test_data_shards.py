@@ -118,6 +118,18 @@ def test_packing_loses_nothing(length: int, rows_at_once: int) -> None:
     assert (ids_RL == owner - owner[:, :1]).all()
 
 
+def test_rows_that_begin_with_bos_hold_the_same_documents() -> None:
+    documents = [np.arange(1, size, dtype=np.uint16) for size in (2, 8, 31, 65)]
+    plain = [block for block in pack(documents, 15, 0, np.uint16, 3)]
+    begun = [block for block in pack(documents, 16, 0, np.uint16, 3, bos=999)]
+    for without, block in zip(plain, begun, strict=True):
+        assert (block.tokens[:, 0] == 999).all() and (block.document_ids[:, 0] == 0).all()
+        assert (block.tokens[:, 1:] == without.tokens).all() and block.tokens.dtype == np.uint16
+        assert (block.document_ids[:, 1:] == without.document_ids).all() and block.padding == without.padding
+    tokens_RL = np.concatenate([block.tokens for block in begun])
+    assert list(unpack(tokens_RL, 0, 999)) == [list(document) for document in documents]
+
+
 def test_small_vocabularies_take_two_bytes() -> None:
     assert token_dtype(65_535) is np.uint16 and token_dtype(65_536) is np.uint32
 

@@ -33,7 +33,7 @@ from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
-from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
+from dcoder_cli.model.tokenizer import DREAM_BOS, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +60,7 @@ class PretrainSettings:
     exclude: tuple[str, ...] = ()
     filters: FilterSettings = field(default_factory=FilterSettings)
     eos_token: str | None = None
+    bos: bool | None = None  # begin rows with the tokenizer's BOS; None: where it is Dream's
     overwrite: bool = False
     quiet: bool = False
 
@@ -302,6 +303,12 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
     if eos is None and tokenizer.eos_token is None:
         raise UserError("the tokenizer has no end-of-text token; name one with --eos-token")
     special: dict[str, Any] = {"eos": entry(str(eos or tokenizer.eos_token), "--eos-token")}
+    if isinstance(settings, PretrainSettings) and settings.bos is not False:
+        bos = tokenizer.bos_token
+        if settings.bos and bos is None:
+            raise UserError("the tokenizer has no BOS token to begin rows with; leave out --bos")
+        if bos is not None and (settings.bos or bos == DREAM_BOS):
+            special["bos"] = entry(str(bos), "--bos: the tokenizer's")
     pad = str(tokenizer.pad_token) if tokenizer.pad_token is not None else None
     if isinstance(settings, SftSettings):
         end = ChatEncoder(tokenizer, settings.system).end_of_turn

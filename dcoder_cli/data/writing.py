@@ -125,7 +125,8 @@ def _pretrain_blocks(
         chosen.tokens[unit][start : start + size]
         for unit, start, size in zip(split.unit.tolist(), split.start.tolist(), split.length.tolist(), strict=True)
     )
-    for block in pack(documents, length, special["eos"]["id"], dtype, max(1, _TOKENS_PER_FILE // length)):
+    bos = special["bos"]["id"] if "bos" in special else None
+    for block in pack(documents, length, special["eos"]["id"], dtype, max(1, _TOKENS_PER_FILE // length), bos):
         yield {"tokens": block.tokens, "document_ids": block.document_ids}, block.padding
 
 

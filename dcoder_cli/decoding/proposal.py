@@ -232,17 +232,20 @@ class _Judge:
 
     @contextmanager
     def _biased(self, raw_nV: Tensor, here: slice | Tensor) -> Iterator[None]:
-        """Logits with the mask forbidden (but for the public samplers, which allow it) and end tokens held back, for a while."""
+        """Logits with the mask and spare rows forbidden (but for the public samplers, which allow them) and end tokens held
+        back, for a while."""
         settings, stops = self.settings, sorted(self.model.ids.stops)
-        changed = [self.model.ids.mask] if settings.compat is None else []
+        ours, tokens = settings.compat is None, self.model.tokens
+        changed = [self.model.ids.mask] if ours else []
         if stops and (settings.stop_penalty or settings.min_new_tokens):
             changed += [stop for stop in stops if stop not in changed]
         if not changed:
             yield
             return
         before_nC = raw_nV[:, changed]
-        if settings.compat is None:
-            raw_nV[:, self.model.ids.mask] = -torch.inf
+        spare_nS = raw_nV[:, tokens:].clone() if ours and tokens < raw_nV.shape[-1] else None
+        if ours:
+            self.model.forbid(raw_nV)
         if settings.stop_penalty and stops:
             raw_nV[:, stops] -= settings.stop_penalty
         if settings.min_new_tokens and stops:
@@ -253,6 +256,8 @@ class _Judge:
             yield
         finally:
             raw_nV[:, changed] = before_nC
+            if spare_nS is not None:
+                raw_nV[:, tokens:] = spare_nS
 
 
 def _any_equal(scores_n: Tensor) -> bool:

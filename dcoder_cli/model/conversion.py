@@ -12,8 +12,10 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import human_bytes, require_space
 from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.model import gguf
 from dcoder_cli.model.backbone import Model, choose_dtype, empty_network, load
 from dcoder_cli.model.convert import (
+    Additions,
     ar_config_with_tokenizer,
     diffusion_config,
     random_model,
@@ -27,10 +29,23 @@ from dcoder_cli.model.sizes import SIZES, config_of
 from dcoder_cli.model.tokenizer import train_tokenizer
 
 
-def convert_checkpoint(name: str, out: Path, mask_id: int | None = None, dtype: str | None = None) -> dict[str, Any]:
-    """Convert an AR checkpoint and write it; returns what `dcoder inspect` says of the result."""
-    model = load(name, device="cpu", dtype=dtype or _recorded_dtype(name))
-    return _write(to_diffusion(model, mask_id), out)
+def convert_checkpoint(
+    name: str, out: Path, add: Additions = Additions(), dtype: str | None = None, tokenizer: str | None = None
+) -> dict[str, Any]:
+    """Convert an AR checkpoint and write it; returns what `dcoder inspect` says of the result.
+
+    Args:
+        name: a folder, a hub id, a GGUF file or a folder that holds one.
+        add: what is added to its vocabulary.
+        dtype: of what is written; None: as stored, float32 for a GGUF file, whose blocks bfloat16 would round again.
+        tokenizer: instead of a GGUF file's own.
+    """
+    file = gguf.find(name)
+    if file is None:
+        model = load(name, device="cpu", dtype=dtype or _recorded_dtype(name))
+    else:
+        model = gguf.load(file, tokenizer, choose_dtype(dtype, {}, torch.device("cpu")))
+    return _write(to_diffusion(model, add), out)
 
 
 def initialise(
@@ -53,16 +68,20 @@ def initialise(
     name = f"random {size}"
     model = random_model(config, words, seed, name, dtype)
     if not ar:
-        model = to_diffusion(model, mask_id)
+        model = to_diffusion(model, Additions(mask_id))
         model.config["dcoder"]["stage"] = "random"
     return _write(model, out)
 
 
-def plan_checkpoint(name: str, out: Path, mask_id: int | None = None, dtype: str | None = None) -> RunPlan:
+def plan_checkpoint(
+    name: str, out: Path, add: Additions = Additions(), dtype: str | None = None, tokenizer: str | None = None
+) -> RunPlan:
     """What `convert_checkpoint` would do, from the headers of the files; raises UserError as it does."""
-    model = outline(name)
-    number = choose_dtype(dtype or _recorded_dtype(name), {}, torch.device("cpu"))
-    made = diffusion_config(model, mask_id)
+    file = gguf.find(name)
+    model = outline(name) if file is None else gguf.skeleton(file, tokenizer)
+    recorded = None if file is not None else _recorded_dtype(name)
+    number = choose_dtype(dtype or recorded, {}, torch.device("cpu"))
+    made = diffusion_config(model, add)
     plan = RunPlan(f"convert {name}", {})
     count = sum(parameter.numel() for parameter in model.parameters())
     plan.add(

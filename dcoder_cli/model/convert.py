@@ -14,27 +14,45 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
 from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, layout_of
 from dcoder_cli.model.special_ids import resolve
-from dcoder_cli.model.tokenizer import load_tokenizer
+from dcoder_cli.model.tokenizer import DREAM_BOS, load_tokenizer
 
-# The names of Dream's and DiffuCoder's added tokens, in the order of their ids.
-NEW_TOKENS = {"bos": "<|beginoftext|>", "mask": "<|mask|>", "pad": "<|dlm_pad|>"}
+# The names of Dream's and DiffuCoder's added tokens, in the order of their ids. `dcoder tokenize pretrain` begins rows with
+# that BOS, at the place that a shifted model never predicts.
+NEW_TOKENS = {"bos": DREAM_BOS, "mask": "<|mask|>", "pad": "<|dlm_pad|>"}
+# New rows make the vocabulary a multiple of this, the tile of a GPU's matrix units (NVIDIA's guide to matrix products:
+# 64 entries of 2 bytes are the 128 bytes that tensor cores read at full speed).
+ROWS_MULTIPLE = 64
 
 
-def to_diffusion(model: Model, mask_id: int | None = None) -> Model:
+@dataclass(frozen=True)
+class Additions:
+    """What a conversion adds to the vocabulary.
+
+    Attributes:
+        mask_id: the mask token's id, needed where the model has no tokenizer; None adds a token.
+        rows_multiple: where the vocabulary grows, to a multiple of this.
+    """
+
+    mask_id: int | None = None
+    rows_multiple: int = ROWS_MULTIPLE
+
+
+def to_diffusion(model: Model, add: Additions = Additions()) -> Model:
     """A diffusion model with an AR model's weights: bidirectional attention, mask, pad and BOS tokens, the shift recorded.
 
     Tokens that the tokenizer lacks are added in the vocabulary's spare rows, or in new rows where there are none. Their
     embedding, and their row of the head, is the mean of the tokens in use plus a thousandth of their spread: an average
-    token, so the first steps neither predict it nor are thrown off by it.
+    token, so the first steps neither predict it nor are thrown off by it. Rows that no token uses are recorded, and the
+    sampler never commits one.
 
     Args:
         model: an AR model from `load`.
-        mask_id: the mask token's id, needed where the model has no tokenizer.
+        add: what is added.
 
     Raises:
         UserError: the model is a diffusion model already, or has no tokenizer and no `mask_id` was given.
     """
-    made = diffusion_config(model, mask_id)
+    made = diffusion_config(model, add)
     config, tokenizer = made.config, made.tokenizer
     weights = dict(model.network.state_dict())
     _add_missing_biases(weights, config)
@@ -70,7 +88,7 @@ class DiffusionConfig:
     new: tuple[int, ...] = ()
 
 
-def diffusion_config(model: Model, mask_id: int | None = None) -> DiffusionConfig:
+def diffusion_config(model: Model, add: Additions = Additions()) -> DiffusionConfig:
     """What `to_diffusion` would make, but for the weights, which are not looked at. Args and errors are its."""
     if model.is_diffusion:
         raise UserError(f"{model.name!r} is a diffusion checkpoint already ({model.layout.name}); nothing to convert")
@@ -80,7 +98,7 @@ def diffusion_config(model: Model, mask_id: int | None = None) -> DiffusionConfi
         "origin": Path(model.name).name if Path(model.name).expanduser().exists() else model.name,
         "stage": "converted",
     }
-    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer, mask_id = copy.deepcopy(model.tokenizer), add.mask_id
     if tokenizer is None:
         if mask_id is None:
             raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
@@ -89,11 +107,14 @@ def diffusion_config(model: Model, mask_id: int | None = None) -> DiffusionConfi
         config["mask_token_id"] = mask_id
         return DiffusionConfig(config, None)
     used = len(tokenizer)
-    ids = _add_tokens(tokenizer, mask_id)
+    ids = _add_tokens(tokenizer, add)
     config.update({f"{name}_token_id": value for name, value in ids.items()})
     new = tuple(sorted(value for value in ids.values() if value >= used))
-    if new:
-        config["vocab_size"] = max(config["vocab_size"], new[-1] + 1)
+    if new and new[-1] >= config["vocab_size"]:
+        config["vocab_size"] = -(-(new[-1] + 1) // add.rows_multiple) * add.rows_multiple
+    tokens = max(used, new[-1] + 1 if new else 0)
+    if tokens < config["vocab_size"]:
+        config["dcoder"]["tokens"] = tokens
     return DiffusionConfig(config, tokenizer, used, new)
 
 
@@ -182,16 +203,16 @@ def _dream_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _add_tokens(tokenizer: Any, mask_id: int | None) -> dict[str, int]:
-    """Ids of bos, mask and pad, adding the tokens that are missing. Pad must not be eos: stage 3 teaches its meaning."""
+def _add_tokens(tokenizer: Any, add: Additions) -> dict[str, int]:
+    """Ids of bos, mask and pad, adding what is missing. Pad must not be eos: stage 3 teaches its meaning."""
     known = tokenizer.get_vocab()
     result: dict[str, int] = {}
     for name, text in NEW_TOKENS.items():
         current = getattr(tokenizer, f"{name}_token", None)
-        if name == "mask" and mask_id is not None:
-            current = tokenizer.convert_ids_to_tokens(mask_id)
+        if name == "mask" and add.mask_id is not None:
+            current = tokenizer.convert_ids_to_tokens(add.mask_id)
             if current is None:
-                raise UserError(f"--mask-id {mask_id} is no token of the tokenizer")
+                raise UserError(f"--mask-id {add.mask_id} is no token of the tokenizer")
         elif current is None or (name == "pad" and current == tokenizer.eos_token):
             current = text
             if text not in known:

@@ -102,6 +102,20 @@ def resolve(
     return SpecialIds(mask, pad, bos, eos, end_of_turn, stops), findings
 
 
+def tokens_of(config: Mapping[str, Any], vocabulary: int, name: str) -> int:
+    """How many rows of the vocabulary are tokens, from the first: as `dcoder convert` recorded it, else all.
+
+    Raises:
+        UserError: the config records what is no such number.
+    """
+    tokens = _recorded(config).get("tokens", vocabulary)
+    if type(tokens) is not int or not 0 < tokens <= vocabulary:
+        raise UserError(
+            f"config.json of {name!r} has dcoder.tokens = {tokens!r}; it must be a whole number from 1 to {vocabulary}"
+        )
+    return tokens
+
+
 def _recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:
     recorded = config.get("dcoder")
     return recorded if isinstance(recorded, Mapping) else {}

@@ -103,7 +103,7 @@ def _measured(asked: TokenizeBench, texts: list[str], folder: Path, on_run: Call
     filters = FilterSettings(False, 0.0, code_filters="none", max_document_bytes=2**62)
     settings = PretrainSettings(
         (str(source),), str(folder / "ours"), tokenizer, seq_len=_ROW, heldout=0.0, workers=asked.workers,
-        filters=filters, overwrite=True, quiet=True,
+        filters=filters, bos=False, overwrite=True, quiet=True,
     )  # fmt: skip
     ours, plain = partial(_ours, settings), partial(_plain, source, tokenizer, folder / "plain.npy")
     works = (race.Work(ours, partial(_documents, ours)), race.Work(plain, plain))
