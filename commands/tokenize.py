@@ -40,6 +40,10 @@ Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
 Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
+FromCode = Annotated[
+    bool,
+    typer.Option("--from-code", help="Make them from the functions of Python code: files, or rows with text or code."),
+]
 _FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
 _COMMON = (
     Needs(
@@ -78,7 +82,10 @@ NEEDS = {
             "it is of Python, and no source can hold any; leave it out",
         ),
     ),
-    "sft": _COMMON,
+    "sft": (
+        *_COMMON,
+        Needs(("gaps",), lambda call: call["from_code"], "gaps are cut into the functions of --from-code; leave it out"),
+    ),
     "rl": (
         *_COMMON,
         Needs(("seed",), lambda call: call["heldout"], "nothing is drawn but --heldout; give that, or leave it out"),
@@ -195,6 +202,10 @@ def sft(
         typer.Option(help="Fills rows and ends answers; default the tokenizer's, or <|dlm_pad|>.", show_default=False),
     ] = "",
     system: options.System = None,
+    from_code: FromCode = False,
+    gaps: Annotated[
+        float, typer.Option(help="From code: the share of functions that become a text with a gap too.")
+    ] = 0.5,
     seed: options.Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of samples held out, by their content.")] = 0.005,
     workers: Workers = 0,
@@ -202,7 +213,7 @@ def sft(
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,
-    near_duplicates: Annotated[float, typer.Option(help="Drop samples of this MinHash similarity; 0: off.")] = 0.0,
+    near_duplicates: Annotated[float, typer.Option(help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.")] = 0.0,
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
@@ -213,9 +224,12 @@ def sft(
     """Lay out chats for stage 3, one sample a row.
 
     The answer, its end of turn and the pads behind it are supervised, the prompt is not.
-    Rows of the sources hold `messages`, `conversations`, instruction/output (+input), or another usual pair.
+    Rows of the sources hold `messages`, `conversations`, instruction/output (+input), another usual pair, or
+    `prefix`, `hole` and `suffix` of a text with a gap. With --from-code the sources are Python code.
     """
     _check(context, sources)
+    if from_code and "near_duplicates" not in options.given(context):
+        near_duplicates = 0.7  # of code, as in pretrain
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.pipeline import SftSettings, plan_sft, tokenize_sft
 
@@ -238,6 +252,8 @@ def sft(
         shard=shard,
         pad_token=pad_token or None,
         system=system,
+        from_code=from_code,
+        gaps=gaps,
         extensions=tuple(extensions),
         exclude=tuple(exclude),
         filters=filters,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks.benchmark import Item, Kind, Suite
+from dcoder_cli.data.holes import INFILL_LENGTHS
 from dcoder_cli.execution.extract import extract_solution, truncate_at_stops
 from dcoder_cli.model import chat
 
@@ -37,7 +38,6 @@ _QWEN_PREFILL = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:\n"
     "```python\n"
 )
-INFILL_LENGTHS = (8, 16, 32, 64)  # ours: the gap's tokens are not told, the likeliest of these lengths is taken
 
 
 @dataclass(frozen=True)
