@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -92,6 +93,10 @@ NEEDS = {
         Needs(
             ("hard_mean", "hard_spread"), lambda call: call["hard"] != "all",
             "--hard all keeps every row; leave one of them out",
+        ),
+        Needs(
+            ("unsafe_exec",), lambda call: call["from_code"],
+            "nothing is run but the references of --from-code; leave it out",
         ),
     ),
 }  # fmt: skip
@@ -282,6 +287,8 @@ def rl(
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,
+    from_code: FromCode = False,
+    unsafe_exec: options.UnsafeExec = False,
     baseline: Annotated[
         str, typer.Option(help="constant: no credit for tests that the best constant answer passes; none: for each.")
     ] = "none",
@@ -301,7 +308,8 @@ def rl(
     """Collect prompts for `dcoder grpo`: questions with tests, or with a number to find.
 
     Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names; or, as GSM8K's,
-    a question and an answer that is a number or ends in "#### 42", for the reward `math`.
+    a question and an answer that is a number or ends in "#### 42", for the reward `math`. With --from-code the sources
+    are Python code: functions whose doctests hold become questions.
     """
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
@@ -324,6 +332,7 @@ def rl(
         hard_mean=hard_mean,
         hard_spread=hard_spread,
         complete=complete,
+        from_code=from_code,
         baseline=baseline,
         system=system,
         seed=seed,
@@ -334,7 +343,21 @@ def rl(
         overwrite=overwrite,
         quiet=json,
     )
-    _run(plan_rl, tokenize_rl, settings, dry_run, json)
+    _run(plan_rl, partial(tokenize_rl, trial=_trial(unsafe_exec, json)), settings, dry_run, json)
+
+
+def _trial(unsafe: bool, quiet: bool) -> Callable[[Sequence[Any]], list[str | None]]:
+    """What runs the references of problems from code, in the sandbox, with a bar."""
+
+    def run(problems: Sequence[Any]) -> list[str | None]:
+        from dcoder_cli.base.console import bar
+        from dcoder_cli.execution.trials import Case, why_not
+
+        cases = [Case(one.task_id, one.entry_point, [*one.shown, *one.hidden], one.reference) for one in problems]
+        with bar("running references", len(cases), quiet=quiet) as progress:
+            return why_not(cases, unsafe, progress.advance)
+
+    return run
 
 
 def _check(context: typer.Context, sources: list[str]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcoder_cli.data.code_files import CodeFile, parse
-from dcoder_cli.data.code_names import Bindings, Function, Unmet, bindings, needs
+from dcoder_cli.data.code_names import OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
+from dcoder_cli.data.docstrings import summary
 
 _FEWEST_NODES = 10  # of syntax in a body (ours): `return self.size` has 3, a call that hands everything on about 8
 _MOST_LINES = 60  # of a function without its docstring (ours): HumanEval's longest answer has 30
+_MOST_TOLD = 160  # characters of a docstring beside (ours)
 _MOST_HELPERS, _MOST_CONTEXT = 3, 40  # functions, and lines, that a request tells (ours)
 _FENCE = re.compile(r"^[ \t]*(```|~~~)", re.MULTILINE)
 _SPECIAL = re.compile(r"__\w+__$")
@@ -26,7 +28,7 @@ class Found:
         header: the part of `text` before its docstring (or body): decorators and signature.
         before: what goes with it: imports and constants.
         context: code that a request has to tell: functions it calls; for a method, its class.
-        within: the line that begins its class, for a method.
+        within: the line that begins its class, for a method; `method`: whether it is one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Found:
     context: str = ""
     within: str = ""
     problem: str | None = None
+    method: bool = False
 
     @property
     def program(self) -> str:
@@ -50,13 +53,13 @@ def functions(file: CodeFile) -> Iterator[Found]:
     bound = bindings(file.tree)
     for node, owner in _walk(file.tree.body):
         where = f"{file.name}:{node.lineno}"
-        text = _text(file, node)
-        found = Found(node.name, where, node, text)
+        text = text_of(file, node)
+        found = Found(node.name, where, node, text, method=owner is not None)
         try:
             _check(node, text)
             yield _whole(file, found, owner, bound)
         except Unmet as unmet:
-            yield Found(node.name, where, node, text, problem=str(unmet))
+            yield replace(found, problem=str(unmet))
 
 
 def _walk(body: list[ast.stmt]) -> Iterator[tuple[Function, ast.ClassDef | None]]:
@@ -78,7 +81,8 @@ def first_line(node: Function | ast.ClassDef) -> int:
     return min([node.lineno, *(one.lineno for one in node.decorator_list)])
 
 
-def _text(file: CodeFile, node: ast.stmt) -> str:
+def text_of(file: CodeFile, node: ast.stmt) -> str:
+    """The lines of a statement, at the left margin."""
     first = first_line(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else node.lineno
     lines = file.lines[first - 1 : node.end_lineno]
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
@@ -104,6 +108,8 @@ def _check(node: Function, text: str) -> None:
         raise Unmet("special method")
     if node.name.startswith(("test_", "test", "setUp", "tearDown")) or node.name == "main":
         raise Unmet("test or main program")
+    if any(isinstance(one, ast.ImportFrom) and one.level for one in ast.walk(node)):
+        raise Unmet(OWN_PACKAGE)
     first = body[0].lineno
     if body[0].lineno == node.lineno or (node.end_lineno or 0) - first >= _MOST_LINES:
         raise Unmet("one line" if body[0].lineno == node.lineno else "function too long")
@@ -155,27 +161,35 @@ def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bind
     told = "\n\n\n".join(context)
     if told.count("\n") >= _MOST_CONTEXT or _FENCE.search(told + before):
         raise Unmet("needs much else of its file")
-    return Found(found.name, found.where, node, found.text, header, before, told, within)
+    return replace(found, header=header, before=before, context=told, within=within)
 
 
 def _before(file: CodeFile, imports: list[str], constants: list[ast.stmt]) -> str:
-    parts = ["\n".join(imports), "\n".join(_text(file, one) for one in constants)]
+    parts = ["\n".join(imports), "\n".join(text_of(file, one) for one in constants)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _stub(file: CodeFile, node: Function | ast.ClassDef) -> str:
     """A function or class as a request tells it: its first line (or signature), and the first line of its docstring."""
     start = node.body[0].lineno
-    lines = file.lines[node.lineno - 1 : max(start - 1, node.lineno)]
+    first = node.lineno if isinstance(node, ast.ClassDef) else first_line(node)
+    lines = file.lines[first - 1 : max(start - 1, node.lineno)]
     indent = len(lines[0]) - len(lines[0].lstrip())
     lines = [line[indent:] for line in lines]
-    docstring = ast.get_docstring(node)
-    told = docstring.split("\n")[0].strip() if docstring else ""
+    told = _told(node)
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
     if not lines[-1].rstrip().endswith(":"):
         raise Unmet("needs much else of its file")
-    return "\n".join([*lines, f'    """{told}"""' if told and '"""' not in told and "\\" not in told else "    ..."])
+    return "\n".join([*lines, f'    """{told}"""' if told else "    ..."])
+
+
+def _told(node: Function | ast.ClassDef) -> str:
+    """What a docstring says first: a paragraph, or a sentence of a long one; "" for nothing, or what could not be quoted."""
+    told = summary(ast.get_docstring(node) or "")
+    if len(told) > _MOST_TOLD:
+        told = told.partition(". ")[0].rstrip(".") + "."
+    return "" if '"""' in told or "\\" in told or told.endswith('"') or len(told) > 2 * _MOST_TOLD else told
 
 
 def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
@@ -204,8 +218,7 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
     if used - set(methods) - set(attributes) - made - {"__class__", "__dict__", "__name__"}:
         raise Unmet("needs what its class inherits")
     parts = [file.lines[owner.lineno - 1].strip()]
-    docstring = (ast.get_docstring(owner) or "").split("\n")[0].strip()
-    if docstring and '"""' not in docstring and "\\" not in docstring:
+    if docstring := _told(owner):
         parts.append(f'    """{docstring}"""')
     fields = {one.lineno: one for name, one in attributes.items() if name in used}
     parts += ["\n" + "\n".join(_shown(file, fields[at], 4) for at in sorted(fields))] if fields else []
@@ -220,7 +233,7 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
 def _shown(file: CodeFile, node: ast.stmt, most: int) -> str:
     if (node.end_lineno or 0) - node.lineno >= most:
         raise Unmet("needs much else of its file")
-    return "\n".join(f"    {line}" if line else "" for line in _text(file, node).split("\n"))
+    return "\n".join(f"    {line}" if line else "" for line in text_of(file, node).split("\n"))
 
 
 def _attributes(function: Function, owner: str) -> set[str]:

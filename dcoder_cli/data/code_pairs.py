@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import CodeFile, code_files
-from dcoder_cli.data.code_functions import Found, functions
+from dcoder_cli.data.code_functions import Found, body_of, functions
+from dcoder_cli.data.code_surprises import too_many
 from dcoder_cli.data.holes import cut, remade
 from dcoder_cli.data.records import Record, TextMapping, first_record
 from dcoder_cli.data.sources import Piece, Source, Unit
@@ -71,7 +71,7 @@ def rows(piece: Piece, gaps: float) -> Iterator[Record]:
 def _rows_of(file: CodeFile, found: Found, gaps: float) -> Iterator[Record]:
     docstring = ast.get_docstring(found.node, clean=False)
     name = f"{found.where} {found.name}"
-    problem = found.problem or (docstrings.why_not(docstring, found.name) if docstring is not None else "no docstring")
+    problem = found.problem or (docstrings.why_not(docstring, found.name, _code_lines(found)) if docstring is not None else "no docstring")
     if problem is not None:
         yield Record(name, found.text, problem)
         return
@@ -82,6 +82,9 @@ def _rows_of(file: CodeFile, found: Found, gaps: float) -> Iterator[Record]:
         yield Record(name, found.text, "docstring beside its signature")
         return
     answer = found.text if found.within else found.program
+    if too_many(found.node, found.program, asked):
+        yield Record(name, found.text, "request that does not tell enough")
+        return
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"```python\n{answer}\n```"}]
     yield Record(name, {"messages": turns, "code": found.text})
     digest >>= 64
@@ -91,16 +94,23 @@ def _rows_of(file: CodeFile, found: Found, gaps: float) -> Iterator[Record]:
             yield Record(f"{name} (gap)", {**gap._asdict(), "code": found.text})
 
 
+def _code_lines(found: Found) -> int:
+    body = body_of(found.node)
+    return (found.node.end_lineno or 0) - body[0].lineno + 1
+
+
 def request(found: Found, docstring: str, digest: int) -> str | None:
     """What is asked for; None where the docstring does not stand between signature and body."""
     node = found.node
     header = found.header
     if not header.rstrip().endswith(":"):
         return None
-    ways = [*_WITH_CODE, *_WITH_SIGNATURE, *_WITH_WORDS]
-    text = inspect.cleandoc(docstring)
+    ways = [*_WITH_CODE, *_WITH_SIGNATURE]
+    plain = isinstance(node, ast.FunctionDef) and not node.decorator_list  # else words alone would leave out what it is
+    ways += _WITH_WORDS if plain else ()
+    text = docstrings.cleaned(docstring)
     verb = docstrings.imperative(docstrings.plain(docstrings.summary(text))) if text == docstrings.summary(text) else None
-    if verb is not None and not found.within:
+    if verb is not None and plain and not found.within:
         ways = [*ways, *_WITH_VERB]
     way = ways[digest % len(ways)]
     doc = docstrings.description(text)
@@ -113,7 +123,7 @@ def request(found: Found, docstring: str, digest: int) -> str | None:
         asked = way.format_map({"code": code})
     else:
         told = {"header": header.rstrip(), "name": node.name, "doc": doc if doc.endswith((".", ":", "!", "?", "`")) or "\n" in doc else f"{doc}."}
-        asked = way.format_map({**told, "arguments": _arguments(node, bool(found.within)), "verb": verb or ""})
+        asked = way.format_map({**told, "arguments": arguments_in_words(node, bool(found.within)), "verb": verb or ""})
     if found.within:
         asked = asked.replace("Python function", "method").replace("python function", "method")
     if found.context:
@@ -124,7 +134,7 @@ def request(found: Found, docstring: str, digest: int) -> str | None:
     return asked
 
 
-def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, bound: bool) -> str:
+def arguments_in_words(node: ast.FunctionDef | ast.AsyncFunctionDef, bound: bool) -> str:
     """The parameters in words: " that takes `a` and `b` (by default 1)"."""
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]

@@ -7,6 +7,7 @@ import inspect
 import re
 
 _FEWEST_WORDS, _MOST_LINES = 5, 40  # ours, from reading: below, a name says as much; above, a manual
+_LINES_A_WORD = 1.5  # of code that a word of the docstring can stand for (ours, from reading)
 _SECTION = re.compile(
     r"^\s*(:\w[^:\n]*:|@\w+|(args?|arguments|param(eter)?s|returns?|yields?|raises|examples?|notes?|see also|references|"
     r"usage|attributes|warns|warnings?|other parameters|keyword args|keyword arguments|todo|inputs?|outputs?|shapes?)\s*:+\s*$"
@@ -18,13 +19,18 @@ _ELSEWHERE = re.compile(
     r"\b(see (also|the|base|parent|docs?|documentation|:|`|\w+\.)|same as|like `?\w+`?\(?\)? but|overrid|overload|wrap(s|per)\b|alias|docstring|"
     r"base class|super ?class|parent class|inherit|subclass|monkey|stub|dummy|placeholder|as (described|defined|above)|"
     r"this (class|module|test|hook|mixin|decorator is)|equivalent to the|implements? (the )?(:|`)|above|below|callback for|"
-    r"internal|helper|convenience|shortcut|private|used by|called (by|when|from|on|if|after|before)|not part of|PEP \d)",
+    r"https?://|workaround|optional|call (this|prior|before|after)|prior to|internal|helper|convenience|shortcut|private|used by|called (by|when|from|on|if|after|before)|not part of|PEP \d)",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(r"\b(deprecat|todo|fixme|xxx|not (yet )?implemented|unimplemented|hack|legacy|obsolete|copyright|licen[sc]e)", re.IGNORECASE)  # fmt: skip
 _TEMPLATE = re.compile(r"%\(\w+\)s|\$\{|\{\{|%s|\{\w*\}")
 _ROLE = re.compile(r":(?:\w+:)?[\w-]+:`~?([^`<]+?)(?:\s*<[^`]*>)?`")
 _WORD = re.compile(r"[^\W\d_]+")
+
+
+def cleaned(docstring: str) -> str:
+    """Without its indentation, and without a quote that a fourth one left at its beginning."""
+    return inspect.cleandoc(docstring.lstrip('"'))
 
 
 def summary(text: str) -> str:
@@ -55,14 +61,19 @@ def without_examples(text: str) -> str:
         ValueError: a doctest that no parser takes.
     """
     parts = doctest.DocTestParser().parse(text)
-    prose = "".join(part for part in parts if isinstance(part, str))
+    prose = ""
+    for part in parts:
+        if isinstance(part, str):
+            prose += part
+        elif prose.rstrip().endswith(":"):  # announced what is gone
+            prose = prose.rstrip()[:-1] + ".\n\n"
     prose = re.sub(r"(?im)^\s*((doc)?tests?|examples?|usage|for example|e\.g\.)\s*:*\s*\n(\s*[-=~]{3,}\s*\n)?", "\n", prose + "\n")
     return re.sub(r"\n\s*\n(\s*\n)+", "\n\n", prose).strip()
 
 
-def why_not(docstring: str, name: str) -> str | None:
-    """Why a docstring does not describe the function `name` well enough, in few words; None where it does."""
-    text = inspect.cleandoc(docstring)
+def why_not(docstring: str, name: str, lines: int) -> str | None:
+    """Why a docstring does not describe the function `name` of so many lines well enough, in few words; None where it does."""
+    text = cleaned(docstring)
     if not text:
         return "no docstring"
     if text.count("\n") >= _MOST_LINES:
@@ -77,6 +88,8 @@ def why_not(docstring: str, name: str) -> str | None:
     told = {word.lower() for word in _WORD.findall(short)}
     named = {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
     if len(_WORD.findall(short)) < _FEWEST_WORDS or len(told - named - _SMALL) < 2:
+        return "docstring says too little"
+    if lines > _LINES_A_WORD * len(_WORD.findall(text)):
         return "docstring says too little"
     letters = sum(char.isascii() for char in short)
     if letters < 0.9 * len(short):
