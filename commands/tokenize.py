@@ -218,7 +218,9 @@ def sft(
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,
-    near_duplicates: Annotated[float, typer.Option(help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.")] = 0.0,
+    near_duplicates: Annotated[
+        float, typer.Option(help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.")
+    ] = 0.0,
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.benchmarks.benchmark import Item, Kind, Suite
-from dcoder_cli.data.holes import INFILL_LENGTHS
 from dcoder_cli.execution.extract import extract_solution, truncate_at_stops
 from dcoder_cli.model import chat
 

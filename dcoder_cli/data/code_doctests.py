@@ -88,10 +88,15 @@ def _tests(examples: list[doctest.Example], name: str) -> dict[str, str]:
             problems.append("doctest of no known form")
             continue
         if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
-            setup += [(one, ast.unparse(one)) for one in tree.body if isinstance(one, _SETUP) and not _imports(one, name)]
+            setup += [
+                (one, ast.unparse(one)) for one in tree.body if isinstance(one, _SETUP) and not _imports(one, name)
+            ]
             continue
         asked = tree.body[0].value
-        calls = any(isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name for one in ast.walk(asked))
+        calls = any(
+            isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name
+            for one in ast.walk(asked)
+        )
         problem = _why_no_test(example, asked, calls)
         if problem is not None:
             problems.append(problem)
@@ -143,7 +148,11 @@ def _reference(file: CodeFile, bound: Bindings, found: Found) -> str:
     """The function with all of its file that it needs. Raises Unmet where something cannot go with it, or it is too much."""
     required = needs(found.text, file, bound, deep=True)
     around = [one for one in (*required.constants, *required.definitions) if one is not found.node]
-    parts = ["\n".join(required.imports), *(text_of(file, one) for one in sorted(around, key=lambda one: one.lineno)), found.text]
+    parts = [
+        "\n".join(required.imports),
+        *(text_of(file, one) for one in sorted(around, key=lambda one: one.lineno)),
+        found.text,
+    ]
     program = "\n\n\n".join(part for part in parts if part) + "\n"
     if program.count("\n") > _LONGEST_REFERENCE:
         raise Unmet("needs much else of its file")

@@ -26,7 +26,7 @@ class Found:
     Attributes:
         text: the function at the left margin, decorators included.
         header: the part of `text` before its docstring (or body): decorators and signature.
-        before: what goes with it: imports and constants.
+        before: what goes with it: imports and constants; `constants`: whether there are any of these.
         context: code that a request has to tell: functions it calls; for a method, its class.
         within: the line that begins its class, for a method; `method`: whether it is one.
     """
@@ -37,6 +37,7 @@ class Found:
     text: str
     header: str = ""
     before: str = ""
+    constants: bool = False
     context: str = ""
     within: str = ""
     problem: str | None = None
@@ -145,10 +146,15 @@ def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bind
     start = node.body[0].lineno - first_line(node)
     header = "\n".join(found.text.split("\n")[: max(start, shift + 1)])
     required = needs(found.text, file, bound)
+    decorators = {one.id for part in node.decorator_list for one in ast.walk(part) if isinstance(one, ast.Name)}
+    if any(helper.name in decorators for helper in required.definitions):
+        raise Unmet("decorator of its own file")
     before = _before(file, required.imports, required.constants)
     context: list[str] = []
     for helper in required.definitions:
-        if helper is not owner and not (isinstance(helper, ast.ClassDef) and owner is not None and helper.name == owner.name):
+        if helper is not owner and not (
+            isinstance(helper, ast.ClassDef) and owner is not None and helper.name == owner.name
+        ):
             context.append(_stub(file, helper))
     if len(context) > _MOST_HELPERS:
         raise Unmet("needs much else of its file")
@@ -161,7 +167,8 @@ def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bind
     told = "\n\n\n".join(context)
     if told.count("\n") >= _MOST_CONTEXT or _FENCE.search(told + before):
         raise Unmet("needs much else of its file")
-    return replace(found, header=header, before=before, context=told, within=within)
+    constants = bool(required.constants)
+    return replace(found, header=header, before=before, constants=constants, context=told, within=within)
 
 
 def _before(file: CodeFile, imports: list[str], constants: list[ast.stmt]) -> str:
@@ -238,5 +245,7 @@ def _shown(file: CodeFile, node: ast.stmt, most: int) -> str:
 
 def _attributes(function: Function, owner: str) -> set[str]:
     return {
-        one.attr for one in ast.walk(function) if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == owner
+        one.attr
+        for one in ast.walk(function)
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == owner
     }

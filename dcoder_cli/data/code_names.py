@@ -53,7 +53,11 @@ def bindings(tree: ast.Module) -> Bindings:
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found.definitions.setdefault(statement.name, statement)
         else:
-            names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+            names = [
+                node.id
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
             one = plain and isinstance(statement, (ast.Assign, ast.AnnAssign)) and len(names) == 1
             for name in names:
                 if one and name not in found.constants and getattr(statement, "value", None) is not None:
@@ -140,7 +144,9 @@ def needs(code: str, file: CodeFile, found: Bindings, deep: bool = False) -> Nee
                 waiting += sorted(free_names(ast.unparse(one)))
         else:
             raise Unmet(NOWHERE)
-    return Needs(_lines_of(imports), [constants[at] for at in sorted(constants)], [definitions[at] for at in sorted(definitions)])
+    return Needs(
+        _lines_of(imports), [constants[at] for at in sorted(constants)], [definitions[at] for at in sorted(definitions)]
+    )
 
 
 def _check_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias, package: str) -> None:
@@ -148,7 +154,9 @@ def _check_import(statement: ast.Import | ast.ImportFrom, alias: ast.alias, pack
     parts = path.split(".")
     if isinstance(statement, ast.ImportFrom) and (statement.level or alias.name == "*" or parts[0] == package):
         raise Unmet(OWN_PACKAGE)
-    if parts[0] != "__future__" and any(part.startswith("_") or part in ("vendor", "compat", "extern") for part in parts):
+    if parts[0] != "__future__" and any(
+        part.startswith("_") or part in ("vendor", "compat", "extern") for part in parts
+    ):
         raise Unmet(OWN_PACKAGE)
 
 

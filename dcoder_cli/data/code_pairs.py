@@ -36,7 +36,10 @@ _WITH_WORDS = (
     "Write a Python function `{name}`{arguments}. {doc}",
     "I need a Python function called `{name}`{arguments}.\n\n{doc}",
 )
-_WITH_VERB = ("Write a python function to {verb}. Call it `{name}`{arguments}.", "Write a Python function `{name}` to {verb}{arguments}.")
+_WITH_VERB = (
+    "Write a python function to {verb}. Call it `{name}`{given}.",
+    "Write a Python function `{name}`{arguments}, to {verb}.",
+)
 CODE_GAPS = 0.5  # share of functions that become a gap too (ours): a gap for every two requests
 _IN_CLASS = "Here is a part of a class:\n\n```python\n{context}\n```\n\n"
 _BESIDE = "These are there already:\n\n```python\n{context}\n```\n\n"
@@ -71,7 +74,9 @@ def rows(piece: Piece, gaps: float) -> Iterator[Record]:
 def _rows_of(file: CodeFile, found: Found, gaps: float) -> Iterator[Record]:
     docstring = ast.get_docstring(found.node, clean=False)
     name = f"{found.where} {found.name}"
-    problem = found.problem or (docstrings.why_not(docstring, found.name, _code_lines(found)) if docstring is not None else "no docstring")
+    problem = found.problem or (
+        docstrings.why_not(docstring, found.name, _code_lines(found)) if docstring is not None else "no docstring"
+    )
     if problem is not None:
         yield Record(name, found.text, problem)
         return
@@ -105,14 +110,18 @@ def request(found: Found, docstring: str, digest: int) -> str | None:
     header = found.header
     if not header.rstrip().endswith(":"):
         return None
-    ways = [*_WITH_CODE, *_WITH_SIGNATURE]
-    plain = isinstance(node, ast.FunctionDef) and not node.decorator_list  # else words alone would leave out what it is
+    told = found.within or not found.constants  # constants are told by code alone
+    ways = [*_WITH_CODE, *(_WITH_SIGNATURE if told else ())]
+    plain = told and isinstance(node, ast.FunctionDef) and not node.decorator_list  # words would leave out what it is
     ways += _WITH_WORDS if plain else ()
     text = docstrings.cleaned(docstring)
-    verb = docstrings.imperative(docstrings.plain(docstrings.summary(text))) if text == docstrings.summary(text) else None
+    verb = (
+        docstrings.imperative(docstrings.plain(docstrings.summary(text))) if text == docstrings.summary(text) else None
+    )
     if verb is not None and plain and not found.within:
         ways = [*ways, *_WITH_VERB]
     way = ways[digest % len(ways)]
+    form = way.replace("Python function", "method") if found.within else way
     doc = docstrings.description(text)
     if way in _WITH_CODE:
         length = (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
@@ -120,12 +129,17 @@ def request(found: Found, docstring: str, digest: int) -> str | None:
         code = "\n".join([header, *rest])
         if found.before and not found.within:
             code = f"{found.before}\n\n\n{code}"
-        asked = way.format_map({"code": code})
+        asked = form.format_map({"code": code})
     else:
-        told = {"header": header.rstrip(), "name": node.name, "doc": doc if doc.endswith((".", ":", "!", "?", "`")) or "\n" in doc else f"{doc}."}
-        asked = way.format_map({**told, "arguments": arguments_in_words(node, bool(found.within)), "verb": verb or ""})
-    if found.within:
-        asked = asked.replace("Python function", "method").replace("python function", "method")
+        words = arguments_in_words(node, bool(found.within))
+        parts = {
+            "header": header.rstrip(),
+            "name": node.name,
+            "doc": doc if doc.endswith((".", ":", "!", "?", "`")) or "\n" in doc else f"{doc}.",
+        }
+        asked = form.format_map(
+            {**parts, "arguments": words, "given": words.replace(" that takes", "; it takes"), "verb": verb or ""}
+        )
     if found.context:
         context = found.context
         if found.within and found.before:

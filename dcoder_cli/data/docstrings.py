@@ -7,7 +7,7 @@ import inspect
 import re
 
 _FEWEST_WORDS, _MOST_LINES = 5, 40  # ours, from reading: below, a name says as much; above, a manual
-_LINES_A_WORD = 1.5  # of code that a word of the docstring can stand for (ours, from reading)
+_LINES_A_WORD = 1  # of code that a word of the docstring can stand for (ours, from reading)
 _SECTION = re.compile(
     r"^\s*(:\w[^:\n]*:|@\w+|(args?|arguments|param(eter)?s|returns?|yields?|raises|examples?|notes?|see also|references|"
     r"usage|attributes|warns|warnings?|other parameters|keyword args|keyword arguments|todo|inputs?|outputs?|shapes?)\s*:+\s*$"
@@ -22,7 +22,7 @@ _ELSEWHERE = re.compile(
     r"https?://|workaround|optional|call (this|prior|before|after)|prior to|internal|helper|convenience|shortcut|private|used by|called (by|when|from|on|if|after|before)|not part of|PEP \d)",
     re.IGNORECASE,
 )
-_UNFINISHED = re.compile(r"\b(deprecat|todo|fixme|xxx|not (yet )?implemented|unimplemented|hack|legacy|obsolete|copyright|licen[sc]e)", re.IGNORECASE)  # fmt: skip
+_UNFINISHED = re.compile(r"\b(deprecat|todo|fixme|xxx|not (yet )?implemented|unimplemented|hack|legacy|obsolete|do not use|useless|kept for|backwards? compat|copyright|licen[sc]e)", re.IGNORECASE)  # fmt: skip
 _TEMPLATE = re.compile(r"%\(\w+\)s|\$\{|\{\{|%s|\{\w*\}")
 _ROLE = re.compile(r":(?:\w+:)?[\w-]+:`~?([^`<]+?)(?:\s*<[^`]*>)?`")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -67,7 +67,9 @@ def without_examples(text: str) -> str:
             prose += part
         elif prose.rstrip().endswith(":"):  # announced what is gone
             prose = prose.rstrip()[:-1] + ".\n\n"
-    prose = re.sub(r"(?im)^\s*((doc)?tests?|examples?|usage|for example|e\.g\.)\s*:*\s*\n(\s*[-=~]{3,}\s*\n)?", "\n", prose + "\n")
+    prose = re.sub(
+        r"(?im)^\s*((doc)?tests?|examples?|usage|for example|e\.g\.)\s*:*\s*\n(\s*[-=~]{3,}\s*\n)?", "\n", prose + "\n"
+    )
     return re.sub(r"\n\s*\n(\s*\n)+", "\n\n", prose).strip()
 
 
@@ -103,11 +105,17 @@ _SMALL = {"a", "an", "the", "of", "to", "for", "in", "on", "and", "or", "is", "t
           "returns", "return", "get", "gets", "set", "sets", "from", "by", "as", "given", "value", "object", "be"}  # fmt: skip
 
 _VERBS = frozenset(
-    "return compute calculate check test create make build find get convert parse read write yield generate apply split join remove add "
-    "insert replace extract determine count sort merge normalize format print load save open encode decode validate verify evaluate "
-    "iterate construct transform map filter select search match compare estimate sample draw plot update delete strip escape quote "
-    "unescape expand flatten fill round clip combine concatenate copy detect list look group reduce resolve reverse rotate scale shift "
-    "sum take translate truncate wrap unpack pack partition perform produce raise render retrieve run simplify solve store swap".split()
+    re.findall(
+        r"\w+",
+        """
+return compute calculate check test create make build find get convert parse read write yield generate apply split
+join remove add insert replace extract determine count sort merge normalize format print load save open encode decode
+validate verify evaluate iterate construct transform map filter select search match compare estimate sample draw plot
+update delete strip escape quote unescape expand flatten fill round clip combine concatenate copy detect list look
+group reduce resolve reverse rotate scale shift sum take translate truncate wrap unpack pack partition perform produce
+raise render retrieve run simplify solve store swap
+""",
+    )
 )
 
 
@@ -115,7 +123,14 @@ def imperative(short: str) -> str | None:
     """A summary as what goes on after "Write a function to", where it begins with a verb: "Returns the sum." -> "return the sum"."""
     first, _, rest = short.partition(" ")
     verb = first.lower()
-    known = next((one for one in (verb, verb.removesuffix("s"), verb.removesuffix("es"), re.sub("ies$", "y", verb)) if one in _VERBS), None)
+    known = next(
+        (
+            one
+            for one in (verb, verb.removesuffix("s"), verb.removesuffix("es"), re.sub("ies$", "y", verb))
+            if one in _VERBS
+        ),
+        None,
+    )
     if known is None or not first.isalpha() or not rest:
         return None
     return f"{known} {rest.rstrip('.')}" if "." not in rest.rstrip(".") else None

@@ -79,7 +79,11 @@ def _span(head: str, lines: list[str], begin: int, later: list[int], digest: int
     digest //= width
     first = start + 1 if begin == end else len(lines[end]) - len(lines[end].lstrip()) + 1
     stop = first + digest % max(1, len(lines[end]) - first + 1)
-    hole = lines[begin][start:stop] if begin == end else "\n".join([lines[begin][start:], *lines[begin + 1 : end], lines[end][:stop]])
+    hole = (
+        lines[begin][start:stop]
+        if begin == end
+        else "\n".join([lines[begin][start:], *lines[begin + 1 : end], lines[end][:stop]])
+    )
     if not hole.strip():
         return None
     prefix = head + _ended(lines[:begin]) + lines[begin][:start]

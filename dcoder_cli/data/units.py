@@ -57,7 +57,9 @@ class TokenizeJob:
     contamination: Contamination | None
     sequence_length: int
     system: str | None = None
-    code_gaps: float | None = None  # sft from code: the share of functions that become a gap too; None: rows as they are
+    code_gaps: float | None = (
+        None  # sft from code: the share of functions that become a gap too; None: rows as they are
+    )
 
 
 def unit_path(folder: str | Path, index: int) -> Path:
@@ -165,7 +167,9 @@ class UnitWorker:
                 codes.append(_sketched(of_text, rendered))
             kept.append((name, text, rendered))
         sketches: Iterable[Any] = signatures(codes) if sketched else repeat(None, len(kept))
-        for (name, text, rendered), signature, (tokens, prompt, suffix) in zip(kept, sketches, self._encode(kept), strict=True):
+        for (name, text, rendered), signature, (tokens, prompt, suffix) in zip(
+            kept, sketches, self._encode(kept), strict=True
+        ):
             length = len(tokens)
             if suffix >= 0:
                 hole = length - prompt - suffix
@@ -177,7 +181,9 @@ class UnitWorker:
             result.tokens.append(tokens)
             result.prompt_lengths.append(prompt)
             result.suffix_lengths.append(suffix)
-            content = data if suffix < 0 or rendered is None else "\0".join((*rendered[:2], rendered.suffix or "")).encode()
+            content = (
+                data if suffix < 0 or rendered is None else "\0".join((*rendered[:2], rendered.suffix or "")).encode()
+            )
             result.contents.append(hashlib.blake2b(content, digest_size=16).digest())
             result.sizes.append(len(data))
             result.names.append(name)
