@@ -111,7 +111,7 @@ def request(found: Found, docstring: str, digest: int) -> str | None:
     if not header.rstrip().endswith(":"):
         return None
     told = found.within or not found.constants  # constants are told by code alone
-    ways = [*_WITH_CODE, *(_WITH_SIGNATURE if told else ())]
+    ways: list[str] = [*_WITH_CODE, *(_WITH_SIGNATURE if told else ())]
     plain = told and isinstance(node, ast.FunctionDef) and not node.decorator_list  # words would leave out what it is
     ways += _WITH_WORDS if plain else ()
     text = docstrings.cleaned(docstring)

@@ -19,7 +19,7 @@ _ELSEWHERE = re.compile(
     r"\b(see (also|the|base|parent|docs?|documentation|:|`|\w+\.)|same as|like `?\w+`?\(?\)? but|overrid|overload|wrap(s|per)\b|alias|docstring|"
     r"base class|super ?class|parent class|inherit|subclass|monkey|stub|dummy|placeholder|as (described|defined|above)|"
     r"this (class|module|test|hook|mixin|decorator is)|equivalent to the|implements? (the )?(:|`)|above|below|callback for|"
-    r"https?://|workaround|optional|call (this|prior|before|after)|prior to|internal|helper|convenience|shortcut|private|used by|called (by|when|from|on|if|after|before)|not part of|PEP \d)",
+    r"part of|https?://|workaround|optional|call (this|prior|before|after)|prior to|internal|helper|convenience|shortcut|private|used by|called (by|when|from|on|if|after|before)|not part of|PEP \d)",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(r"\b(deprecat|todo|fixme|xxx|not (yet )?implemented|unimplemented|hack|legacy|obsolete|do not use|useless|kept for|backwards? compat|copyright|licen[sc]e)", re.IGNORECASE)  # fmt: skip
