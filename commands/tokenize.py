@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,10 @@ Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
 Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
+FromCode = Annotated[
+    bool,
+    typer.Option("--from-code", help="Make them from the functions of Python code: files, or rows with text or code."),
+]
 _FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
 _COMMON = (
     Needs(
@@ -78,13 +83,20 @@ NEEDS = {
             "it is of Python, and no source can hold any; leave it out",
         ),
     ),
-    "sft": _COMMON,
+    "sft": (
+        *_COMMON,
+        Needs(("gaps",), lambda call: call["from_code"], "gaps are cut into the functions of --from-code; leave it out"),
+    ),
     "rl": (
         *_COMMON,
         Needs(("seed",), lambda call: call["heldout"], "nothing is drawn but --heldout; give that, or leave it out"),
         Needs(
             ("hard_mean", "hard_spread"), lambda call: call["hard"] != "all",
             "--hard all keeps every row; leave one of them out",
+        ),
+        Needs(
+            ("unsafe_exec",), lambda call: call["from_code"],
+            "nothing is run but the references of --from-code; leave it out",
         ),
     ),
 }  # fmt: skip
@@ -200,6 +212,10 @@ def sft(
         typer.Option(help="Fills rows and ends answers; default the tokenizer's, or <|dlm_pad|>.", show_default=False),
     ] = "",
     system: options.System = None,
+    from_code: FromCode = False,
+    gaps: Annotated[
+        float, typer.Option(help="From code: the share of functions that become a text with a gap too.")
+    ] = 0.5,
     seed: options.Seed = 0,
     heldout: Annotated[float, typer.Option(help="Share of samples held out, by their content.")] = 0.005,
     workers: Workers = 0,
@@ -207,7 +223,9 @@ def sft(
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,
-    near_duplicates: Annotated[float, typer.Option(help="Drop samples of this MinHash similarity; 0: off.")] = 0.0,
+    near_duplicates: Annotated[
+        float, typer.Option(help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.")
+    ] = 0.0,
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
     benchmarks: Benchmarks = "",
@@ -218,9 +236,12 @@ def sft(
     """Lay out chats for stage 3, one sample a row.
 
     The answer, its end of turn and the pads behind it are supervised, the prompt is not.
-    Rows of the sources hold `messages`, `conversations`, instruction/output (+input), or another usual pair.
+    Rows of the sources hold `messages`, `conversations`, instruction/output (+input), another usual pair, or
+    `prefix`, `hole` and `suffix` of a text with a gap. With --from-code the sources are Python code.
     """
     _check(context, sources)
+    if from_code and "near_duplicates" not in options.given(context):
+        near_duplicates = 0.7  # of code, as in pretrain
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.pipeline import SftSettings, plan_sft, tokenize_sft
 
@@ -243,6 +264,8 @@ def sft(
         shard=shard,
         pad_token=pad_token or None,
         system=system,
+        from_code=from_code,
+        gaps=gaps,
         extensions=tuple(extensions),
         exclude=tuple(exclude),
         filters=filters,
@@ -271,6 +294,8 @@ def rl(
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,
+    from_code: FromCode = False,
+    unsafe_exec: options.UnsafeExec = False,
     baseline: Annotated[
         str, typer.Option(help="constant: no credit for tests that the best constant answer passes; none: for each.")
     ] = "none",
@@ -290,7 +315,8 @@ def rl(
     """Collect prompts for `dcoder grpo`: questions with tests, or with a number to find.
 
     Rows of the sources have AceCode-87K's fields, or a question and its tests under other usual names; or, as GSM8K's,
-    a question and an answer that is a number or ends in "#### 42", for the reward `math`.
+    a question and an answer that is a number or ends in "#### 42", for the reward `math`. With --from-code the sources
+    are Python code: functions whose doctests hold become questions.
     """
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
@@ -313,6 +339,7 @@ def rl(
         hard_mean=hard_mean,
         hard_spread=hard_spread,
         complete=complete,
+        from_code=from_code,
         baseline=baseline,
         system=system,
         seed=seed,
@@ -323,7 +350,21 @@ def rl(
         overwrite=overwrite,
         quiet=json,
     )
-    _run(plan_rl, tokenize_rl, settings, dry_run, json)
+    _run(plan_rl, partial(tokenize_rl, trial=_trial(unsafe_exec, json)), settings, dry_run, json)
+
+
+def _trial(unsafe: bool, quiet: bool) -> Callable[[Sequence[Any]], list[str | None]]:
+    """What runs the references of problems from code, in the sandbox, with a bar."""
+
+    def run(problems: Sequence[Any]) -> list[str | None]:
+        from dcoder_cli.base.console import bar
+        from dcoder_cli.execution.trials import Case, why_not
+
+        cases = [Case(one.task_id, one.entry_point, [*one.shown, *one.hidden], one.reference) for one in problems]
+        with bar("running references", len(cases), quiet=quiet) as progress:
+            return why_not(cases, unsafe, progress.advance)
+
+    return run
 
 
 def _check(context: typer.Context, sources: list[str]) -> None:

@@ -19,8 +19,9 @@ from dcoder_cli.benchmarks import answers, scoring
 from dcoder_cli.benchmarks.answers import Asked, Sampling
 from dcoder_cli.benchmarks.benchmark import Row, Suite
 from dcoder_cli.benchmarks.judging import Judging
-from dcoder_cli.benchmarks.protocols import INFILL_LENGTHS, Protocol
+from dcoder_cli.benchmarks.protocols import Protocol
 from dcoder_cli.benchmarks.samples import Key, Store, check, sampled
+from dcoder_cli.data.holes import INFILL_LENGTHS
 from dcoder_cli.decoding import ranks
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.trajectory import Trajectory

@@ -37,7 +37,6 @@ _QWEN_PREFILL = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:\n"
     "```python\n"
 )
-INFILL_LENGTHS = (8, 16, 32, 64)  # ours: the gap's tokens are not told, the likeliest of these lengths is taken
 
 
 @dataclass(frozen=True)

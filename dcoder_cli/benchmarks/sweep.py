@@ -22,6 +22,7 @@ from dcoder_cli.benchmarks.benchmark import ByTests, ByUnittests, Suite
 from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate, planned
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
+from dcoder_cli.data.holes import INFILL_LENGTHS
 from dcoder_cli.decoding import ranks, unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
@@ -49,7 +50,7 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     temperatures: tuple[float, ...] = ()
     speeds: tuple[int, ...] = (1,)
-    infill_lengths: tuple[int, ...] = protocols.INFILL_LENGTHS
+    infill_lengths: tuple[int, ...] = INFILL_LENGTHS
     n: int = 1
     seed: int = 0
     batch_size: int = 8

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.data.shards import ABSENT, TAUGHT, ShardSet
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.tokenizer import tokenizer_hash
@@ -27,7 +27,7 @@ class Batch:
     Attributes:
         ids_BL: int64 tokens.
         eligible_BL: bool, tokens that may be noised.
-        attention_mask_BL: bool, False on what was cut off; None where nothing was.
+        attention_mask_BL: bool, False on what was cut off and behind a text with a gap; None where nothing is.
         document_ids_BL: int64; None for instruction data.
         rows: the rows' places within the global batch.
     """
@@ -80,17 +80,18 @@ def read_batch(
     length = ids_BL.shape[1]
     document_ids_BL = None
     if shards.kind == "sft":
-        eligible_BL = torch.from_numpy(columns["eligible"].astype(bool))
+        eligible_BL = torch.from_numpy(columns["eligible"] == TAUGHT)
+        attention_BL = torch.from_numpy(columns["eligible"] != ABSENT)
         for place, row in enumerate(rows):
             if (
                 epoch < rules.conditional_phase_in
                 and _uniform(rules.seed, "phase", step, row) >= epoch / rules.conditional_phase_in
             ):
-                eligible_BL[place] = True
+                eligible_BL[place] = attention_BL[place]
     else:
         eligible_BL = torch.ones_like(ids_BL, dtype=torch.bool)
+        attention_BL = torch.ones_like(eligible_BL)
         document_ids_BL = torch.from_numpy(columns["document_ids"].astype(np.int64))
-    attention_BL = torch.ones_like(eligible_BL)
     for place, row in enumerate(rows):
         if rules.truncate_share and _uniform(rules.seed, "truncate", step, row) < rules.truncate_share:
             cut = 1 + int(_uniform(rules.seed, "truncate length", step, row) * (length - 1))
@@ -112,12 +113,13 @@ def answer_length(shards: ShardSet) -> int | None:
     """New tokens that instruction rows teach a model to write; None for rows without answers.
 
     The median, over 1,000 rows spread evenly, of the places after the prompt: the answer and the pads that teach it to
-    end. At most 256 (DiffuCoder's completions, B.1): in rows of thousands nearly all places are pads.
+    end. Rows of gaps do not count, since a gap is told its length. At most 256 (DiffuCoder's completions, B.1): in rows of thousands nearly all places are pads.
     """
     if shards.kind != "sft":
         return None
     eligible_RL = shards.rows(range(0, len(shards), max(1, len(shards) // 1000)))["eligible"]
-    return max(1, min(256, int(np.median(eligible_RL.sum(axis=1)))))
+    chats_RL = eligible_RL[eligible_RL[:, -1] == TAUGHT]
+    return max(1, min(256, int(np.median((chats_RL == TAUGHT).sum(axis=1))))) if len(chats_RL) else None
 
 
 def check_fit(shards: ShardSet, model: Model, kind: str, stage: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
+from dcoder_cli.data.holes import Gap
 from dcoder_cli.model import chat
 from dcoder_cli.model.text import encode_after, spaces_every_text
 
@@ -61,6 +62,20 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     raise BadRow(f"{where} has no messages, conversations or {pairs}; known: {known}", "no question and answer")
 
 
+def sample_of(row: dict[str, Any], where: str) -> list[Message] | Gap:
+    """A row as a chat (`messages_of`), or, where it has a `hole`, as a text with a gap: `prefix`, `hole` and `suffix`.
+
+    Raises:
+        BadRow: as `messages_of`, or a hole without the text before it, or one of the three that is no text.
+    """
+    if row.get("hole") is None:
+        return messages_of(row, where)
+    parts = [row.get(name) for name in Gap._fields]
+    if not all(isinstance(part, str) for part in parts):
+        raise BadRow(f"{where}: a 'hole' needs 'prefix' and 'suffix', all three of text", "gap of another form")
+    return Gap(*(str(part) for part in parts))
+
+
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 
 
@@ -72,11 +87,16 @@ def _without_blank_ends(answer: str) -> str:
 
 
 class Rendered(NamedTuple):
-    """A sample's prompt and answer as text with special tokens, or the reason it cannot be used."""
+    """A sample's prompt and answer as text with special tokens, or the reason it cannot be used.
+
+    `suffix`: what stands after a gap, None for a chat. `about`: the text by which near duplicates are told, "" for all of it.
+    """
 
     prompt: str
     answer: str
     reason: str | None = None
+    suffix: str | None = None
+    about: str = ""
 
 
 class ChatEncoder:
@@ -138,8 +158,22 @@ class ChatEncoder:
             return Rendered("", "", "chat template changes the answer")
         return Rendered(prompt, answer + self.end_of_turn.token)
 
+    def render_gap(self, gap: Gap) -> Rendered:
+        """A text with a gap: no template, and no end yet; or the reason to drop it."""
+        if not gap.hole:
+            return Rendered("", "", "no answer")
+        if any(self._special.search(part) for part in gap):
+            return Rendered("", "", "special token in the text")
+        return Rendered(gap.prefix, gap.hole, suffix=gap.suffix)
+
+    def encode_gap(self, sample: Rendered) -> tuple[list[int], list[int], list[int]]:
+        """Ids of prefix, hole and suffix, each as decoding reads and writes it (`decoding.requests.encode_prompt`)."""
+        prefix = list(self._tokenizer(sample.prompt)["input_ids"])
+        after = encode_after(self._tokenizer, "\n", sample.suffix or "")
+        return prefix, encode_after(self._tokenizer, sample.prompt or "\n", sample.answer), after
+
     def encode(self, samples: list[Rendered]) -> Iterator[tuple[list[int], list[int]]]:
-        """(prompt ids, answer ids) of each sample."""
+        """(prompt ids, answer ids) of each chat."""
         if self._spaced:
             for sample in samples:
                 prompt = self._tokenizer.backend_tokenizer.encode(sample.prompt, add_special_tokens=False).ids

@@ -21,10 +21,11 @@ from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, check_replaceable, require_space
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.data.code_pairs import CODE_GAPS, check_tables
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.engine import choose_encoder, run_proven
 from dcoder_cli.data.filters import FilterSettings
-from dcoder_cli.data.formats import ChatEncoder, messages_of
+from dcoder_cli.data.formats import ChatEncoder, sample_of
 from dcoder_cli.data.plans import estimate_tokens, plan_of
 from dcoder_cli.data.records import TextMapping, first_record, texts_of
 from dcoder_cli.data.selection import select
@@ -79,6 +80,8 @@ class SftSettings:
     shard: str = "1/1"
     pad_token: str | None = None
     system: str | None = None
+    from_code: bool = False
+    gaps: float = CODE_GAPS
     extensions: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     # Instructions resemble each other by design, and their length is bounded by the row: only exact copies go.
@@ -137,6 +140,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             contamination=contamination,
             sequence_length=settings.seq_len,
             system=settings.system if isinstance(settings, SftSettings) else None,
+            code_gaps=settings.gaps if isinstance(settings, SftSettings) and settings.from_code else None,
         )
         special = _special_tokens(settings, tokenizer)
         engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
@@ -193,7 +197,12 @@ def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
     if settings.filters.decontaminate:
         filters = settings.filters
         contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
-    _check_first(sources, units, _reader(kind, mapping))
+    if isinstance(settings, SftSettings) and settings.from_code:
+        if not 0 <= settings.gaps <= 1:
+            raise UserError(f"--gaps {settings.gaps} must be a share from 0 to 1")
+        check_tables(sources, units)
+    else:
+        _check_first(sources, units, _reader(kind, mapping))
     size = sum(unit.bytes for unit in mine)
     require_space(out.parent, size // 4, "the tokens")  # a lower bound: dense code takes about half its size
     return _Ready(out, tokenizer, sources, units, mine, contamination, notes)
@@ -230,7 +239,7 @@ def _check_length(length: int, tokenizer: PreTrainedTokenizerBase | None) -> Non
 
 
 def _reader(kind: str, mapping: TextMapping) -> Callable[[dict[str, Any], str], object]:
-    return mapping.text if kind == "pretrain" else messages_of
+    return mapping.text if kind == "pretrain" else sample_of
 
 
 def _check_first(
@@ -244,9 +253,9 @@ def _check_first(
             continue
         if isinstance(record.value, dict):
             read(record.value, record.name)
-        elif read is messages_of:
+        elif read is sample_of:
             raise UserError(
-                f"source {source.location!r} holds text files; sft needs .jsonl, .json, .parquet or hub:NAME"
+                f"source {source.location!r} holds text files; sft needs .jsonl, .json, .parquet or hub:NAME, or --from-code"
             )
 
 

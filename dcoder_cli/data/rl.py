@@ -9,7 +9,7 @@ reference solution's signature.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.data.code_doctests import questions
+from dcoder_cli.data.code_pairs import check_tables
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.dropped import BadRow, Dropped, Tally
@@ -65,6 +67,7 @@ class RlSettings:
     hard_mean: float | None = None
     hard_spread: float | None = None
     complete: bool = True
+    from_code: bool = False
     baseline: str = "none"  # as the paper's pass rate of tests (DiffuCoder 5)
     system: str | None = None
     seed: int = 0
@@ -76,8 +79,14 @@ class RlSettings:
     quiet: bool = False
 
 
-def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
+# For problems, in order, why their tests cannot be used, or None; what runs references is above this package.
+Trial = Callable[[Sequence[RlProblem]], list[str | None]]
+
+
+def tokenize_rl(settings: RlSettings, trial: Trial | None = None) -> dict[str, Any]:
     """Rows to `prompts.jsonl` in `settings.out`; returns the manifest. One process; a stopped run starts again.
+
+    `trial`: from code, runs the references (`execution.trials`).
 
     Raises:
         UserError: wrong settings, sources or columns, or nothing left.
@@ -91,16 +100,20 @@ def tokenize_rl(settings: RlSettings) -> dict[str, Any]:
             (sources[unit.source].label, record)
             for unit in units
             for piece in unit.pieces
-            for record in read_records(piece)
+            for record in (questions(piece) if settings.from_code else read_records(piece))
         )
         heard = _progress("reading rows", records, settings.quiet)
-        problems = list(_unique(_problems(heard, dropped, idle), settings.filters, dropped))
+        asked = _problems(heard, dropped, idle, settings.from_code)
+        problems = list(_unique(asked, settings.filters, dropped, settings.from_code))
         read = len(problems) + dropped.count()
+        if settings.from_code:
+            assert trial is not None
+            problems = _tried(problems, trial, dropped)
         _check_effects(problems, settings)
         shares: list[float] = []
         for problem in _progress("making prompts", _hard(problems, settings, dropped), settings.quiet):
             share = constant_share(problem.hidden, problem.entry_point)
-            if settings.baseline == "constant" and share == 1:
+            if share == 1 and (settings.from_code or settings.baseline == "constant"):
                 dropped.add("a constant answer passes every test", problem.task_id)
                 continue
             shares += [share] if problem.hidden else []
@@ -173,6 +186,8 @@ def _ready(settings: RlSettings) -> tuple[Any, ChatEncoder, list[Source], list[U
     if any(source.weight != 1 for source in sources):
         raise UserError("rl sources take no weight (SRC@W): an epoch asks each prompt once")
     units, _ = plan_units(sources, settings.extensions, settings.exclude)
+    if settings.from_code:
+        check_tables(sources, units)
     return tokenizer, chat, sources, units
 
 
@@ -216,16 +231,28 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped, idle: Tally) -> Iterator[RlProblem]:
+def _tried(problems: list[RlProblem], trial: Trial, dropped: Dropped) -> list[RlProblem]:
+    """Those whose reference passes their tests, and trivial answers do not."""
+    reasons = trial(problems)
+    for problem, reason in zip(problems, reasons, strict=True):
+        if reason is not None:
+            dropped.add(reason, problem.task_id)
+    return [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
+
+
+def _problems(
+    records: Iterable[tuple[str, Record]], dropped: Dropped, idle: Tally, from_code: bool
+) -> Iterator[RlProblem]:
     """The usable rows; the first of each source must be one, or its columns are wrong. `idle`: their tests left out."""
     heard: set[str] = set()
     for label, record in records:
         name = record.name
-        if not isinstance(record.value, dict):
-            raise UserError(f"{name} is a text file; rl needs .jsonl, .json, .parquet or hub:NAME")
+        if not isinstance(record.value, dict) and not from_code:
+            raise UserError(f"{name} is a text file; rl needs .jsonl, .json, .parquet or hub:NAME, or --from-code")
         if record.problem is not None:
             dropped.add(record.problem, name)
             continue
+        assert isinstance(record.value, dict)
         try:
             problem = read_problem(record.value, name, label)
         except BadRow as bad:
@@ -244,13 +271,17 @@ def _problems(records: Iterable[tuple[str, Record]], dropped: Dropped, idle: Tal
         yield problem
 
 
-def _unique(problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dropped) -> Iterator[RlProblem]:
+def _unique(
+    problems: Iterable[RlProblem], filters: FilterSettings, dropped: Dropped, from_code: bool
+) -> Iterator[RlProblem]:
+    """Those that no benchmark has and no other asks; from code the reference must not be a benchmark's either."""
     contamination = None
     if filters.decontaminate:
         contamination = load_contamination(filters.decontaminate, filters.benchmarks, filters.decontaminate_ngram)
     seen: set[bytes] = set()
     for problem in problems:
-        found = contamination.find(word_codes(problem.question)) if contamination is not None else None
+        text = f"{problem.question}\n{problem.reference}" if from_code else problem.question
+        found = contamination.find(word_codes(text)) if contamination is not None else None
         if found is not None:
             dropped.add(f"contaminated by {found.partition(':')[0]}", problem.task_id, found)
         elif filters.exact_duplicates and _digest(problem.question) in seen:

@@ -36,6 +36,7 @@ class Split:
     start: Numbers
     length: Numbers
     prompt_length: Numbers
+    suffix_length: Numbers  # -1: a chat, whose answer goes to the end of the row; else what stands after a gap
 
 
 @dataclass
@@ -85,7 +86,7 @@ def select(
     """
     duplicates = Duplicates(filters.exact_duplicates, filters.near_duplicates)
     tokens: list[Numbers] = []
-    rows: list[tuple[int, int, int, int, int]] = []  # unit, start, length, prompt length, source
+    rows: list[tuple[int, ...]] = []  # unit, start, length, prompt length, suffix length, source
     contents: list[bytes] = []
     dropped: dict[str, list[Any]] = {}
     stripped: dict[str, int] = {}
@@ -103,6 +104,7 @@ def select(
         tokens.append(file.arrays["tokens"])
         signatures = file.arrays.get("signatures")
         lengths = np.array(file.arrays["lengths"])
+        suffixes = file.arrays.get("suffix_lengths")
         starts = np.cumsum(lengths) - lengths
         for index, name in enumerate(file.note["names"]):
             content = file.arrays["contents"][index].tobytes()
@@ -112,11 +114,12 @@ def select(
                 _add(dropped, found[0], 1, int(file.arrays["sizes"][index]), [example])
                 continue
             prompt = int(file.arrays["prompt_lengths"][index])
-            rows.append((number, int(starts[index]), int(lengths[index]), prompt, unit.source))
+            suffix = -1 if suffixes is None else int(suffixes[index])
+            rows.append((number, int(starts[index]), int(lengths[index]), prompt, suffix, unit.source))
             contents.append(content[:8])
             count["documents_kept"] += 1
             count["tokens"] += int(lengths[index])
-    table = np.array(rows, np.int64).reshape(-1, 5)
+    table = np.array(rows, np.int64).reshape(-1, 6)
     keys = np.frombuffer(b"".join(contents), "<u8")
     described = [
         {"name": source.label, "weight": source.weight, **count} for source, count in zip(sources, counts, strict=True)
@@ -140,7 +143,7 @@ def _add(dropped: dict[str, list[Any]], reason: str, documents: int, size: int, 
 def _split(table: Numbers, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Split]:
     base = mix(keys, seed)
     is_held = _held(base, heldout)
-    wanted = weights[table[:, 4]]
+    wanted = weights[table[:, -1]]
     whole = np.floor(wanted).astype(np.int64)
     copies = whole + (share(base, _WEIGHT) < wanted - whole)
     splits: dict[str, Split] = {}
@@ -157,6 +160,6 @@ def _split(table: Numbers, keys: Numbers, weights: Numbers, heldout: float, seed
         order = np.argsort(mix(base[picked] + copy.astype(np.uint64), _ORDER), kind="stable")
         picked = picked[order]
         if name == "heldout":
-            picked = picked[np.argsort(table[picked, 4], kind="stable")]
-        splits[name] = Split(table[picked, 4], *(table[picked, column] for column in range(4)))
+            picked = picked[np.argsort(table[picked, -1], kind="stable")]
+        splits[name] = Split(table[picked, -1], *(table[picked, column] for column in range(5)))
     return splits

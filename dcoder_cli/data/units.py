@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dcoder_cli.base.files import atomic_file
+from dcoder_cli.data import code_pairs
 from dcoder_cli.data.decontaminate import Contamination
 from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.duplicates import PERMUTATIONS, signatures
 from dcoder_cli.data.filters import FilterSettings, judge_document
-from dcoder_cli.data.formats import ChatEncoder, Rendered, messages_of
+from dcoder_cli.data.formats import ChatEncoder, Rendered, sample_of
+from dcoder_cli.data.holes import Gap, room
 from dcoder_cli.data.ngrams import Hashes, word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH_CHARACTERS = 2**20
+_OF_GAPS = np.uint64(0x5BD1E995)  # any number: words of gaps are no words of chats
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class TokenizeJob:
     contamination: Contamination | None
     sequence_length: int
     system: str | None = None
+    code_gaps: float | None = (
+        None  # sft from code: the share of functions that become a gap too; None: rows as they are
+    )
 
 
 def unit_path(folder: str | Path, index: int) -> Path:
@@ -65,6 +71,7 @@ def unit_path(folder: str | Path, index: int) -> Path:
 class _Result:
     tokens: list[Any] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
+    suffix_lengths: list[int] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
     signatures: list[Any] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -93,7 +100,7 @@ class UnitWorker:
         waiting: list[tuple[str, str, Rendered | None]] = []
         characters = 0
         for piece in unit.pieces:
-            for record in read_records(piece):
+            for record in self._records(piece):
                 kept = self._consider(piece, record, result)
                 if kept is not None:
                     waiting.append(kept)
@@ -105,6 +112,9 @@ class UnitWorker:
         self._write(unit_path(self.job.folder, index), result)
         return result.read[1]
 
+    def _records(self, piece: Piece) -> Iterator[Record]:
+        return read_records(piece) if self.job.code_gaps is None else code_pairs.rows(piece, self.job.code_gaps)
+
     def _consider(self, piece: Piece, record: Record, result: _Result) -> tuple[str, str, Rendered | None] | None:
         """(name, text, rendered sample) of a record worth tokenizing; else None, and the reason is noted."""
         rendered: Rendered | None = None
@@ -114,8 +124,11 @@ class UnitWorker:
         elif problem is None:
             try:
                 if self._chat is not None:
-                    rendered = self._chat.render(messages_of(record.value, record.name))
-                    text, problem = rendered.prompt + rendered.answer, rendered.reason
+                    sample = sample_of(record.value, record.name)
+                    rendered = self._chat.render_gap(sample) if isinstance(sample, Gap) else self._chat.render(sample)
+                    if self.job.code_gaps is not None:
+                        rendered = rendered._replace(about=record.value["code"])
+                    text, problem = rendered.prompt + rendered.answer + (rendered.suffix or ""), rendered.reason
                 else:
                     text = self.job.mapping.text(record.value, record.name)
             except BadRow as bad:
@@ -151,31 +164,45 @@ class UnitWorker:
                 if found is not None:
                     result.dropped.add(f"contaminated by {found.partition(':')[0]}", name, found, _size(text))
                     continue
-                codes.append(of_text)
+                codes.append(_sketched(of_text, rendered))
             kept.append((name, text, rendered))
         sketches: Iterable[Any] = signatures(codes) if sketched else repeat(None, len(kept))
-        for (name, text, _), signature, (tokens, prompt) in zip(kept, sketches, self._encode(kept), strict=True):
-            if self.job.kind == "sft" and len(tokens) > self.job.sequence_length:
-                result.dropped.add("longer than the row", name, f"{len(tokens)} tokens", _size(text))
+        for (name, text, rendered), signature, (tokens, prompt, suffix) in zip(
+            kept, sketches, self._encode(kept), strict=True
+        ):
+            length = len(tokens)
+            if suffix >= 0:
+                hole = length - prompt - suffix
+                length += int(room(np.array(hole))) - hole
+            if self.job.kind == "sft" and length > self.job.sequence_length:
+                result.dropped.add("longer than the row", name, f"{length} tokens", _size(text))
                 continue
             data = text.encode("utf-8")
             result.tokens.append(tokens)
             result.prompt_lengths.append(prompt)
-            result.contents.append(hashlib.blake2b(data, digest_size=16).digest())
+            result.suffix_lengths.append(suffix)
+            content = (
+                data if suffix < 0 or rendered is None else "\0".join((*rendered[:2], rendered.suffix or "")).encode()
+            )
+            result.contents.append(hashlib.blake2b(content, digest_size=16).digest())
             result.sizes.append(len(data))
             result.names.append(name)
             if signature is not None:
                 result.signatures.append(signature)
 
-    def _encode(self, kept: list[tuple[str, str, Rendered | None]]) -> list[tuple[Any, int]]:
-        """(token ids, how many of them are the prompt) of each text."""
-        if self._chat is not None:
-            samples = [rendered for _, _, rendered in kept if rendered is not None]
-            return [
-                (np.array(prompt + answer, self._dtype), len(prompt)) for prompt, answer in self._chat.encode(samples)
-            ]
-        assert self.job.texts is not None
-        return [(ids, 0) for ids in self.job.texts.encode([text for _, text, _ in kept])]
+    def _encode(self, kept: list[tuple[str, str, Rendered | None]]) -> list[tuple[Any, int, int]]:
+        """(token ids, how many of them are the prompt, and how many stand after a gap; -1 where there is none) of each text."""
+        if self._chat is None:
+            assert self.job.texts is not None
+            return [(ids, 0, -1) for ids in self.job.texts.encode([text for _, text, _ in kept])]
+        samples = [rendered for _, _, rendered in kept if rendered is not None]
+        chats = self._chat.encode([one for one in samples if one.suffix is None])
+        encoded = []
+        for sample in samples:
+            prompt, answer, suffix = (*next(chats), None) if sample.suffix is None else self._chat.encode_gap(sample)
+            ids = np.array([*prompt, *answer, *(suffix or ())], self._dtype)
+            encoded.append((ids, len(prompt), -1 if suffix is None else len(suffix)))
+        return encoded
 
     def _write(self, path: Path, result: _Result) -> None:
         count = len(result.tokens)
@@ -184,6 +211,7 @@ class UnitWorker:
             "tokens": np.concatenate([empty, *result.tokens]),
             "lengths": np.array([len(tokens) for tokens in result.tokens], np.int64),
             "prompt_lengths": np.array(result.prompt_lengths, np.int64),
+            "suffix_lengths": np.array(result.suffix_lengths, np.int64),
             "contents": np.frombuffer(b"".join(result.contents), np.uint8).reshape(count, 16),
             "sizes": np.array(result.sizes, np.int64),
         }
@@ -197,6 +225,14 @@ class UnitWorker:
         }
         with atomic_file(path) as temporary:
             write_arrays(temporary, arrays, note)
+
+
+def _sketched(of_text: Hashes, rendered: Rendered | None) -> Hashes:
+    """The words by which near duplicates are told: of rows from code the function, and gaps resemble gaps alone."""
+    if rendered is None:
+        return of_text
+    told = word_codes(rendered.about) if rendered.about else of_text
+    return told if rendered.suffix is None else told ^ _OF_GAPS
 
 
 def _size(text: str) -> int:

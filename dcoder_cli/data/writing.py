@@ -13,9 +13,10 @@ import numpy as np
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.data.holes import room
 from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
-from dcoder_cli.data.shards import FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
+from dcoder_cli.data.shards import ABSENT, FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
 from dcoder_cli.data.sources import Source
 from dcoder_cli.model.tokenizer import tokenizer_hash
 
@@ -97,10 +98,12 @@ def write_rows(
 def taught_tokens(kind: str, chosen: Selection, length: int) -> list[int]:
     """For each source the tokens of training rows that a model learns to predict, repeats and samples as its weight says.
 
-    Documents count with their EOS; of an instruction row, all that follows the prompt counts.
+    Documents count with their EOS; of an instruction row, all that follows the prompt counts, or the room of its gap.
     """
     train = chosen.splits["train"]
-    taught = train.length + 1 if kind == "pretrain" else length - train.prompt_length
+    gap = room(train.length - train.prompt_length - train.suffix_length)
+    answer = np.where(train.suffix_length < 0, length - train.prompt_length, gap)
+    taught = train.length + 1 if kind == "pretrain" else answer
     return [int(taught[train.source == source].sum()) for source in range(len(chosen.sources))]
 
 
@@ -111,7 +114,7 @@ def _parts(name: str, split: Split) -> Iterator[tuple[dict[str, Any], Split]]:
         return
     for source in np.unique(split.source).tolist():
         mine = split.source == source
-        arrays = (split.source, split.unit, split.start, split.length, split.prompt_length)
+        arrays = (split.source, split.unit, split.start, split.length, split.prompt_length, split.suffix_length)
         yield {"source": source}, Split(*(array[mine] for array in arrays))
 
 
@@ -139,7 +142,16 @@ def _sft_blocks(chosen: Selection, split: Split, length: int, dtype: Any, specia
         filling = 0
         for row, sample in enumerate(rows):
             start, size = int(split.start[sample]), int(split.length[sample])
-            tokens_RL[row, :size] = chosen.tokens[split.unit[sample]][start : start + size]
+            tokens_L = chosen.tokens[split.unit[sample]][start : start + size]
+            tokens_RL[row, :size] = tokens_L
             eligible_RL[row, : split.prompt_length[sample]] = 0
+            if (suffix := int(split.suffix_length[sample])) >= 0:
+                first, hole = int(split.prompt_length[sample]), size - suffix
+                after = first + int(room(np.array(hole - first)))
+                tokens_RL[row, hole:after] = special["pad"]["id"]
+                tokens_RL[row, hole : min(hole + 1, after)] = special["end_of_turn"]["id"]
+                tokens_RL[row, after : after + suffix] = tokens_L[hole:]
+                eligible_RL[row, after : after + suffix] = 0
+                eligible_RL[row, after + suffix :] = ABSENT
             filling += length - size
         yield {"tokens": tokens_RL, "eligible": eligible_RL}, filling
