@@ -5,20 +5,49 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from dcoder_cli.base import console, options
+from dcoder_cli.base.options import Needs
 
 LITTLE = 0.05  # pass@1 below which stage 4 samples next to nothing that passes; ours
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
 
+NEEDS = (
+    Needs(
+        ("minutes", "corpus", "resume", "device"), lambda call: call["model"] is not None,
+        "the small quickstart has its own size and data; it goes with --model",
+    ),
+    Needs(
+        ("step_scale",), lambda call: call["model"] is None,
+        "with --model the steps follow from --minutes; leave it out",
+    ),
+    Needs(
+        ("force",), lambda call: not call["resume"], "--resume goes on with what is there; leave one of them out",
+    ),
+)  # fmt: skip
+
+
 @app.command()
 def quickstart(
+    context: typer.Context,
     out: options.Out = Path("quickstart"),
+    model: Annotated[
+        str | None, typer.Option("--model", help="An AR model to adapt instead: folder, hub id or GGUF file.")
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="With --model: about how long it may take.")] = 60.0,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corpus", help="With --model: code to learn from, repeatable [the Python sources installed here]."
+        ),
+    ] = None,
+    device: options.Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="With --model: go on with a stopped run.")] = False,
     seed: options.Seed = 0,
     step_scale: options.StepScale = None,
     force: options.Force = False,
@@ -30,7 +59,21 @@ def quickstart(
 
     Trains a tokenizer and a tiny AR model on Python's own library, converts it to a diffusion model, runs stages 1 to 4,
     and scores what it writes before and after stage 4. Offline; about eight minutes on 2 cores.
+
+    With --model the same on a real AR model, in about --minutes: how fast this machine is decides how many steps.
+
+    Examples:
+
+      dcoder quickstart
+
+      dcoder quickstart --model SmolLM2-135M-Instruct.Q4_1.gguf --minutes 60 --out smollm
     """
+    options.refuse_unused(options.given(context), context.params, NEEDS)
+    if model is not None:
+        from dcoder_cli.experiments.given_steps import GivenSettings
+
+        asked = GivenSettings(model, out, minutes, tuple(corpus or ()), seed, device, unsafe_exec)
+        return _given(asked, force, resume, dry_run, json)
     scale = 1.0 if step_scale is None else step_scale
     if dry_run:
         from dcoder_cli.base import plan as plans
@@ -52,10 +95,37 @@ def quickstart(
         _show(result, out)
 
 
-def _show(result: Any, out: Path) -> None:
+def _given(asked: Any, force: bool, resume: bool, dry_run: bool, json: bool) -> None:
+    """The method on a given model."""
+    from dcoder_cli.experiments import given
+
+    if dry_run:
+        from dcoder_cli.base import plan as plans
+
+        return plans.show(given.plan(asked, force, resume), json)
+    began = time.perf_counter()
+
+    def announce(name: str) -> None:
+        if not json:
+            console.note(f"[{time.perf_counter() - began:5.0f} s] {name}")
+
+    steps = given.run(asked, announce, force, resume, quiet=json)
+    if json:
+        return console.emit_json({"settings": asked.to_json(), "steps": steps})
+    _table([(name, step.get("what", ""), step.get("result", ""), step["seconds"]) for name, step in steps.items()])
+    model = steps["train stage 4"]["where"]
+    screen = console.stdout()
+    screen.print(f"\nThe report: {asked.out / 'report.html'}. Next:\n", markup=False)
+    for command in (
+        ["generate", "--model", model, "--watch", "Write a function add(a, b) that returns the sum of a and b."],
+        ["eval", "humaneval-infilling", "--subset", "single", "--model", model, "--out", asked.out / "infilling"],
+    ):
+        screen.print(f"  dcoder {shlex.join(map(str, command))}", markup=False, soft_wrap=True)
+
+
+def _table(rows: list[tuple[str, str, str, float]]) -> None:
     from rich.table import Table
 
-    screen = console.stdout()
     table = Table(title=None, box=None, pad_edge=False, show_edge=False)
     for name, look in (
         ("step", {"no_wrap": True}),
@@ -64,9 +134,14 @@ def _show(result: Any, out: Path) -> None:
         ("s", {"justify": "right"}),
     ):
         table.add_column(name, header_style="bold", **look)
-    for step in result.steps:
-        table.add_row(step.name, step.what, step.result, f"{step.seconds:.0f}")
-    screen.print(table, markup=False)
+    for name, what, result, seconds in rows:
+        table.add_row(name, what, result, f"{seconds:.0f}")
+    console.stdout().print(table, markup=False)
+
+
+def _show(result: Any, out: Path) -> None:
+    screen = console.stdout()
+    _table([(step.name, step.what, step.result, step.seconds) for step in result.steps])
     for sample in result.samples:
         screen.print(f"\n{sample.question}\n{sample.text}\n[{sample.status}]", markup=False)
     first = result.scores["stage 3 pass@1"]

@@ -120,7 +120,7 @@ def test_rows_are_a_multiple_of_64_and_the_spare_ones_are_never_sampled(tmp_path
     said("convert", tmp_path, "--out", tmp_path / "out")  # the folder that holds it
     model = load(tmp_path / "out", device="cpu")
     used = len(tokenizer) + 3
-    assert (model.vocab_size, model.tokens) == (-(-used // 64) * 64, used)
+    assert (model.vocab_size, model.ids.tokens) == (-(-used // 64) * 64, used)
     with torch.no_grad():
         model.network.lm_head.weight[used:] *= 1e3  # whatever they would say, one of them would say it loudest
     prompts = ["def f(x):", "a", "    return"]

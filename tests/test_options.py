@@ -79,7 +79,15 @@ _MEASURED = {
 # Command -> a call, and for each option what is added to it. An empty text: the option alone.
 EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "quickstart": (
-        "", {"--out": "{tmp}/other", "--seed": "3", "--step-scale": "0.5", "--force": "", "--unsafe-exec": ""},
+        "",
+        {"--out": "{tmp}/other", "--seed": "3", "--step-scale": "0.5", "--force": "", "--unsafe-exec": "", "--model": "{ar}"},
+    ),
+    "quickstart (a model)": (
+        "--model {ar}",
+        {
+            "--out": "{tmp}/other", "--seed": "3", "--force": "", "--unsafe-exec": "", "--minutes": "5", "--corpus": "{folder}",
+            "--device": "cpu", "--resume": "",
+        },
     ),
     "tokenize pretrain": (
         "{folder} {prompts} --out {tmp}/o --tokenizer t",
@@ -87,7 +95,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
             **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--column": "code", "--template": "{{a}}",
             "--train-tokenizer": "300", "--tokenizer-digits": "2 --train-tokenizer 300", "--near-duplicates": "0.5",
             "--code-filters": "all", "--max-line-length": "9", "--mean-line-length": "9", "--min-alphanumeric": "0.1",
-            "--drop-unparsable": "", "--licence": "strip", "--eos-token": "x",
+            "--drop-unparsable": "", "--licence": "strip", "--eos-token": "x", "--no-bos": "",
         },
     ),
     "tokenize sft": (
@@ -168,6 +176,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
             "--unsafe-exec": "",
         },
     ),
+    "convert (a model)": ("{ar} --out {tmp}/o", {"--rows-multiple": "1"}),
     "convert (without a tokenizer)": ("--init tiny --ar --out {tmp}/o", {"--tokenizer": "t"}),
     "convert (into a folder that is there)": ("--init tiny --ar --out {folder}", {"--force": ""}),
     "arness (files)": (
@@ -234,7 +243,11 @@ REFUSED = {
     "chat": ["--load {chat} --preset paper", "--watch --json", "--no-watch --json"],
     "convert": [
         "m --tokenizer t", "m --train-tokenizer {text}", "m --ar", "m --seed 3", "m --vocab-size 400",
-        "--init tiny --ar --mask-id 3",
+        "--init tiny --ar --mask-id 3", "--init tiny --rows-multiple 8",
+    ],
+    "quickstart": [
+        "--minutes 5", "--corpus {folder}", "--resume", "--device cpu", "--model {ar} --step-scale 2",
+        "--model {ar} --resume --force",
     ],
     "grpo": [
         "--draws 3", "--measure-variance --resume", "--measure-variance --estimator d1",
@@ -355,7 +368,7 @@ def _plain(value: Any) -> Any:
 
 # Where each command's work begins: the call is noted, and goes no further.
 ENGINES = (
-    "experiments.quickstart.quickstart", "data.pipeline.tokenize_pretrain", "data.pipeline.tokenize_sft",
+    "experiments.quickstart.quickstart", "experiments.given.run", "data.pipeline.tokenize_pretrain", "data.pipeline.tokenize_sft",
     "data.rl.tokenize_rl", "model.conversion.initialise", "model.conversion.convert_checkpoint", "training.denoise.train",
     "training.grpo.train.train", "training.grpo.variance.measure", "decoding.sampler.decode",
     "terminal.conversation.converse", "benchmarks.sweep.run", "benchmarks.external.judge_file",

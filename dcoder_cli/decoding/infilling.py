@@ -109,7 +109,7 @@ def first_step(model: Model, requests: Sequence[Request], settings: Settings) ->
         columns = torch.arange(len(request.prefix), len(request.prefix) + request.new_tokens, device=model.device)
         for some in torch.split(columns, chunk_size(model, settings)):
             logits_nV = model.head(hidden_BLD[row, some])
-            model.forbid(logits_nV)  # as the sampler
+            model.ids.forbid(logits_nV)  # as the sampler
             best.append(torch.log_softmax(logits_nV, dim=-1).max(dim=-1).values)
         scores.append(float(torch.cat(best).mean()))
     return scores

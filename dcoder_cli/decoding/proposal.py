@@ -235,7 +235,7 @@ class _Judge:
         """Logits with the mask and spare rows forbidden (but for the public samplers, which allow them) and end tokens held
         back, for a while."""
         settings, stops = self.settings, sorted(self.model.ids.stops)
-        ours, tokens = settings.compat is None, self.model.tokens
+        ours, tokens = settings.compat is None, self.model.ids.tokens
         changed = [self.model.ids.mask] if ours else []
         if stops and (settings.stop_penalty or settings.min_new_tokens):
             changed += [stop for stop in stops if stop not in changed]
@@ -243,9 +243,9 @@ class _Judge:
             yield
             return
         before_nC = raw_nV[:, changed]
-        spare_nS = raw_nV[:, tokens:].clone() if ours and tokens < raw_nV.shape[-1] else None
+        spare_nS = raw_nV[:, tokens:].clone() if ours and tokens is not None else None
         if ours:
-            self.model.forbid(raw_nV)
+            self.model.ids.forbid(raw_nV)
         if settings.stop_penalty and stops:
             raw_nV[:, stops] -= settings.stop_penalty
         if settings.min_new_tokens and stops:

@@ -103,6 +103,7 @@ def decode(
     *,
     ids: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
     batch_size: int = 8,
     infill_lengths: Sequence[int] | None = None,
     infill_by: Literal["first-step", "final"] = "first-step",
@@ -112,7 +113,8 @@ def decode(
 ) -> list[Trajectory]:
     """Decode prompts with settings; arguments, results and errors are those of `generate`.
 
-    A prompt that is decoded several times is best given as `requests.encode_prompt` made it: its ids are made once.
+    `lengths`: each prompt's new tokens, in place of the settings' one number. A prompt that is decoded several times is
+    best given as `requests.encode_prompt` made it: its ids are made once.
     """
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size} must be at least 1")
@@ -122,7 +124,7 @@ def decode(
             model, prompts, settings, infill_lengths, infill_by, ids, seeds, batch_size,
             lambda requests, one: _run(model, requests, one, batch_size, observer, on_commit), on_done,
         )  # fmt: skip
-    requests = encode(model, prompts, settings, ids, seeds)
+    requests = encode(model, prompts, settings, ids, seeds, lengths)
     return _run(model, requests, settings, batch_size, observer, on_commit, on_done)
 
 

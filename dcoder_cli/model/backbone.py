@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values
 from dcoder_cli.model.layouts import Layout, layout_of, network_of, shift_of, transformers_config
-from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve, tokens_of
+from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 from dcoder_cli.model.varlen import Varlen
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +33,6 @@ class Model(nn.Module):
         layout: how the checkpoint is stored.
         shift: whether hidden state i-1 predicts token i in the stored weights.
         ids: special ids; `findings`: conflicts about them.
-        tokens: rows of the vocabulary that are tokens, from the first; what the sampler never commits comes after.
         tokenizer: a transformers tokenizer, or None (the model then works with ids).
         name: the folder or hub id it came from; `implementation`: sdpa, flash_attention_2, flex or eager.
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
@@ -59,7 +58,6 @@ class Model(nn.Module):
         self.layout = layout
         self.shift = shift_of(config, layout)
         self.ids = ids
-        self.tokens = tokens_of(config, int(network.config.vocab_size), name)
         self.findings = findings
         self.tokenizer = tokenizer
         self.name = name
@@ -212,11 +210,6 @@ class Model(nn.Module):
         """Logits [..., V] of hidden states [..., D], in float32 (a float64 model keeps float64)."""
         logits_NV: Tensor = self.network.lm_head(hidden_ND)
         return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-
-    def forbid(self, logits_NV: Tensor) -> None:
-        """Set to -inf what is never committed: the mask, and the rows that are no tokens."""
-        logits_NV[:, self.ids.mask] = -torch.inf
-        logits_NV[:, self.tokens :] = -torch.inf
 
     def logits(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None, **patterns: Any) -> Tensor:
         """Logits [B, L, V] in float32; row i is the distribution of token i. Rows of pads may hold anything."""

@@ -26,6 +26,7 @@ class SpecialIds:
         eos: end of document.
         end_of_turn: end of an assistant turn.
         stops: every id at which generated text ends (eos, pads, end of turn).
+        tokens: rows of the vocabulary that are tokens, from the first, where spare ones follow; None: all.
     """
 
     mask: int | None
@@ -34,6 +35,13 @@ class SpecialIds:
     eos: int | None
     end_of_turn: int | None
     stops: frozenset[int]
+    tokens: int | None = None
+
+    def forbid(self, logits_NV: Any) -> None:
+        """Set to -inf what is never committed: the mask, and spare rows of the vocabulary."""
+        logits_NV[:, self.mask] = float("-inf")
+        if self.tokens is not None:
+            logits_NV[:, self.tokens :] = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -99,17 +107,13 @@ def resolve(
 
     candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config, "pad_token_id"), end_of_turn]
     stops = frozenset(value for value in candidates if value is not None and value != mask)
-    return SpecialIds(mask, pad, bos, eos, end_of_turn, stops), findings
+    return SpecialIds(mask, pad, bos, eos, end_of_turn, stops, _tokens(config, vocabulary, name)), findings
 
 
-def tokens_of(config: Mapping[str, Any], vocabulary: int, name: str) -> int:
-    """How many rows of the vocabulary are tokens, from the first: as `dcoder convert` recorded it, else all.
-
-    Raises:
-        UserError: the config records what is no such number.
-    """
-    tokens = _recorded(config).get("tokens", vocabulary)
-    if type(tokens) is not int or not 0 < tokens <= vocabulary:
+def _tokens(config: Mapping[str, Any], vocabulary: int, name: str) -> int | None:
+    """How many rows are tokens, as `dcoder convert` recorded it. Raises UserError where that is no such number."""
+    tokens = _recorded(config).get("tokens")
+    if tokens is not None and (type(tokens) is not int or not 0 < tokens <= vocabulary):
         raise UserError(
             f"config.json of {name!r} has dcoder.tokens = {tokens!r}; it must be a whole number from 1 to {vocabulary}"
         )

@@ -68,7 +68,7 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """A token for each mask of a row, and the masks with the surest first."""
     rule = unmasking.canonical(settings.rule)
-    model.forbid(logits_nV)
+    model.ids.forbid(logits_nV)
     own_nV = torch.softmax(logits_nV, dim=-1)
     heated_nV = logits_nV / settings.temperature if settings.temperature > 0 else logits_nV
     probabilities_nV = torch.softmax(_nucleus(heated_nV, settings.top_p), dim=-1)

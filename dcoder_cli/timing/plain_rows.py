@@ -156,7 +156,7 @@ def _commit(
     row.seen.append((step, waiting, logs_nV.max(dim=-1).values.exp().tolist(), entropy))
     biased_nV = raw_nV.clone()
     if settings.compat is None:
-        model.forbid(biased_nV)
+        model.ids.forbid(biased_nV)
     stops = sorted(model.ids.stops)
     for at, place in enumerate(waiting):
         for stop in stops:

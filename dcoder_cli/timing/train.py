@@ -67,17 +67,22 @@ def _case(
     reached: rate.MatrixRate, on_run: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     example = _example(stepper, asked.seed, batch, length)
-    module = TokenLoss(stepper.model)
-    works = stepper.work(partial(_ours, stepper, module, example)), stepper.work(partial(_plain, stepper, example))
+    ours = partial(_ours, stepper, TokenLoss(stepper.model), example)
+    works = stepper.work(ours), stepper.work(partial(_plain, stepper, example))
     timings = race.race(works, asked.repeats, stepper.device, on_run)
-    ours, plain = (timing.result for timing in timings)
+    mine, plain = (timing.result for timing in timings)
     masked = len(example.places_N)
     agreement = report.NOTHING
     if plain is not None:
-        agreement = learning.agree(ours, plain, stepper.dtype, f"losses of {masked:,} masked tokens")
+        agreement = learning.agree(mine, plain, stepper.dtype, f"losses of {masked:,} masked tokens")
     more = (learning.told(timings[0], choice.shape), learning.told(timings[1], choice.shape))
     what = {"rows": batch, "row_tokens": length, "masked_tokens": masked}
     return report.case(what, "tokens", batch * length, *timings, agreement, more, reached)
+
+
+def forward(stepper: learning.Stepper, seed: int, batch: int, length: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The losses of a step on rows of random tokens, as stages 1 to 3 compute them, for `Stepper.step`."""
+    return partial(_ours, stepper, TokenLoss(stepper.model), _example(stepper, seed, batch, length))
 
 
 def _example(stepper: learning.Stepper, seed: int, batch: int, length: int) -> Example:

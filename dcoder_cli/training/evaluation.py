@@ -180,8 +180,11 @@ def _piece(
     )
 
 
-def heldout_loss(model: Model, data: str) -> float:
-    """The held-out loss of a diffusion model on a pretraining shard folder, mixed as `evaluate` says.
+def heldout(model: Model, data: str, rows: int = StageConfig.evaluate_rows) -> dict[str, Any]:
+    """What `evaluate` says of a diffusion model on a pretraining shard folder, in float32, where the model is.
+
+    Args:
+        rows: held-out rows used.
 
     Raises:
         UserError: the folder has no held-out rows.
@@ -189,8 +192,12 @@ def heldout_loss(model: Model, data: str) -> float:
     from accelerate import Accelerator
 
     shards = ShardSet.open(data, "heldout")
-    config = StageConfig(precision="fp32")
-    accelerator = Accelerator()
+    config = StageConfig(precision="fp32", evaluate_rows=rows)
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
     rules = RowRules(0, model.ids.pad if model.ids.pad is not None else 0, keep_first=model.shift)
-    result = evaluate(accelerator, TokenLoss(model.to(accelerator.device)), shards, config, rules, model.ids.mask)
-    return float(result["loss"])
+    return evaluate(accelerator, TokenLoss(model.to(accelerator.device)), shards, config, rules, model.ids.mask)
+
+
+def heldout_loss(model: Model, data: str) -> float:
+    """The loss of `heldout`."""
+    return float(heldout(model, data)["loss"])

@@ -1,0 +1,99 @@
+"""The whole method on an AR model that is given, in a number of minutes: `dcoder quickstart --model`.
+
+What each step does is what the command of its name does; how much of it, is measured first (budget.py). After a stop the
+run goes on where it was: a step that is done is not done again, a training goes on from its last checkpoint.
+
+The corpus is the Python source that is installed here, or folders of the user's; instruction data are its functions as
+requests and gaps, from documents that are trained on alone, and micro's training tasks; stage 4 learns from micro's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import check_replaceable, human_bytes, require_space
+from dcoder_cli.base.machine import memory_bytes
+from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.execution.judge import resolve_tier
+from dcoder_cli.experiments.given_steps import RECORD, STAGES, GivenModel, GivenSettings, corpus_of
+from dcoder_cli.experiments.ledger import Announce, Ledger
+
+if TYPE_CHECKING:
+    pass
+
+
+BYTES_A_PARAMETER = 18  # float32 weights, gradients and both moments are 16; the rest is what a small batch needs
+
+
+def check(settings: GivenSettings, force: bool, resume: bool) -> str:
+    """The sandbox's tier. Raises UserError for anything that is wrong before a weight is read."""
+    from dcoder_cli.data.sources import parse_sources
+    from dcoder_cli.model import gguf
+    from dcoder_cli.model.outline import outline
+
+    if not 0 < settings.minutes < float("inf"):
+        raise UserError(f"--minutes {settings.minutes:g} must be a number above 0")
+    tier = resolve_tier(unsafe=settings.unsafe)
+    if resume:
+        if not (settings.out / RECORD).is_file():
+            raise UserError(f"--resume: {str(settings.out)!r} holds no quickstart; leave out --resume to begin one")
+    else:
+        check_replaceable(settings.out, force, RECORD, "a quickstart")
+    parse_sources(corpus_of(settings))
+    file = gguf.find(settings.model)
+    model = outline(settings.model) if file is None else gguf.skeleton(file)
+    if model.is_diffusion:
+        raise UserError(f"--model {settings.model!r} is a diffusion model already; give an AR model to adapt")
+    parameters = sum(one.numel() for one in model.parameters())
+    needed, there = parameters * BYTES_A_PARAMETER, _memory(settings.device)
+    if there is not None and needed > there:
+        raise UserError(
+            f"--model {settings.model!r} has {parameters / 1e6:,.0f}M parameters, and stage 1 trains all of them: "
+            f"{human_bytes(needed)}, where {human_bytes(there)} are here; use a smaller model, or `dcoder presets fit`"
+        )
+    require_space(settings.out, parameters * 4 * 3 * (len(STAGES) + 1), "quickstart")
+    return tier
+
+
+def _memory(device: str | None) -> int | None:
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return memory_bytes()
+
+
+def plan(settings: GivenSettings, force: bool = False, resume: bool = False) -> RunPlan:
+    """What would be done, once the input is checked; rates are measured when the run begins."""
+    tier = check(settings, force, resume)
+    found = RunPlan("quickstart", settings.to_json())
+    found.add("minutes", settings.minutes, f"{settings.minutes:g} minutes, shared out once rates are measured")
+    found.add("corpus", list(corpus_of(settings)), ", ".join(corpus_of(settings)))
+    found.add("stages", list(STAGES), "stages 1 to 4, a score of the AR model, of its conversion and after each stage")
+    found.add("sandbox", {"tier": tier}, f"tier {tier}")
+    return found
+
+
+def run(settings: GivenSettings, announce: Announce, force: bool, resume: bool, quiet: bool) -> dict[str, Any]:
+    """Do it all, and write the report; returns the record's steps.
+
+    Raises:
+        UserError: as `check`, `Ledger.resume` and `budget.allot`.
+        StoppedByUser: stopped in a training.
+    """
+    from dcoder_cli.experiments.given_report import write_report
+
+    check(settings, force, resume)
+    path = settings.out / RECORD
+    if resume:
+        ledger = Ledger.resume(path, settings.to_json(), announce)
+    else:
+        if settings.out.exists():
+            shutil.rmtree(settings.out)
+        settings.out.mkdir(parents=True)
+        ledger = Ledger.begin(path, settings.to_json(), announce)
+    GivenModel(settings, ledger, announce, quiet).all()
+    write_report(settings.out, settings.model, ledger)
+    return ledger.steps

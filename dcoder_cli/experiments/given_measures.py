@@ -1,0 +1,144 @@
+"""What each model of `quickstart --model` is measured by: held-out loss, holes filled, tasks solved, decoding order.
+
+Held-out documents are those that `dcoder tokenize` held out; tasks are micro's, whose functions no training holds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcoder_cli.benchmarks.passk import wilson
+
+if TYPE_CHECKING:
+    from dcoder_cli.analysis.series import Series
+    from dcoder_cli.model.backbone import Model
+
+CONTEXT = (24, 8)  # most lines before and after a hole (ours): about the tokens of a row
+LINE = (8, 60)  # characters of a line that is a hole (ours): shorter ones say little, longer ones are tables
+HOLE = 20  # most tokens of a hole
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A line of held-out code without its indentation, and what stands around it."""
+
+    before: str
+    line: str
+    after: str
+
+
+def holes(texts: Sequence[str], count: int, seed: int) -> list[Hole]:
+    """Single lines of documents, at most one a document, drawn anew for each seed; fewer where there are fewer documents."""
+    found: list[Hole] = []
+    order = list(texts)
+    random.Random(seed).shuffle(order)
+    for text in order:
+        lines = text.split("\n")
+        places = [
+            place
+            for place, line in enumerate(lines)
+            if LINE[0] <= len(line.strip()) <= LINE[1]
+            and 2 <= place < len(lines) - 2
+            and not line.lstrip().startswith("#")
+        ]
+        if not places:
+            continue
+        place = random.Random(f"{seed} {len(found)}").choice(places)
+        line = lines[place]
+        indent = line[: len(line) - len(line.lstrip())]
+        before = "\n".join([*lines[max(0, place - CONTEXT[0]) : place], indent])
+        after = "\n" + "\n".join(lines[place + 1 : place + 1 + CONTEXT[1]])
+        found.append(Hole(before, line.strip(), after))
+        if len(found) == count:
+            break
+    return found
+
+
+def documents(data: Path, tokenizer: Any) -> list[str]:
+    """The held-out documents of a pretraining folder as text."""
+    from dcoder_cli.data.packing import unpack
+    from dcoder_cli.data.shards import ShardSet
+    from dcoder_cli.model.text import decode
+
+    shards = ShardSet.open(data, "heldout")
+    special = shards.manifest["special_tokens"]
+    bos = special["bos"]["id"] if "bos" in special else None
+    rows = shards.rows(range(len(shards)))["tokens"]
+    return [decode(tokenizer, ids) for ids in unpack(rows, special["eos"]["id"], bos)]
+
+
+def filled(model: Model, asked: Sequence[Hole], seed: int) -> dict[str, Any]:
+    """How many holes a model fills with the very line, given the line's own number of tokens, one token a step.
+
+    Holes of more than HOLE tokens, or that do not fit the context, are left out, the same ones for every model of one
+    tokenizer.
+    """
+    from dcoder_cli.decoding.requests import Infill, Settings
+    from dcoder_cli.decoding.sampler import decode
+    from dcoder_cli.model.text import encode_after
+
+    sized = [(hole, len(encode_after(model.tokenizer, hole.before[-20:] or "\n", hole.line))) for hole in asked]
+    sized = [(hole, size) for hole, size in sized if 0 < size <= HOLE]
+    found = decode(
+        model, [Infill(hole.before, hole.after) for hole, _ in sized], Settings(seed=seed),
+        lengths=[size for _, size in sized], batch_size=BATCH,
+    )  # fmt: skip
+    right = [one.text.strip() == hole.line for one, (hole, _) in zip(found, sized, strict=True)]
+    examples = [
+        {"line": hole.line, "written": one.text.strip(), "right": good}
+        for one, (hole, _), good in zip(found, sized, right, strict=True)
+    ]
+    return {"holes": len(right), **share(sum(right), len(right)), "examples": examples[:8]}
+
+
+def solved(model: Model, tasks: int, seed: int, unsafe: bool) -> tuple[dict[str, Any], Any]:
+    """pass@1 on micro's held-out tasks at temperature 0, and what was decoded; diffusion models in the fast mode."""
+    from dcoder_cli.benchmarks import answers, suites
+    from dcoder_cli.benchmarks.judging import Judging
+    from dcoder_cli.decoding.requests import Settings
+    from dcoder_cli.experiments.budget import ANSWER
+
+    suite = suites.load("micro", limit=tasks)
+    settings = Settings(max_new_tokens=ANSWER, mode="fast" if model.is_diffusion else "exact", seed=seed)
+    asked = answers.ask(model, suite)
+    with Judging(suite, unsafe=unsafe) as judging:
+        result = answers.answer(model, asked, settings, judging, batch_size=BATCH)
+    passed = sum(row["status"] == "passed" for row in result.judged)
+    return {"tasks": len(result.judged), **share(passed, len(result.judged))}, result
+
+
+def orders(model: Model, tasks: int, temperatures: Sequence[float], seed: int) -> list[Series]:
+    """AR-ness of answers to micro's tasks at each temperature, one token a step, without filters, ties by the model."""
+    from dcoder_cli.analysis.series import Measure, Series
+    from dcoder_cli.benchmarks import answers, suites
+    from dcoder_cli.decoding.requests import Settings
+    from dcoder_cli.decoding.sampler import decode
+    from dcoder_cli.experiments.budget import ANSWER
+
+    prompts = answers.ask(model, suites.load("micro", limit=tasks)).prompts
+    found = []
+    for temperature in temperatures:
+        settings = Settings(max_new_tokens=ANSWER, temperature=temperature, seed=seed)
+        decoded = decode(model, prompts, settings, batch_size=BATCH)
+        label = f"T={temperature:g}"
+        found.append(Series(label, decoded, Measure()(decoded), model.name, temperature, model.tokenizer))
+    return found
+
+
+def lost(model: Model, data: Path, rows: int) -> dict[str, Any]:
+    """The held-out loss in nats a token and by tenth of t; see `training.evaluation.evaluate`."""
+    from dcoder_cli.training.evaluation import heldout
+
+    found = heldout(model, str(data), rows)
+    return {"loss": found["loss"], "by_t": found["by_t"], "rows": found["rows"]}
+
+
+def share(good: int, total: int) -> dict[str, Any]:
+    """A share with its 95% interval (Wilson)."""
+    low, high = wilson(good / total, total) if total else (0.0, 1.0)
+    return {"right": good, "share": good / total if total else None, "low": low, "high": high}

@@ -1,0 +1,317 @@
+"""The steps of `quickstart --model`, each under a name in the ledger: what the command of its name does, as much as fits."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.files import human_bytes
+from dcoder_cli.experiments.budget import Amounts
+from dcoder_cli.experiments.ledger import Announce, Ledger
+from dcoder_cli.experiments.stages import EXCLUDED
+
+if TYPE_CHECKING:
+    from dcoder_cli.model.backbone import Model
+
+RECORD = "quickstart.json"
+STAGES = ("adapt", "mid", "sft", "grpo")
+LABELS = {
+    "ar": "the AR model", "converted": "converted", "adapt": "stage 1", "mid": "stage 2", "sft": "stage 3", "grpo": "stage 4",
+}  # fmt: skip
+TEMPERATURES = (0.0, 0.6, 1.2)  # of the decoding orders: greedy, DiffuCoder's fig. 6 and its sampling in stage 4
+MICRO_SHARE = 0.5  # of the instruction rows (ours)
+CHAT_ROW = 192  # tokens of an instruction row (ours): 19 in 20 micro tasks and most functions of a few lines
+# Ours, by trial with SmolLM2-135M. Adam's steps are larger for smaller models; the paper's 7B takes 2e-5 in stage 1.
+LEARNING_RATE = {"adapt": 5e-4, "mid": 3e-4, "sft": 3e-4, "grpo": 2e-5}
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """What was asked. `corpus`: folders or files of code; none: the Python sources installed here."""
+
+    model: str
+    out: Path
+    minutes: float
+    corpus: tuple[str, ...] = ()
+    seed: int = 0
+    device: str | None = None
+    unsafe: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run that goes on must be asked again."""
+        return {
+            "model": self.model, "minutes": self.minutes, "corpus": list(self.corpus), "seed": self.seed,
+            "device": self.device,
+        }  # fmt: skip
+
+
+def corpus_of(settings: GivenSettings) -> tuple[str, ...]:
+    """The sources of the corpus."""
+    if settings.corpus:
+        return settings.corpus
+    paths = sysconfig.get_paths()
+    return tuple(dict.fromkeys((paths["stdlib"], paths["purelib"])))
+
+
+class GivenModel:
+    """All that is done to one model. Every path lies in `settings.out`."""
+
+    def __init__(self, settings: GivenSettings, ledger: Ledger, announce: Announce, quiet: bool) -> None:
+        self.settings, self.ledger, self.announce, self.quiet = settings, ledger, announce, quiet
+        self.out, self.seed = settings.out, settings.seed
+
+    def all(self) -> None:
+        """Every step in order."""
+        ar = Path(self.ledger.step("read the model", self._read)["where"])
+        start = Path(self.ledger.step("convert", lambda: self._convert(ar))["where"])
+        amounts = self._amounts(start)
+        self.ledger.step("tokenize the corpus", lambda: self._corpus(start, amounts))
+        self.ledger.step("tokenize requests and gaps", lambda: self._chats(start, amounts))
+        self.ledger.step("tokenize prompts", lambda: self._prompts(start))
+        self._score("ar", ar, amounts)
+        self._score("converted", start, amounts)
+        model = start
+        for stage in STAGES:
+            trained = self.ledger.step(f"train {LABELS[stage]}", lambda s=stage, m=model: self._train(s, m, amounts))  # type: ignore[misc]
+            model = Path(trained["where"])
+            self._score(stage, model, amounts)
+        self.ledger.step("decoding order", lambda: self._orders(model, amounts))
+
+    # ---- models and the plan
+
+    def _read(self) -> dict[str, Any]:
+        from dcoder_cli.model import gguf
+
+        file = gguf.find(self.settings.model)
+        if file is None:
+            return {"what": "an AR checkpoint", "result": self.settings.model, "where": self.settings.model}
+        out = self.out / "models" / "ar"
+        gguf.load(file).save(out)
+        return {
+            "what": f"{file.name}, dequantised to float32",
+            "result": human_bytes(file.stat().st_size),
+            "where": str(out),
+        }
+
+    def _convert(self, ar: Path) -> dict[str, Any]:
+        from dcoder_cli.model.conversion import convert_checkpoint
+
+        out = self.out / "models" / "start"
+        made = convert_checkpoint(str(ar), out, dtype="float32")
+        return {
+            "what": "AR -> diffusion: mask, pad and BOS tokens, full attention, shift",
+            "result": f"{made['parameters'] / 1e6:.0f}M parameters, mask id {made['ids']['mask']}",
+            "where": str(out),
+        }
+
+    def _amounts(self, start: Path) -> Amounts:
+        from dcoder_cli.experiments import budget
+
+        def measured() -> dict[str, Any]:
+            rates = budget.measure(start, self.settings.device, self.seed)
+            amounts = budget.allot(self.settings.minutes, rates)
+            steps = ", ".join(f"{count} of {LABELS[name]}" for name, count in amounts.steps.items())
+            return {
+                "what": f"{rates.train:,.0f} tokens/s of training, {rates.sample:.2f} s a decoded answer",
+                "result": f"rows of {amounts.row}, {amounts.rows} a step; steps: {steps}; {amounts.tasks} tasks a score",
+                "where": str(start), "rates": vars(rates), "amounts": amounts.to_json(),
+            }  # fmt: skip
+
+        found = self.ledger.step("measure and plan", measured)
+        self.announce(f"plan: {found['what']}; {found['result']}")
+        return Amounts(**found["amounts"])
+
+    # ---- data
+
+    def _corpus(self, start: Path, amounts: Amounts) -> dict[str, Any]:
+        from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
+
+        sources = corpus_of(self.settings)
+        share = 1.0
+        if not self.settings.corpus:  # as much as is read, and a half more, of what may be a gigabyte
+            size = sum(file.stat().st_size for source in sources for file in Path(source).rglob("*.py"))
+            share = min(1.0, 1.5 * amounts.needed_tokens * 3.5 / max(size, 1))  # bytes a token of code
+            sources = tuple(f"{source}@{max(share, 0.002):.4f}" for source in sources)
+        out = self.out / "data" / "corpus"
+        manifest = tokenize_pretrain(
+            PretrainSettings(
+                sources, str(out), str(start), seq_len=amounts.row, seed=self.seed, heldout=0.04,
+                extensions=("py",) if not self.settings.corpus else (), exclude=() if self.settings.corpus else EXCLUDED[2:],
+                overwrite=True, quiet=True,
+            )
+        )  # fmt: skip
+        train, held = manifest["splits"]["train"], manifest["splits"].get("heldout")
+        if held is None:
+            raise UserError("the corpus is too small to hold a document out; give more with --corpus")
+        dropped = sum(part["documents"] for part in manifest["dropped"].values())
+        return {
+            "what": "source code as packed rows",
+            "result": f"{train['tokens'] / 1e6:.2f}M tokens, {held['rows']} rows held out, {dropped:,} documents dropped",
+            "where": str(out),
+        }
+
+    def _chats(self, start: Path, amounts: Amounts) -> dict[str, Any]:
+        from dcoder_cli.data import micro
+        from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
+        from dcoder_cli.experiments.given_data import write_pairs
+
+        folder = self.out / "tasks"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = amounts.steps["sft"] * amounts.rows * 2  # two passes would be enough; epochs are not needed
+        tasks = micro.generate("train", max(64, round(rows * MICRO_SHARE)), self.seed)
+        micro.write_sft(folder / "sft.jsonl", tasks)
+        micro.write_rl(folder / "rl.jsonl", micro.generate("train", 1000, self.seed + 1))
+        pairs = write_pairs(self.out / "data" / "corpus", start, folder, max(64, rows - len(tasks)))
+        out = self.out / "data" / "chats"
+        manifest = tokenize_sft(
+            SftSettings(
+                (str(folder / "sft.jsonl"), *([str(folder / "pairs.jsonl")] if pairs else [])), str(out), str(start),
+                seq_len=CHAT_ROW, seed=self.seed, heldout=0.02, overwrite=True, quiet=True,
+            )
+        )  # fmt: skip
+        return {
+            "what": f"{len(tasks):,} micro tasks, and {pairs:,} requests and gaps from the corpus' functions",
+            "result": f"{manifest['splits']['train']['rows']:,} rows of {CHAT_ROW}", "where": str(out),
+        }  # fmt: skip
+
+    def _prompts(self, start: Path) -> dict[str, Any]:
+        from dcoder_cli.data.rl import RlSettings, tokenize_rl
+
+        out = self.out / "data" / "prompts"
+        manifest = tokenize_rl(
+            RlSettings(
+                (str(self.out / "tasks" / "rl.jsonl"),),
+                str(out),
+                str(start),
+                seed=self.seed,
+                overwrite=True,
+                quiet=True,
+            )
+        )
+        return {
+            "what": "questions with hidden tests", "result": f"{manifest['splits']['train']['rows']:,} prompts",
+            "where": str(out),
+        }  # fmt: skip
+
+    # ---- training
+
+    def _train(self, stage: str, model: Path, amounts: Amounts) -> dict[str, Any]:
+        out = self.out / "runs" / stage
+        resume = (out / "checkpoints" / "last").exists()
+        if out.exists() and not resume:
+            shutil.rmtree(out)  # stopped before its first checkpoint
+        work: Callable[..., dict[str, Any]] = self._grpo if stage == "grpo" else self._denoise
+        return work(stage, model, out, amounts, resume)
+
+    def _denoise(self, stage: str, model: Path, out: Path, amounts: Amounts, resume: bool) -> dict[str, Any]:
+        from dcoder_cli.training.config import OptimizerConfig, StageConfig
+        from dcoder_cli.training.denoise import train
+        from dcoder_cli.training.evaluation import told
+
+        steps = amounts.steps[stage]
+        data, rows = (
+            ("chats", amounts.rows * max(1, amounts.row // CHAT_ROW)) if stage == "sft" else ("corpus", amounts.rows)
+        )
+        config = StageConfig(
+            seed=self.seed, steps=steps, global_batch=rows, micro_batch=min(rows, amounts.micro), precision=self._precision(),
+            t_min=0.02, stratified_t=True, anneal_steps=steps // 10 if stage == "adapt" else 0,
+            conditional_phase_in=0.0, evaluate_every=0, evaluate_rows=64, checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
+            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE[stage], warmup_ratio=0.05),
+        )  # fmt: skip
+        result = train(
+            STAGES.index(stage) + 1, str(model), str(self.out / "data" / data), str(out), config, resume=resume,
+            device=self.settings.device, quiet=self.quiet,
+        )  # fmt: skip
+        if result.stopped == "asked":
+            raise StoppedByUser(f"stopped in {LABELS[stage]}; the same command with --resume goes on")
+        held = f", {told(result.heldout)}" if result.heldout else ""
+        return {
+            "what": f"{steps} steps of {rows} rows", "result": f"{result.tokens / 1e6:.2f}M tokens, loss {result.loss:.2f}{held}",
+            "where": str(result.checkpoint),
+        }  # fmt: skip
+
+    def _grpo(self, stage: str, model: Path, out: Path, amounts: Amounts, resume: bool) -> dict[str, Any]:
+        from dcoder_cli.experiments.budget import ANSWER
+        from dcoder_cli.training.config import OptimizerConfig
+        from dcoder_cli.training.grpo.config import GrpoConfig, RolloutConfig
+        from dcoder_cli.training.grpo.train import train
+
+        steps, passed = amounts.steps[stage], list[float]()
+        config = GrpoConfig(
+            seed=self.seed, steps=steps, prompts_per_step=amounts.prompts, group_size=amounts.group,
+            micro_batch=amounts.prompts * amounts.group, inner_iterations=1, kl_coef=0.0, reference_sync=0,
+            train_embeddings=False, precision=self._precision(), checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
+            evaluate_prompts=0,
+            rollout=RolloutConfig(max_new_tokens=ANSWER, temperature=1.0, mode="fast", batch_size=32),
+            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE[stage], betas=(0.9, 0.99), warmup_steps=min(5, steps // 4)),
+        )  # fmt: skip
+        result = train(
+            str(model), str(self.out / "data" / "prompts"), str(out), config, resume=resume, device=self.settings.device,
+            quiet=self.quiet, unsafe=self.settings.unsafe, on_step=lambda _s, _t, found: passed.append(found["passed"]),
+        )  # fmt: skip
+        if result.stopped == "asked":
+            raise StoppedByUser(f"stopped in {LABELS[stage]}; the same command with --resume goes on")
+        third = max(1, len(passed) // 3)
+        ends = [sum(part) / len(part) for part in (passed[:third], passed[-third:])] if passed else [0.0, 0.0]
+        return {
+            "what": f"{steps} steps of {amounts.prompts} prompts x {amounts.group} samples, coupled-GRPO",
+            "result": f"of the samples passed {ends[0]:.0%} -> {ends[1]:.0%}", "where": str(result.checkpoint),
+        }  # fmt: skip
+
+    def _precision(self) -> Any:
+        import torch
+
+        return "bf16" if self.settings.device != "cpu" and torch.cuda.is_available() else "fp32"
+
+    # ---- measures
+
+    def _load(self, folder: Path) -> Model:
+        from dcoder_cli.model.backbone import load
+
+        return load(folder, self.settings.device, "float32")
+
+    def _score(self, name: str, folder: Path, amounts: Amounts) -> None:
+        self.ledger.step(f"score {LABELS[name]}", lambda: self._scored(name, folder, amounts))
+
+    def _scored(self, name: str, folder: Path, amounts: Amounts) -> dict[str, Any]:
+        from dcoder_cli.decoding import trajectory
+        from dcoder_cli.experiments import given_measures as measures
+
+        model, data = self._load(folder), self.out / "data" / "corpus"
+        found: dict[str, Any] = {"where": str(folder)}
+        solved, answered = measures.solved(model, amounts.tasks, self.seed, self.settings.unsafe)
+        trajectory.write(self.out / f"answers-{name}.jsonl", answered.trajectories)
+        found["micro"] = solved
+        told = [f"pass@1 {solved['share']:.0%} of {solved['tasks']}"]
+        if model.is_diffusion:
+            texts = measures.documents(data, model.tokenizer)
+            found["infill"] = measures.filled(model, measures.holes(texts, amounts.tasks, self.seed), self.seed)
+            found["heldout"] = measures.lost(model, data, 64)
+            told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
+            told.append(f"held-out loss {found['heldout']['loss']:.2f}")
+        return {
+            "what": "held-out tasks, lines and loss" if model.is_diffusion else "held-out tasks",
+            "result": ", ".join(told),
+            **found,
+        }
+
+    def _orders(self, folder: Path, amounts: Amounts) -> dict[str, Any]:
+        from dcoder_cli.analysis.measure import tied_text
+        from dcoder_cli.decoding import trajectory
+        from dcoder_cli.experiments import given_measures as measures
+
+        found = measures.orders(self._load(folder), max(4, amounts.tasks // 2), TEMPERATURES, self.seed)
+        told = []
+        for one in found:
+            trajectory.write(self.out / f"orders-{one.label}.jsonl", one.trajectories)
+            local, everywhere = one.numbers["local"]["mean"][0], one.numbers["global"]["mean"][0]
+            told.append(f"{one.label}: {local:.2f} and {everywhere:.2f} ({tied_text(one.numbers)} of steps tied)")
+        return {
+            "what": "local and global AR-ness@1 of stage 4 by temperature", "result": "; ".join(told),
+            "where": str(folder), "orders": [one.to_json() for one in found],
+        }  # fmt: skip

@@ -1,0 +1,76 @@
+"""What a long run has done, step by step, in one file: a step that is done is not done again after a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.base import jsonl
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.files import write_json
+
+Announce = Callable[[str], None]
+
+
+class Ledger:
+    """The steps of one run and what each found, as JSON.
+
+    Attributes:
+        settings: what the run was asked.
+        steps: name -> what the step found, with its `seconds`, in the order they were done.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], announce: Announce) -> None:
+        self.path, self.settings, self.announce = path, dict(settings), announce
+        self.steps: dict[str, dict[str, Any]] = {}
+        self._began = time.perf_counter()
+        self._before = 0.0  # seconds of steps that an earlier call did
+
+    @classmethod
+    def begin(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Ledger:
+        """A new one."""
+        ledger = cls(path, settings, announce)
+        ledger._write()
+        return ledger
+
+    @classmethod
+    def resume(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Ledger:
+        """The one that a stopped run left.
+
+        Raises:
+            UserError: there is none, it is damaged, or it is of other settings.
+        """
+        record = jsonl.document(path, "record")
+        kept, steps = record.get("settings"), record.get("steps")
+        if not isinstance(kept, dict) or not isinstance(steps, dict):
+            raise UserError(f"record {str(path)!r} is of no such run; start again with --force")
+        for name, value in settings.items():
+            if kept.get(name) != value:
+                raise UserError(
+                    f"--resume of a run with {name} = {kept.get(name)!r}, and now it is {value!r}; "
+                    "give the same, or start again with --force"
+                )
+        ledger = cls(path, settings, announce)
+        ledger.steps = steps
+        ledger._before = sum(float(step.get("seconds", 0.0)) for step in steps.values())
+        return ledger
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, over all of its calls: of an earlier one, the steps that it finished."""
+        return self._before + time.perf_counter() - self._began
+
+    def step(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What `work` finds, or what it found in an earlier call."""
+        if name not in self.steps:
+            self.announce(name)
+            began = time.perf_counter()
+            found = dict(work())
+            self.steps[name] = {**found, "seconds": round(time.perf_counter() - began, 1)}
+            self._write()
+        return self.steps[name]
+
+    def _write(self) -> None:
+        write_json(self.path, {"settings": self.settings, "steps": self.steps})
