@@ -115,8 +115,8 @@ def plan(name: str, dtype: str | None = None) -> Export:
     ids, _ = resolve(source, tokenizer, layout.diffusion, name)
     theirs = transformers_config(source, layout)
     below = adapters.below(folder)
-    weights = _weights(below)
     check_stored(below, empty_network(source, layout, "sdpa", torch.device("cpu")), layout, name)
+    weights = _weights(below)
     if adapters.stands_alone(folder):
         merged = adapters.base_of(folder).stored_dtype
         weights = {key: Weight(one.file, one.shape, merged) for key, one in weights.items()}
