@@ -48,7 +48,10 @@ def convert(
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.")] = 1024,
     mask_id: Annotated[
-        int | None, typer.Option("--mask-id", help="Use this id, which means nothing else, as the mask token instead of adding one.")
+        int | None,
+        typer.Option(
+            "--mask-id", help="Use this id, which means nothing else, as the mask token instead of adding one."
+        ),
     ] = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
