@@ -63,7 +63,10 @@ def convert(
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.")] = 1024,
     mask_id: Annotated[
-        int | None, typer.Option("--mask-id", help="Use this id as the mask token instead of adding one.")
+        int | None,
+        typer.Option(
+            "--mask-id", help="Use this id, which means nothing else, as the mask token instead of adding one."
+        ),
     ] = None,
     rows_multiple: Annotated[
         int, typer.Option("--rows-multiple", min=1, help="A vocabulary that grows, grows to a multiple of this.")

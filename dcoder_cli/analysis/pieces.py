@@ -82,7 +82,7 @@ def tokenizer_of(trajectories: Sequence[Trajectory], file: str | Path) -> Any | 
     folder = next((place for place in places if any((place / one).is_file() for one in files)), None)
     if folder is None:
         return None
-    from dcoder_cli.model.tokenizer import load_tokenizer
+    from dcoder_cli.model.tokenizer import ids_end, load_tokenizer
 
     try:
         tokenizer = load_tokenizer(folder)
@@ -90,7 +90,7 @@ def tokenizer_of(trajectories: Sequence[Trajectory], file: str | Path) -> Any | 
         console.note(f"note: showing ids: {error}")
         return None
     largest = max((token for one in trajectories for token in one.tokens), default=0)
-    if largest >= len(tokenizer):
+    if largest >= ids_end(tokenizer):
         console.note(f"note: showing ids: the tokenizer in {str(folder)!r} has no id {largest} of {str(file)!r}")
         return None
     return tokenizer

@@ -25,6 +25,7 @@ from dcoder_cli.decoding.requests import Prompt, Settings, encode, encode_prompt
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.model.backbone import Model, load
 from dcoder_cli.model.outline import outline
+from dcoder_cli.model.special_ids import warn_of_mask
 from dcoder_cli.training.memory.foresee import Decodings, add_decoding
 
 
@@ -161,6 +162,8 @@ def run(
         }
         for path, name in models:
             model = load(path, device=ranks.device(plan.device), dtype=plan.dtype)
+            if ranks.rank() == 0:
+                warn_of_mask(model.findings)
             _check_sensitive(model, name, plan)
             for one in sets:
                 place = f"{name}, {one.name}" if len(sets) > 1 else name

@@ -28,6 +28,7 @@ from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model, load
 from dcoder_cli.model.outline import outline
+from dcoder_cli.model.special_ids import warn_of_mask
 from dcoder_cli.training.memory.foresee import Decodings, add_decoding
 
 
@@ -92,6 +93,8 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
     runs: list[Evaluation] = []
     for name, path in zip(names, models, strict=True):
         model = load(path, ranks.device(options.device), options.dtype, options.attention)
+        if ranks.rank() == 0:
+            warn_of_mask(model.findings)
         protocol = protocols.choose(model, options.protocol, options.instruct)
         for suite in parts:
             setups = _setups(model, protocol, suite, options, announce)

@@ -6,7 +6,7 @@ Everywhere outside this file row i of hidden states and logits predicts token i.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values
-from dcoder_cli.model.layouts import Layout, layout_of, network_of, shift_of, transformers_config
+from dcoder_cli.model.agreement import check_stored, check_weights
+from dcoder_cli.model.layouts import Layout, layout_of, network_of, rotary_of, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
 from dcoder_cli.model.varlen import Varlen
 
@@ -296,7 +297,7 @@ def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") ->
     """A checkpoint as `load` gives it, with weights on the meta device, float32 and without values.
 
     Raises:
-        UserError: as `load`, for all but the weights.
+        UserError: as `load`, but for damage within the weights, of which the files' headers alone are read.
     """
     name = str(path)
     folder = checkpoint.find(name)
@@ -307,6 +308,7 @@ def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") ->
     network = empty_network(config, layout, attention, device)
     if network.config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
+    check_stored(adapters.below(folder), network, layout, name)
     answer_length = checkpoint.read_answer_length(folder)
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)
 
@@ -319,34 +321,10 @@ def empty_network(config: dict[str, Any], layout: Layout, implementation: str, d
     with torch.device("meta"):
         network = network_of(theirs, layout)
     with device:  # the rotary angles are computed, not stored
-        network.model.rotary_emb = type(network.model.rotary_emb)(theirs)
+        network.model.rotary_emb = rotary_of(network, theirs, layout)
     for block in network.model.layers:
         block.self_attn.is_causal = not layout.diffusion
     return network
-
-
-def check_weights(network: Any, shapes: Mapping[str, Sequence[int]], name: str) -> None:
-    """Whether weights of these shapes, by transformers key, are a network's. A tied head may be missing.
-
-    Raises:
-        UserError: one is missing, unknown or of another shape.
-    """
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    if network.config.tie_word_embeddings and "lm_head.weight" not in shapes:
-        del expected["lm_head.weight"]
-    missing = sorted(set(expected) - set(shapes))
-    extra = sorted(key for key in set(shapes) - set(expected) if "rotary_emb" not in key)
-    if missing or extra:
-        what = f"lacks {missing[0]!r}" if missing else f"has the unknown weight {extra[0]!r}"
-        raise UserError(
-            f"checkpoint {name!r} {what} ({len(missing)} missing, {len(extra)} unknown); its config and weights do not belong together"
-        )
-    for key, shape in expected.items():
-        if tuple(shapes[key]) != shape:
-            raise UserError(
-                f"weight {key!r} of {name!r} has shape {tuple(shapes[key])} but the config says {shape}; "
-                "its config and weights do not belong together"
-            )
 
 
 def fill(network: Any, weights: dict[str, Tensor], name: str) -> None:

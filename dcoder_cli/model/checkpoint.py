@@ -14,10 +14,11 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
 from dcoder_cli.base.runs import checkpoint_of
+from dcoder_cli.model import formats
 from dcoder_cli.model.layouts import Layout
 from dcoder_cli.model.tokenizer import load_tokenizer
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # of the hub
 _SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange checkpoints with
 
 
@@ -29,21 +30,29 @@ def find(name: str) -> Path:
     """
     path = checkpoint_of(Path(name).expanduser())
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model folder {name!r} has no config.json; give a folder in the Hugging Face layout")
-        return path
+        return _checkpoint(path, name)
     if path.exists():
-        raise UserError(f"model {name!r} is a file; give the folder that holds config.json")
+        raise formats.no_folder(path, name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"model {name!r} is no folder here and no hub id (owner/name); check the path")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        path = Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:
         raise UserError(
             f"model {name!r} is no folder here and the hub gave nothing ({type(error).__name__}); check the name and the network"
         ) from None
+    return _checkpoint(path, name)
+
+
+def _checkpoint(folder: Path, name: str) -> Path:
+    """A folder that is a checkpoint as far as its names tell. Raises UserError for another."""
+    if not (folder / "config.json").is_file():
+        raise formats.no_config(folder, name)
+    formats.refuse_pointers(folder, "config.json")
+    formats.refuse_adapter(folder, name)
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -57,20 +66,40 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or single. Raises UserError if any is missing."""
-    index = folder / "model.safetensors.index.json"
+    """The safetensors files of a checkpoint, sharded or single.
+
+    Raises:
+        UserError: one is missing, or it is not clear which are meant.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [single]
     if index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(jsonl.document(index)["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{index} is broken; copy the checkpoint again") from None
-    else:
-        files = [folder / "model.safetensors"]
+        files = [folder / name for name in _listed(index)]
+        parts = {file for file in folder.glob("model-*-of-*.safetensors") if file.is_file()}
+        spare = parts - set(files) or ({single} if single.is_file() else set()) - set(files)
+        if spare:
+            raise UserError(
+                f"weights file {str(min(spare))!r} lies beside {index.name}, which does not name it; "
+                "remove what is not of this checkpoint"
+            )
     for file in files:
         if not file.is_file():
-            hint = "; dcoder reads safetensors, not pickled .bin files" if list(folder.glob("*.bin")) else ""
-            raise UserError(f"weights file {str(file)!r} is missing; copy the checkpoint again{hint}")
+            hint = formats.instead(folder) if files == [single] else formats.broken_off(folder)
+            hint = hint or "; copy the checkpoint again"
+            raise UserError(f"weights file {str(file)!r} is missing{hint}")
     return files
+
+
+def _listed(index: Path) -> list[str]:
+    """The files of a list of weights. Raises UserError where it is none."""
+    formats.refuse_pointers(index.parent, index.name)
+    try:
+        names = sorted(set(jsonl.document(index)["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{str(index)!r} is no list of weights and their files; copy the checkpoint again") from None
+    return names
 
 
 def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -95,7 +124,7 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
     """All weights by their stored names, from the files' headers, in the order of `each_weight`.
 
     Raises:
-        UserError: a file is truncated or no safetensors file.
+        UserError: a file is truncated or no safetensors file, or two hold one weight.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -105,6 +134,11 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
             with safe_open(file, framework="pt") as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     part = handle.get_slice(key)
+                    if key in found:
+                        raise UserError(
+                            f"weight {key!r} is in {found[key].file.name!r} and in {file.name!r} of {str(folder)!r}; "
+                            "remove the file that is not of this checkpoint"
+                        )
                     found[key] = Stored(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise broken(file, error) from None
@@ -135,13 +169,15 @@ def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch
 
 def broken(file: Path, error: Exception) -> UserError:
     """The refusal of a weights file that cannot be read."""
+    if formats.is_pointer(file):
+        return formats.pointer(file)
     return UserError(f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again")
 
 
 def read_tokenizer(folder: Path) -> Any | None:
     """The tokenizer in a checkpoint folder; None where it has none."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", *formats.SLOW_TOKENIZERS)
+    if not any(file.exists() for name in names for file in folder.glob(name)):
         return None
     return load_tokenizer(folder)
 

@@ -26,7 +26,7 @@ from dcoder_cli.model.inspection import inspect
 from dcoder_cli.model.layouts import layout_of
 from dcoder_cli.model.outline import outline
 from dcoder_cli.model.sizes import SIZES, config_of
-from dcoder_cli.model.tokenizer import train_tokenizer
+from dcoder_cli.model.tokenizer import ids_end, train_tokenizer
 
 
 def convert_checkpoint(
@@ -63,7 +63,7 @@ def initialise(
     if size not in SIZES:
         config_of(size)  # raises, naming the nearest size
     words = tokenizer_of(tokenizer) if tokenizer else train_tokenizer(_texts(sources), vocab_size) if sources else None
-    config = ar_config_with_tokenizer(config_of(size, None if words is None else len(words)), words)
+    config = ar_config_with_tokenizer(config_of(size, None if words is None else ids_end(words)), words)
     _check_mask(ar, words is not None, mask_id)
     name = f"random {size}"
     model = random_model(config, words, seed, name, dtype)
@@ -116,7 +116,7 @@ def plan_initial(
     if sources:
         next(_texts(sources))
     _check_mask(ar, tokenizer is not None or bool(sources), mask_id)
-    rows = len(words) if words is not None else vocab_size if sources else None
+    rows = ids_end(words) if words is not None else vocab_size if sources else None
     config = ar_config_with_tokenizer(config_of(size, rows), words)
     network = empty_network(config, layout_of(config, size), "sdpa", torch.device("cpu"))
     if network.config.tie_word_embeddings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
 from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, layout_of
-from dcoder_cli.model.special_ids import resolve
-from dcoder_cli.model.tokenizer import DREAM_BOS, load_tokenizer
+from dcoder_cli.model.special_ids import also_means, resolve
+from dcoder_cli.model.tokenizer import DREAM_BOS, ids_end, load_tokenizer
 
 # The names of Dream's and DiffuCoder's added tokens, in the order of their ids. `dcoder tokenize pretrain` begins rows with
 # that BOS, at the place that a shifted model never predicts.
@@ -78,13 +79,13 @@ class DiffusionConfig:
     Attributes:
         config: config.json; `vocab_size` has room for the new tokens.
         tokenizer: with them, or None.
-        used: tokens that the AR model's tokenizer has.
-        new: ids of the tokens added behind those.
+        used: ids that the AR model's tokenizer has.
+        new: ids of the tokens added above those.
     """
 
     config: dict[str, Any]
     tokenizer: Any | None
-    used: int = 0
+    used: frozenset[int] = frozenset()
     new: tuple[int, ...] = ()
 
 
@@ -99,23 +100,43 @@ def diffusion_config(model: Model, add: Additions = Additions()) -> DiffusionCon
         "stage": "converted",
     }
     tokenizer, mask_id = copy.deepcopy(model.tokenizer), add.mask_id
+    if mask_id is not None:
+        _check_mask_id(model, mask_id)
     if tokenizer is None:
         if mask_id is None:
             raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
-        if not 0 <= mask_id < config["vocab_size"]:
-            raise UserError(f"--mask-id {mask_id} lies outside the vocabulary of {config['vocab_size']}")
         config["mask_token_id"] = mask_id
         return DiffusionConfig(config, None)
-    used = len(tokenizer)
-    ids = _add_tokens(tokenizer, add)
+    used = frozenset(tokenizer.get_vocab().values())
+    ids = _add_tokens(tokenizer, mask_id)
     config.update({f"{name}_token_id": value for name, value in ids.items()})
-    new = tuple(sorted(value for value in ids.values() if value >= used))
-    if new and new[-1] >= config["vocab_size"]:
-        config["vocab_size"] = -(-(new[-1] + 1) // add.rows_multiple) * add.rows_multiple
-    tokens = max(used, new[-1] + 1 if new else 0)
+    new = tuple(sorted(set(ids.values()) - used))
+    tokens = ids_end(tokenizer)
+    if new and (new[0] <= max(used) or tokens != new[-1] + 1):
+        raise UserError(
+            f"the tokenizer of {model.name!r} gives new tokens ids that others have or had ({', '.join(map(str, new))}, where "
+            f"the largest in use is {max(used)}); number its tokens without holes"
+        )
+    if tokens > config["vocab_size"]:
+        config["vocab_size"] = -(-tokens // add.rows_multiple) * add.rows_multiple
     if tokens < config["vocab_size"]:
         config["dcoder"]["tokens"] = tokens
     return DiffusionConfig(config, tokenizer, used, new)
+
+
+def _check_mask_id(model: Model, mask_id: int) -> None:
+    """Raises UserError where `--mask-id` is no row, or one that means something else."""
+    if not 0 <= mask_id < model.vocab_size:
+        raise UserError(f"--mask-id {mask_id} lies outside the vocabulary of {model.vocab_size}")
+    if model.tokenizer is not None and model.tokenizer.convert_ids_to_tokens(mask_id) is None:
+        raise UserError(f"--mask-id {mask_id} is no token of the tokenizer; leave it out, and one is added")
+    others = {what.replace("_", " "): getattr(model.ids, what) for what in ("eos", "end_of_turn", "pad", "bos")}
+    also = also_means(mask_id, others, model.tokenizer, model.name)
+    if also is None and mask_id in model.ids.stops:
+        also = "a token at which text ends", "text cannot end there"
+    if also is not None:
+        remedy = "choose another" if model.tokenizer is None else "leave it out, and a token is added"
+        raise UserError(f"--mask-id {mask_id} of {model.name!r} is {also[0]}: {also[1]}; {remedy}")
 
 
 def random_model(
@@ -171,7 +192,8 @@ def _dream_config(model: Model) -> dict[str, Any]:
         raise UserError(
             f"{model.name!r} has head_dim {head_dim}, which the Dream layout cannot express; it cannot be converted"
         )
-    kept = {key: value for key, value in arguments.items() if key not in ("attention_bias", "mlp_bias", "head_dim")}
+    left_out = ("attention_bias", "mlp_bias", "head_dim", "original_max_position_embeddings", "partial_rotary_factor")
+    kept = {key: value for key, value in arguments.items() if value is not None and key not in left_out}
     scaling = kept.pop("rope_scaling", None) or {}
     parameters = kept.pop("rope_parameters", None) or {}
     kinds = {str(part.get("rope_type", part.get("type", "default"))) for part in (scaling, parameters) if part}
@@ -191,7 +213,9 @@ def _dream_config(model: Model) -> dict[str, Any]:
         if model.config.get(key) is not None
     }
     if isinstance(ids.get("eos_token_id"), list):
-        ids["eos_token_id"] = ids["eos_token_id"][0]
+        several = ids.pop("eos_token_id")
+        if several:
+            ids["eos_token_id"] = several[0]
     return {
         **kept,
         **ids,
@@ -203,23 +227,40 @@ def _dream_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _add_tokens(tokenizer: Any, add: Additions) -> dict[str, int]:
+def _add_tokens(tokenizer: Any, mask_id: int | None) -> dict[str, int]:
     """Ids of bos, mask and pad, adding what is missing. Pad must not be eos: stage 3 teaches its meaning."""
     known = tokenizer.get_vocab()
     result: dict[str, int] = {}
     for name, text in NEW_TOKENS.items():
         current = getattr(tokenizer, f"{name}_token", None)
-        if name == "mask" and add.mask_id is not None:
-            current = tokenizer.convert_ids_to_tokens(add.mask_id)
-            if current is None:
-                raise UserError(f"--mask-id {add.mask_id} is no token of the tokenizer")
+        if name == "mask" and mask_id is not None:
+            current = tokenizer.convert_ids_to_tokens(mask_id)
         elif current is None or (name == "pad" and current == tokenizer.eos_token):
             current = text
             if text not in known:
+                _place(tokenizer, text)
                 tokenizer.add_special_tokens({f"{name}_token": text})
         setattr(tokenizer, f"{name}_token", current)
         result[name] = int(tokenizer.convert_tokens_to_ids(current))
     return result
+
+
+def _place(tokenizer: Any, text: str) -> None:
+    """Give a token that will be added the id above all in use.
+
+    `tokenizers` gives it the number of tokens, which is another's id where ids have holes; a token that the model's own
+    vocabulary knows keeps the id that it has there. No text of another token becomes it: no merge makes it.
+    """
+    end = ids_end(tokenizer)
+    if end == len(tokenizer):
+        return
+    from tokenizers import Tokenizer
+
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not isinstance(whole["model"].get("vocab"), dict):
+        return  # a list, whose places are the ids; `diffusion_config` refuses what comes of it
+    whole["model"]["vocab"][text] = end
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(whole))
 
 
 def _add_missing_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -230,6 +271,12 @@ def _add_missing_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> N
             weights.setdefault(f"{key}.bias", torch.zeros_like(weights[f"{key}.weight"][:, 0]))
 
 
+def _places(ids: frozenset[int], device: torch.device) -> Any:
+    """What takes the rows of these ids from a table: a slice where they have no holes."""
+    end = max(ids, default=-1) + 1
+    return slice(0, end) if len(ids) == end else torch.tensor(sorted(ids), device=device)
+
+
 def _initialise_rows(weights: dict[str, Tensor], made: DiffusionConfig) -> None:
     """Give the new rows an average token's values in the embedding and the head, growing both if they are too short."""
     if not made.new:
@@ -238,7 +285,7 @@ def _initialise_rows(weights: dict[str, Tensor], made: DiffusionConfig) -> None:
     source = torch.Generator().manual_seed(0)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         old_VD = weights[key]
-        known_VD = old_VD[: made.used].float()
+        known_VD = old_VD[_places(made.used, old_VD.device)].float()
         mean_D, spread_D = known_VD.mean(dim=0), known_VD.std(dim=0)
         grown_VD = (
             torch.cat([old_VD, mean_D.to(old_VD).expand(rows - old_VD.shape[0], -1)])

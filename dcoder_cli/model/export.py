@@ -19,9 +19,11 @@ from torch import Tensor
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space, write_json
+from dcoder_cli.base.functions import short
 from dcoder_cli.base.runs import model_labels
 from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer
-from dcoder_cli.model.backbone import check_weights, choose_dtype, empty_network
+from dcoder_cli.model.agreement import check_stored
+from dcoder_cli.model.backbone import choose_dtype, empty_network
 from dcoder_cli.model.layouts import BLOCKS, Layout, layout_of, shift_of, transformers_config
 from dcoder_cli.model.public_code import rope
 from dcoder_cli.model.special_ids import SpecialIds, resolve
@@ -113,9 +115,8 @@ def plan(name: str, dtype: str | None = None) -> Export:
     ids, _ = resolve(source, tokenizer, layout.diffusion, name)
     theirs = transformers_config(source, layout)
     below = adapters.below(folder)
+    check_stored(below, empty_network(source, layout, "sdpa", torch.device("cpu")), layout, name)
     weights = _weights(below)
-    shapes = {layout.to_ours(key): one.shape for key, one in weights.items()}
-    check_weights(empty_network(source, layout, "sdpa", torch.device("cpu")), shapes, name)
     if adapters.stands_alone(folder):
         merged = adapters.base_of(folder).stored_dtype
         weights = {key: Weight(one.file, one.shape, merged) for key, one in weights.items()}
@@ -132,7 +133,7 @@ def plan(name: str, dtype: str | None = None) -> Export:
     if written != "mixed":
         config["dtype"] = config["torch_dtype"] = written
     return Export(
-        name, folder, layout, config, ids, tokenizer, _generation(folder, config), weights, identity.weights_id(folder),
+        name, folder, layout, config, ids, tokenizer, _generation(folder, config, int(theirs.vocab_size)), weights, identity.weights_id(folder),
         sum(torch.Size(one.shape).numel() for one in weights.values()), stored_as, chosen, why_not,
         int(theirs.max_position_embeddings), int(theirs.vocab_size),
     )  # fmt: skip
@@ -197,12 +198,19 @@ def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: Special
     return config
 
 
-def _generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _generation(folder: Path, config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """generation_config.json: Dream's loader wants the file, and its ids stand in for those that a call leaves out."""
     file = folder / "generation_config.json"
     checkpoint.read_answer_length(folder)  # refuses a broken file
     found = jsonl.document(file) if file.is_file() else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
+    for key in names:
+        value = found.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(one) is not int or not 0 <= one < rows for one in ids):
+            raise UserError(
+                f"{str(file)!r} has {key} = {short(value)}, which is no id below {rows}; mend it or remove it"
+            )
     return {**{key: config[key] for key in names if config.get(key) is not None}, **found}
 
 

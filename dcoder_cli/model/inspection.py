@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, checkpoint
+from dcoder_cli.model.agreement import check_stored
+from dcoder_cli.model.backbone import empty_network
 from dcoder_cli.model.layouts import layout_of, shift_of, transformers_config
 from dcoder_cli.model.special_ids import resolve
 
@@ -36,6 +40,11 @@ def inspect(name: str) -> dict[str, Any]:
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]
     parameters, dtypes = count_parameters(adapters.below(folder))
+    try:
+        network = empty_network(config, layout, "sdpa", torch.device("cpu"))
+        check_stored(adapters.below(folder), network, layout, name)
+    except UserError as error:
+        findings.append({"subject": "weights", "message": str(error)})
     if tokenizer is None:
         findings.append({"subject": "tokenizer", "message": "there is none here; the model works with ids only"})
     tokens = (
@@ -78,21 +87,8 @@ def memory(parameters: int) -> dict[str, float]:
 
 def count_parameters(folder: Path) -> tuple[int, list[str]]:
     """Parameters and number formats, from the headers of the weight files. Raises UserError for a broken file."""
-    from safetensors import SafetensorError, safe_open
-
     total, dtypes = 0, set()
-    for file in checkpoint.weight_files(folder):
-        try:
-            with safe_open(file, framework="np") as handle:
-                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    part = handle.get_slice(key)
-                    size = 1
-                    for length in part.get_shape():
-                        size *= length
-                    total += size
-                    dtypes.add(str(part.get_dtype()))
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"weights file {str(file)!r} is truncated or not safetensors ({error}); copy it again"
-            ) from None
+    for one in checkpoint.stored_weights(folder).values():
+        total += math.prod(one.shape)
+        dtypes.add(one.dtype)
     return total, sorted(dtypes)

@@ -8,13 +8,16 @@ name (docs/extending.md).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.functions import short
+from dcoder_cli.model import config_values, formats
 from dcoder_cli.model.public_code import DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
@@ -56,6 +59,7 @@ class Layout:
         rule: the unmasking rule of the system's own evaluation.
         protocol: whose way of asking `dcoder eval` takes for its scores; None = by the checkpoint's name.
         public: the authors' code, which `dcoder export` points to; None for what transformers itself computes.
+        names: argument of the transformers config -> key of config.json, where that is another.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Layout:
     rule: str = "entropy"  # DiffuCoder B.2
     protocol: Literal["diffucoder", "dream", "qwen", "llada"] | None = None
     public: PublicCode | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 _QWEN_KEYS = (
@@ -89,7 +94,11 @@ _QWEN_KEYS = (
     "head_dim",
     "attention_bias",
     "mlp_bias",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
 )
+# What null means to transformers is not its default: as many key/value heads as heads.
+_NULL_SAYS = ("num_key_value_heads", "head_dim")
 
 
 def _qwen_config(config: Config) -> dict[str, Any]:
@@ -97,7 +106,14 @@ def _qwen_config(config: Config) -> dict[str, Any]:
         raise UserError(
             "config.json sets use_sliding_window, which no diffusion system uses and dcoder does not support; set it to false"
         )
-    return {key: config[key] for key in _QWEN_KEYS if config.get(key) is not None}
+    kinds = config.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        raise UserError(
+            f"config.json has layer_types = {short(kinds)}; dcoder computes full attention alone, so every one must be 'full_attention'"
+        )
+    return {
+        key: config[key] for key in _QWEN_KEYS if config.get(key) is not None or (key in config and key in _NULL_SAYS)
+    }
 
 
 def _llada_config(config: Config) -> dict[str, Any]:
@@ -111,25 +127,56 @@ def _llada_config(config: Config) -> dict[str, Any]:
             "bias_for_layer_norm",
             "input_emb_norm",
             "scale_logits",
+            "multi_query_attention",
+            "clip_qkv",
         )
         if config.get(key)
     ]
-    if unsupported or config.get("block_type", "llama") != "llama" or not config.get("rope", True):
+    published = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True}
+    unsupported += [
+        f"{key} = {short(config[key])}" for key, value in published.items() if _given(config, key, value) != value
+    ]
+    if unsupported:
         raise UserError(
-            f"this LLaDA config uses {', '.join(unsupported) or 'another block type'}, which no published LLaDA has; dcoder reads the published layout only"
+            f"this LLaDA config uses {', '.join(unsupported)}, which no published LLaDA has; dcoder reads the published layout only"
         )
     return {
-        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "vocab_size": _given(config, "embedding_size", None) or config["vocab_size"],
         "hidden_size": config["d_model"],
-        "intermediate_size": config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
+        "intermediate_size": _llada_width(config),
         "num_hidden_layers": config["n_layers"],
         "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": config.get("n_kv_heads") or config["n_heads"],
-        "max_position_embeddings": config.get("max_sequence_length", 4096),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_theta": config.get("rope_theta", 5e5),
-        "tie_word_embeddings": bool(config.get("weight_tying", False)),
+        "num_key_value_heads": _given(config, "n_kv_heads", config["n_heads"]),
+        "max_position_embeddings": _given(config, "max_sequence_length", 4096),
+        "rms_norm_eps": _given(config, "rms_norm_eps", 1e-5),
+        "rope_theta": _given(config, "rope_theta", 5e5),
+        "tie_word_embeddings": _given(config, "weight_tying", False),
     }
+
+
+def _given(config: Config, key: str, default: Any) -> Any:
+    """A value of a config, or its default where that is null or left out."""
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _llada_width(config: Config) -> Any:
+    if config.get("mlp_hidden_size") is not None:
+        return config["mlp_hidden_size"]
+    width = config["mlp_ratio"] * config["d_model"]
+    return int(width) if width == int(width) else width
+
+
+_LLADA_NAMES = {
+    "vocab_size": "embedding_size or vocab_size",
+    "hidden_size": "d_model",
+    "intermediate_size": "mlp_hidden_size",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "weight_tying",
+}
 
 
 _LLADA_BLOCK = {
@@ -179,7 +226,7 @@ LAYOUTS: dict[str, Layout] = {
     "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same, public=DREAM),
     "llada": Layout(
         "LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored,
-        rule="confidence", protocol="llada", public=LLADA,  # low-confidence remasking: LLaDA's own sampler
+        rule="confidence", protocol="llada", public=LLADA, names=_LLADA_NAMES,  # low-confidence remasking: LLaDA's own sampler
     ),
     "qwen2": Layout("Qwen2 (AR)", "qwen2", False, True, _qwen_config, _same, _same),
     "llama": Layout("Llama (AR)", "llama", False, True, _qwen_config, _same, _same),
@@ -190,8 +237,19 @@ def layout_of(config: Config, name: str) -> Layout:
     """The layout of a checkpoint by its `model_type`. Raises UserError for one we cannot read."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in LAYOUTS:
-        raise UserError(f"model_type {model_type!r} of {name!r} is not supported; dcoder reads {', '.join(LAYOUTS)}")
-    return LAYOUTS[model_type]
+        made = config.get("architectures")
+        made = f" ({made[0]})" if isinstance(made, list) and made and isinstance(made[0], str) else ""
+        raise UserError(
+            f"model_type {short(model_type)} of {name!r}{made} is not supported; dcoder reads {', '.join(LAYOUTS)}"
+        )
+    formats.refuse_quantised(config, name)
+    layout = LAYOUTS[model_type]
+    if not layout.diffusion and not config.get("is_causal", True):
+        raise UserError(
+            f"config.json of {name!r} sets is_causal = {short(config['is_causal'])}: it attends to both sides, so it is no AR model; "
+            "give one that generates text"
+        )
+    return layout
 
 
 def shift_of(config: Config, layout: Layout) -> bool:
@@ -208,13 +266,11 @@ def arguments_of(config: Config, layout: Layout) -> dict[str, Any]:
         try:
             arguments = layout.to_config(config)
             for key in _SIZES:
-                if key not in arguments:
-                    raise KeyError(key)
+                if arguments.get(key) is None:
+                    raise KeyError(layout.names.get(key, key))
         except KeyError as error:
             raise UserError(f"config.json lacks {error.args[0]!r}, which the {layout.name} layout needs") from None
-    for key in _SIZES:
-        if type(arguments[key]) is not int or arguments[key] < 1:
-            raise UserError(f"config.json has {key} = {arguments[key]!r}; it must be a whole number, at least 1")
+    config_values.check(arguments, layout.names)
     return arguments
 
 
@@ -226,8 +282,11 @@ def transformers_config(config: Config, layout: Layout) -> Any:
     import transformers
 
     arguments = arguments_of(config, layout)
+    blocks = BLOCKS[layout.blocks]
     with _described(layout):
-        result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments)
+        # A section is changed by the config that it is given to: ours stays as it is stored.
+        result = getattr(transformers, blocks.config)(**copy.deepcopy(arguments))
+    config_values.check_rope(result, blocks.network)
     result.is_causal = not layout.diffusion
     return result
 
@@ -238,6 +297,15 @@ def network_of(theirs: Any, layout: Layout) -> Any:
 
     with _described(layout):
         return getattr(transformers, BLOCKS[layout.blocks].network)(theirs)
+
+
+def rotary_of(network: Any, theirs: Any, layout: Layout) -> Any:
+    """A network's rotary embedding anew, on the device that is set: its angles are computed, not stored. Raises UserError."""
+    with _described(layout):
+        rotary = type(network.model.rotary_emb)(theirs)
+        head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+        config_values.check_angles(rotary, head_dim)
+    return rotary
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dcoder_cli.model import adapters, checkpoint, identity
-from dcoder_cli.model.backbone import Model, check_attention, check_weights, choose_device, choose_dtype, skeleton
+from dcoder_cli.model import checkpoint, identity
+from dcoder_cli.model.backbone import Model, check_attention, choose_device, choose_dtype, skeleton
 
 
 def outline(
@@ -23,6 +23,5 @@ def outline(
     model = skeleton(path, torch.device("cpu"))
     choose_dtype(dtype, model.config, place)
     folder = checkpoint.find(model.name)
-    check_weights(model.network, checkpoint.weight_shapes(adapters.below(folder), model.layout), model.name)
     model.weights_id = identity.weights_id(folder)
     return model

@@ -6,13 +6,17 @@ with another id than its config), so the resolved values and the disagreements a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.functions import short
 from dcoder_cli.model import chat
 from dcoder_cli.model.layouts import arguments_of, layout_of
+from dcoder_cli.model.tokenizer import is_ordinary
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,22 @@ def resolve(
         )
     if not needs_mask:
         mask = None
-    for subject, value in (("mask", mask), ("pad", pad), ("bos", bos), ("eos", eos), ("end of turn", end_of_turn)):
+    candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config, "pad_token_id"), end_of_turn]
+    named = [("mask", mask), ("pad", pad), ("bos", bos), ("eos", eos), ("end of turn", end_of_turn)]
+    for subject, value in (*named, *(("end", value) for value in candidates)):
         if value is not None and not 0 <= value < vocabulary:
             raise UserError(
                 f"the {subject} id {value} of {name!r} lies outside its vocabulary of {vocabulary}; mend config.json"
             )
-    if mask is not None and mask in (eos, end_of_turn):
-        findings.append(Finding("mask", f"the mask id {mask} is also an end token; text cannot end there"))
+    if tokenizer is not None:
+        _check_rows(tokenizer, vocabulary, name)
+    if mask is not None:
+        others = {"eos": eos, "end of turn": end_of_turn, "pad": pad, "bos": bos}
+        if (also := also_means(mask, others, tokenizer, name)) is not None:
+            findings.append(Finding("mask", f"the mask id {mask} is also {also[0]}; {also[1]}"))
     if needs_mask and pad is not None and pad == eos:
         findings.append(Finding("pad", f"pad and eos are one id ({pad}); answers end at the first of it"))
-    if tokenizer is not None and len(tokenizer) > vocabulary:
-        findings.append(
-            Finding("vocabulary", f"the tokenizer has {len(tokenizer)} tokens but the model only {vocabulary} rows")
-        )
 
-    candidates = [*config_eos, _of(tokenizer, "eos"), pad, _first(config, "pad_token_id"), end_of_turn]
     stops = frozenset(value for value in candidates if value is not None and value != mask)
     return SpecialIds(mask, pad, bos, eos, end_of_turn, stops, _tokens(config, vocabulary, name)), findings
 
@@ -118,6 +123,50 @@ def _tokens(config: Mapping[str, Any], vocabulary: int, name: str) -> int | None
             f"config.json of {name!r} has dcoder.tokens = {tokens!r}; it must be a whole number from 1 to {vocabulary}"
         )
     return tokens
+
+
+def _check_rows(tokenizer: Any, rows: int, name: str) -> None:
+    """Raises UserError where a token has no row of its own."""
+    tokens: dict[int, str] = {}
+    for token, number in tokenizer.get_vocab().items():
+        if number in tokens:
+            raise UserError(
+                f"the tokenizer of {name!r} gives the id {number} to {short(tokens[number])} and to {short(token)}; mend tokenizer.json"
+            )
+        tokens[number] = token
+    if (end := 1 + max(tokens, default=-1)) > rows:
+        raise UserError(
+            f"the tokenizer of {name!r} has ids up to {end - 1} but the model only {rows} rows; "
+            "give it the tokenizer that it was trained with"
+        )
+
+
+def warn_of_mask(findings: Sequence[Finding]) -> None:
+    """Say on stderr that the mask is also another token: for commands that tell of no other finding."""
+    for finding in findings:
+        if finding.subject == "mask":
+            console.warn(finding.message)
+
+
+def also_means(mask: int, ids: Mapping[str, int | None], tokenizer: Any | None, name: str) -> tuple[str, str] | None:
+    """What a mask id means besides, and what comes of it; None where it is the mask's alone.
+
+    Args:
+        ids: the other special ids, by what they are called.
+    """
+    for what, value in ids.items():
+        if value == mask:
+            ends = what in ("eos", "end of turn")
+            return f"the {what} token", "text cannot end there" if ends else "every one in a row reads as masked"
+    if tokenizer is None:
+        return None
+    if is_ordinary(tokenizer, mask):
+        return f"the ordinary token {short(tokenizer.decode([mask]))}", "every one in a text reads as masked"
+    with suppress(UserError):  # no template, or one that takes no such chat
+        if mask in chat.encode(tokenizer, [{"role": "user", "content": "?"}], name).ids:
+            token = short(tokenizer.convert_ids_to_tokens(mask))
+            return f"{token}, which the chat template writes", "every one in a chat reads as masked"
+    return None
 
 
 def _recorded(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.runs import checkpoint_of
+from dcoder_cli.model import formats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,18 +53,38 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     looks_like_path = folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path and not folder.is_dir():
         raise UserError(f"tokenizer folder {name!r} does not exist; give a folder with a tokenizer.json, or a hub name")
-    if folder.is_dir() and not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"no tokenizer in {name!r}: it has neither tokenizer.json nor vocab.json")
+    if folder.is_dir():
+        formats.refuse_pointers(folder, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+        if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+            raise UserError(
+                f"no tokenizer in {name!r}: it has neither tokenizer.json nor vocab.json{formats.instead_of_tokenizer(folder)}"
+            )
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         tokenizer = _from_folder_or_hub(name)
+        if getattr(tokenizer, "backend_tokenizer", None) is not None:
+            _try(tokenizer)
     except Exception as error:  # the library raises anything from OSError to bare Exception for a broken file
         where = f"tokenizer {name!r} cannot be read" if folder.is_dir() else f"tokenizer {name!r} cannot be found"
         hint = "" if folder.is_dir() else "; give a folder, or a hub name while online"
-        raise UserError(f"{where}: {one_line(error)[:200]}{hint}") from None
+        if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+            hint = "; save it once as a fast tokenizer, which writes tokenizer.json"
+        raise UserError(f"{where}: {one_line(error)[:200] or type(error).__name__}{hint}") from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {name!r} is a slow one; save it once as a fast tokenizer (tokenizer.json)")
     return tokenizer
+
+
+def _try(tokenizer: Any) -> None:
+    """Use a tokenizer once: values of another kind in its config are found where they are used, not where they are read."""
+    ids = tokenizer("a")["input_ids"]
+    tokenizer("a", add_special_tokens=False)
+    tokenizer.decode(ids)
+    for token in tokenizer.all_special_tokens:
+        if not isinstance(token, str):
+            raise TypeError(f"a special token is {token!r}")
+    for name in ("bos", "eos", "pad", "mask", "unk"):
+        getattr(tokenizer, f"{name}_token_id")
 
 
 def _from_folder_or_hub(name: str) -> PreTrainedTokenizerBase:
@@ -75,7 +97,7 @@ def _from_folder_or_hub(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, Qwen2Tokenizer
 
     config = Path(name) / "tokenizer_config.json"
-    if config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
+    if config.is_file() and "auto_map" in jsonl.document(config):
         return Qwen2Tokenizer.from_pretrained(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -83,6 +105,25 @@ def _from_folder_or_hub(name: str) -> PreTrainedTokenizerBase:
         if "trust_remote_code" not in str(error):
             raise
         return Qwen2Tokenizer.from_pretrained(name)
+
+
+def ids_end(tokenizer: Any) -> int:
+    """One more than the largest id: the rows that a model needs. `len(tokenizer)` counts tokens, and ids may have holes."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def is_ordinary(tokenizer: Any, token: int) -> bool:
+    """Whether a text that holds no special token can hold this one: a piece of the vocabulary, but no reserved one."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    if token in tokenizer.all_special_ids or (added is not None and added.special):
+        return False
+    written = tokenizer.convert_ids_to_tokens(token)
+    if written is None:
+        return False
+    text = tokenizer.decode([token])
+    return (
+        "\ufffd" in text or token in tokenizer(text, add_special_tokens=False)["input_ids"]
+    )  # a part of a character is one
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -21,6 +21,7 @@ from dcoder_cli.base.files import require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint, kernels
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.special_ids import warn_of_mask
 from dcoder_cli.training import optimizers, saving, setup, sharded, tracking
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
@@ -134,6 +135,8 @@ class Context:
             self.dry is not None,
         )
         self.weights_from = self.last_checkpoint() if self.start else checkpoint.find(name)
+        if self.accelerator.is_main_process:
+            warn_of_mask(self.model.findings)
         if self.dry is not None:
             setup.set_attention(self.model, self.config.attention, self.accelerator.device)
         return self.model

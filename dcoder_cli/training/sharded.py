@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import is_out_of_space
 from dcoder_cli.model import checkpoint
-from dcoder_cli.model.backbone import Model, check_weights
+from dcoder_cli.model.agreement import check_weights
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.gathered import part_of, whole
 
 _CPU = torch.device("cpu")
