@@ -8,7 +8,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, checkpoint
-from dcoder_cli.model.layouts import layout_of, shift_of, transformers_config
+from dcoder_cli.model.layouts import layout_of, other_shift, shift_of, transformers_config
 from dcoder_cli.model.special_ids import resolve
 
 GIB = 1024**3
@@ -35,6 +35,8 @@ def inspect(name: str) -> dict[str, Any]:
         findings = [vars(finding) for finding in found]
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]
+    if layout.public is not None and shift_of(config, layout) != layout.shift:
+        findings.append({"subject": "shift", "message": other_shift(layout)})
     parameters, dtypes = count_parameters(adapters.below(folder))
     if tokenizer is None:
         findings.append({"subject": "tokenizer", "message": "there is none here; the model works with ids only"})
