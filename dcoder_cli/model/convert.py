@@ -174,10 +174,16 @@ def _becomes(model: Model) -> Layout:
 def _diffusion_config(model: Model, layout: Layout) -> dict[str, Any]:
     """config.json in the layout that the model is converted into, every key written that its public code reads."""
     arguments, theirs = model.layout.to_config(model.config), model.network.config
-    left_out = {"rope_scaling", "rope_parameters"} | (
-        {"attention_bias", "mlp_bias", "head_dim"} if layout.plain else set()
-    )
-    kept = {key: value for key, value in arguments.items() if key not in left_out}
+    left_out = {"rope_scaling", "rope_parameters"}
+    if layout.plain:
+        left_out |= {
+            "attention_bias",
+            "mlp_bias",
+            "head_dim",
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+        }
+    kept = {key: value for key, value in arguments.items() if value is not None and key not in left_out}
     kept.update(rope(theirs))
     if not layout.plain and getattr(theirs, "head_dim", None) is not None:
         kept["head_dim"] = theirs.head_dim

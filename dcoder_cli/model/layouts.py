@@ -9,6 +9,7 @@ name (docs/extending.md).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.functions import short
 from dcoder_cli.model.public_code import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3, DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
@@ -103,10 +105,10 @@ def _qwen_config(config: Config) -> dict[str, Any]:
         raise UserError(
             "config.json sets use_sliding_window, which no diffusion system uses and dcoder does not support; set it to false"
         )
-    others = sorted({str(one) for one in config.get("layer_types") or ()} - {"full_attention"})
-    if others:
+    kinds = config.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
         raise UserError(
-            f"config.json has layer_types {', '.join(others)}, which dcoder does not support; every layer must have full_attention"
+            f"config.json has layer_types = {short(kinds)}; dcoder computes full attention alone, so every one must be 'full_attention'"
         )
     return {key: config[key] for key in _QWEN_KEYS if config.get(key) is not None}
 
@@ -254,7 +256,8 @@ def transformers_config(config: Config, layout: Layout) -> Any:
 
     arguments = arguments_of(config, layout)
     with _described(layout):
-        result = getattr(transformers, BLOCKS[layout.blocks].config)(**arguments)
+        # A section is changed by the config that it is given to: ours stays as it is stored.
+        result = getattr(transformers, BLOCKS[layout.blocks].config)(**copy.deepcopy(arguments))
     result.is_causal = not layout.diffusion
     return result
 
