@@ -79,6 +79,9 @@ def convert(
 ) -> None:
     """Turn an AR checkpoint into a diffusion checkpoint, or make a new one.
 
+    Qwen2 and Llama take Dream's layout, Qwen3 that of dLLM's a2d-qwen3. All keep
+    the AR model's shift: hidden state i-1 predicts token i.
+
     Examples:
 
       dcoder convert Qwen/Qwen2.5-Coder-7B --out start-7b

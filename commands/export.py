@@ -39,7 +39,8 @@ def export(
 ) -> None:
     """Write a folder that other people's code loads, with a model card.
 
-    AutoModel loads Dream and LLaDA layouts through their public code, AR models through transformers itself.
+    AutoModel loads Dream and LLaDA layouts through their public code, A2D once the
+    package dllm is imported, AR models through transformers itself.
     The card's numbers come from the run's own files and from those of --results and --arness, which must be of
     these weights. Then: hf upload OWNER/NAME DIR
 

@@ -164,7 +164,7 @@ def _toy_to_stored(key: str) -> str:
     return key.replace("model.embed_tokens", "toy.words").replace("model.", "toy.")
 
 
-BLOCKS["mistral"] = Blocks("MistralConfig", "MistralForCausalLM", like_dream=True)
+BLOCKS["mistral"] = Blocks("MistralConfig", "MistralForCausalLM", becomes="Dream")
 LAYOUTS["toy"] = Layout(
     "Toy", "mistral", True, True, _toy_config, _toy_to_ours, _toy_to_stored, rule="margin", protocol="dream"
 )

@@ -43,6 +43,20 @@ def test_logits_equal_the_public_code(system: str, rows: str, attention: str) ->
         torch.testing.assert_close(ours_BLV[:, 1:][both], reference_BLV[:, :-1][both], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", ["plain", "padded"])
+@pytest.mark.parametrize("system", ["a2d-qwen2", "a2d-qwen3", "a2d-llama"])
+def test_logits_equal_dllms_code(system: str, rows: str) -> None:
+    """No shift: hidden state i predicts token i. What it saved is read back, and saved, as it stands."""
+    expected = load_file(GOLDEN / "a2d_expected.safetensors")
+    model = load(GOLDEN / system, device="cpu")
+    assert model.is_diffusion and not model.shift
+    mask_BL = expected.get(f"{rows}.attention_mask")
+    with torch.no_grad():
+        ours_BLV = model.logits(expected["plain.input_ids"], mask_BL)
+    real_BL = torch.ones_like(expected["plain.input_ids"], dtype=torch.bool) if mask_BL is None else mask_BL.bool()
+    torch.testing.assert_close(ours_BLV[real_BL], expected[f"{system}.{rows}.logits"][real_BL], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("system", "run"), _runs(), ids=lambda value: value if isinstance(value, str) else value["key"]
 )

@@ -91,8 +91,8 @@ def plan_checkpoint(
     config, known = made.config, len(made.new)
     added = f"{known} token{'s' if known != 1 else ''} added" if known else "all tokens are there"
     plan.add(
-        "becomes", {"layout": "Dream", "mask_id": config["mask_token_id"], "vocab_size": config["vocab_size"]},
-        f"Dream, mask id {config['mask_token_id']}, {config['vocab_size']:,} rows of the vocabulary, {added}",
+        "becomes", {"layout": made.layout.name, "mask_id": config["mask_token_id"], "vocab_size": config["vocab_size"]},
+        f"{made.layout.name}, mask id {config['mask_token_id']}, {config['vocab_size']:,} rows of the vocabulary, {added}",
     )  # fmt: skip
     grown = (config["vocab_size"] - model.vocab_size) * config["hidden_size"]
     tables = 1 if config.get("tie_word_embeddings") else 2

@@ -1,4 +1,4 @@
-"""AR checkpoint -> diffusion checkpoint in the Dream layout, and models with random weights."""
+"""AR checkpoint -> diffusion checkpoint in the layout that its blocks become, and models with random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
-from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, layout_of
+from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, Layout, layout_of
+from dcoder_cli.model.public_code import rope
 from dcoder_cli.model.special_ids import also_means, resolve
 from dcoder_cli.model.tokenizer import DREAM_BOS, ids_end, load_tokenizer
 
@@ -54,17 +55,11 @@ def to_diffusion(model: Model, add: Additions = Additions()) -> Model:
         UserError: the model is a diffusion model already, or has no tokenizer and no `mask_id` was given.
     """
     made = diffusion_config(model, add)
-    config, tokenizer = made.config, made.tokenizer
+    config, layout, tokenizer = made.config, made.layout, made.tokenizer
     weights = dict(model.network.state_dict())
-    _add_missing_biases(weights, config)
     _initialise_rows(weights, made)
-    layout = LAYOUTS["Dream"]
     network = empty_network(config, layout, model.implementation, model.device)
-    unknown = sorted(set(weights) - set(network.state_dict()))
-    if unknown:
-        raise UserError(
-            f"{model.name!r} has the weight {unknown[0]!r}, which the Dream layout does not have; it cannot be converted"
-        )
+    _add_missing_biases(weights, network)
     network.load_state_dict(weights, assign=True)
     if config.get("tie_word_embeddings"):
         network.lm_head.weight = network.model.embed_tokens.weight
@@ -78,12 +73,14 @@ class DiffusionConfig:
 
     Attributes:
         config: config.json; `vocab_size` has room for the new tokens.
+        layout: the one it is written in.
         tokenizer: with them, or None.
         used: ids that the AR model's tokenizer has.
         new: ids of the tokens added above those.
     """
 
     config: dict[str, Any]
+    layout: Layout
     tokenizer: Any | None
     used: frozenset[int] = frozenset()
     new: tuple[int, ...] = ()
@@ -93,7 +90,8 @@ def diffusion_config(model: Model, add: Additions = Additions()) -> DiffusionCon
     """What `to_diffusion` would make, but for the weights, which are not looked at. Args and errors are its."""
     if model.is_diffusion:
         raise UserError(f"{model.name!r} is a diffusion checkpoint already ({model.layout.name}); nothing to convert")
-    config = _dream_config(model)
+    layout = _becomes(model)
+    config = _diffusion_config(model, layout)
     config["dcoder"] = {
         "shift": True,
         "origin": Path(model.name).name if Path(model.name).expanduser().exists() else model.name,
@@ -106,7 +104,7 @@ def diffusion_config(model: Model, add: Additions = Additions()) -> DiffusionCon
         if mask_id is None:
             raise UserError(f"{model.name!r} has no tokenizer to add a mask token to; give --mask-id")
         config["mask_token_id"] = mask_id
-        return DiffusionConfig(config, None)
+        return DiffusionConfig(config, layout, None)
     used = frozenset(tokenizer.get_vocab().values())
     ids = _add_tokens(tokenizer, mask_id)
     config.update({f"{name}_token_id": value for name, value in ids.items()})
@@ -121,7 +119,7 @@ def diffusion_config(model: Model, add: Additions = Additions()) -> DiffusionCon
         config["vocab_size"] = -(-tokens // add.rows_multiple) * add.rows_multiple
     if tokens < config["vocab_size"]:
         config["dcoder"]["tokens"] = tokens
-    return DiffusionConfig(config, tokenizer, used, new)
+    return DiffusionConfig(config, layout, tokenizer, used, new)
 
 
 def _check_mask_id(model: Model, mask_id: int) -> None:
@@ -179,34 +177,63 @@ def tokenizer_of(path: str) -> Any:
     return load_tokenizer(path)
 
 
-def _dream_config(model: Model) -> dict[str, Any]:
-    arguments = model.layout.to_config(model.config)
-    activation = arguments.get("hidden_act", "silu")
-    if not BLOCKS[model.layout.blocks].like_dream or activation != "silu":
+def _becomes(model: Model) -> Layout:
+    """The diffusion layout that an AR model is converted into. Raises UserError where it cannot hold the model."""
+    blocks, arguments = model.layout.blocks, model.layout.to_config(model.config)
+    becomes = BLOCKS[blocks].becomes
+    if becomes is None:
         raise UserError(
-            f"{model.name!r} computes otherwise ({model.layout.blocks}, {activation}) than the Dream layout (qwen2, silu); "
+            f"{model.name!r} is of blocks ({blocks}) that no diffusion layout computes; it cannot be converted"
+        )
+    layout = LAYOUTS[becomes]
+    biases = [key for key in ("attention_bias", "mlp_bias") if arguments.get(key)]
+    if biases and layout.blocks != blocks:
+        raise UserError(
+            f"{model.name!r} sets {' and '.join(biases)}, weights that the {layout.name} layout does not have; it cannot be converted"
+        )
+    if not layout.plain:
+        return layout
+    activation = arguments.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UserError(
+            f"{model.name!r} computes otherwise ({blocks}, {activation}) than the {layout.name} layout ({layout.blocks}, silu); "
             "it cannot be converted"
         )
     head_dim = arguments.get("head_dim")
     if head_dim and head_dim * arguments["num_attention_heads"] != arguments["hidden_size"]:
         raise UserError(
-            f"{model.name!r} has head_dim {head_dim}, which the Dream layout cannot express; it cannot be converted"
+            f"{model.name!r} has head_dim {head_dim}, which the {layout.name} layout cannot express; it cannot be converted"
         )
-    left_out = ("attention_bias", "mlp_bias", "head_dim", "original_max_position_embeddings", "partial_rotary_factor")
-    kept = {key: value for key, value in arguments.items() if value is not None and key not in left_out}
-    scaling = kept.pop("rope_scaling", None) or {}
-    parameters = kept.pop("rope_parameters", None) or {}
-    kinds = {str(part.get("rope_type", part.get("type", "default"))) for part in (scaling, parameters) if part}
+    scaled = (arguments.get("rope_scaling") or {}, arguments.get("rope_parameters") or {})
+    kinds = {str(part.get("rope_type", part.get("type", "default"))) for part in scaled if part}
     if kinds - {"default"}:
         raise UserError(
-            f"{model.name!r} scales its rotary angles ({', '.join(sorted(kinds))}), which the Dream layout does not have; it cannot be converted"
+            f"{model.name!r} scales its rotary angles ({', '.join(sorted(kinds))}), which the {layout.name} layout does not have; it cannot be converted"
         )
-    theirs = model.network.config
-    kept["rope_theta"] = kept.get("rope_theta") or parameters.get("rope_theta") or theirs.rope_parameters["rope_theta"]
+    return layout
+
+
+def _diffusion_config(model: Model, layout: Layout) -> dict[str, Any]:
+    """config.json in the layout that the model is converted into, every key written that its public code reads."""
+    arguments, theirs = model.layout.to_config(model.config), model.network.config
+    left_out = {"rope_scaling", "rope_parameters"}
+    if layout.plain:
+        left_out |= {
+            "attention_bias",
+            "mlp_bias",
+            "head_dim",
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+        }
+    kept = {key: value for key, value in arguments.items() if value is not None and key not in left_out}
+    kept.update(rope(theirs))
+    if not layout.plain and getattr(theirs, "head_dim", None) is not None:
+        kept["head_dim"] = theirs.head_dim
     kept.setdefault("num_key_value_heads", theirs.num_key_value_heads)
     kept.setdefault("tie_word_embeddings", bool(theirs.tie_word_embeddings))
     kept.setdefault("rms_norm_eps", theirs.rms_norm_eps)
     kept.setdefault("max_position_embeddings", theirs.max_position_embeddings)
+    kept.setdefault("hidden_act", "silu")
     ids = {
         key: model.config[key]
         for key in ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -219,16 +246,15 @@ def _dream_config(model: Model) -> dict[str, Any]:
     return {
         **kept,
         **ids,
-        "model_type": "Dream",
-        "architectures": ["DreamModel"],
-        "hidden_act": "silu",
+        "model_type": next(key for key, value in LAYOUTS.items() if value is layout),
+        **({} if layout.public is None else {"architectures": layout.public.to_config(theirs)["architectures"]}),
         "use_cache": False,
         "attention_dropout": 0.0,
     }
 
 
 def _add_tokens(tokenizer: Any, mask_id: int | None) -> dict[str, int]:
-    """Ids of bos, mask and pad, adding what is missing. Pad must not be eos: stage 3 teaches its meaning."""
+    """Ids of bos, mask and pad, adding the tokens that are missing. Pad must not be eos: stage 3 teaches its meaning."""
     known = tokenizer.get_vocab()
     result: dict[str, int] = {}
     for name, text in NEW_TOKENS.items():
@@ -263,12 +289,11 @@ def _place(tokenizer: Any, text: str) -> None:
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(whole))
 
 
-def _add_missing_biases(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _add_missing_biases(weights: dict[str, Tensor], network: Any) -> None:
     """Llama has no query, key and value biases, the Dream layout does: zeros compute the same."""
-    for layer in range(config["num_hidden_layers"]):
-        for part in ("q_proj", "k_proj", "v_proj"):
-            key = f"model.layers.{layer}.self_attn.{part}"
-            weights.setdefault(f"{key}.bias", torch.zeros_like(weights[f"{key}.weight"][:, 0]))
+    for key in network.state_dict():
+        if key.endswith(".bias") and key not in weights:
+            weights[key] = torch.zeros_like(weights[key.removesuffix("bias") + "weight"][:, 0])
 
 
 def _places(ids: frozenset[int], device: torch.device) -> Any:

@@ -24,7 +24,7 @@ from dcoder_cli.base.runs import model_labels
 from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer
 from dcoder_cli.model.agreement import check_stored
 from dcoder_cli.model.backbone import choose_dtype, empty_network
-from dcoder_cli.model.layouts import BLOCKS, Layout, layout_of, shift_of, transformers_config
+from dcoder_cli.model.layouts import BLOCKS, Layout, layout_of, other_shift, shift_of, transformers_config
 from dcoder_cli.model.public_code import rope
 from dcoder_cli.model.special_ids import SpecialIds, resolve
 
@@ -174,11 +174,11 @@ def _why_not(source: Mapping[str, Any], layout: Layout, theirs: Any) -> str:
     if layout.public is None:
         return f"the family {layout.name} names no public code"
     if shift_of(source, layout) != layout.shift:
-        here, there = ("i-1", "i") if layout.shift is False else ("i", "i-1")
-        return (
-            f"hidden state {here} predicts token i in these weights, and the public sampler reads hidden state {there}"
-        )
-    return layout.public.cannot(theirs) or ""
+        return other_shift(layout)
+    package = layout.public.package
+    return layout.public.cannot(theirs) or (
+        "" if package is None else f"its code is the package {package} ({layout.public.repository}); import that first"
+    )
 
 
 def _config(source: Mapping[str, Any], layout: Layout, theirs: Any, ids: SpecialIds) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, checkpoint
 from dcoder_cli.model.agreement import check_stored
 from dcoder_cli.model.backbone import empty_network
-from dcoder_cli.model.layouts import layout_of, shift_of, transformers_config
+from dcoder_cli.model.layouts import layout_of, other_shift, shift_of, transformers_config
 from dcoder_cli.model.special_ids import resolve
 
 GIB = 1024**3
@@ -39,6 +39,8 @@ def inspect(name: str) -> dict[str, Any]:
         findings = [vars(finding) for finding in found]
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]
+    if layout.public is not None and shift_of(config, layout) != layout.shift:
+        findings.append({"subject": "shift", "message": other_shift(layout)})
     parameters, dtypes = count_parameters(adapters.below(folder))
     try:
         network = empty_network(config, layout, "sdpa", torch.device("cpu"))

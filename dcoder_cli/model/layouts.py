@@ -1,7 +1,8 @@
 """The checkpoint layouts we read and write, and how each maps onto the blocks of transformers.
 
 Dream and DiffuCoder are Qwen2.5 blocks with a bidirectional mask; LLaDA is Llama's blocks under other
-names; AR checkpoints are Qwen2 or Llama as they are. A layout is a config translation plus a key map.
+names; A2D (dLLM's) is an AR family's own blocks with a bidirectional mask; AR checkpoints are Qwen2, Qwen3 or Llama as
+they are. A layout is a config translation plus a key map.
 Another family is one more entry here, in LAYOUTS and where its blocks are new in BLOCKS: nothing else knows a family by
 name (docs/extending.md).
 """
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.functions import short
 from dcoder_cli.model import config_values, formats
-from dcoder_cli.model.public_code import DREAM, LLADA, PublicCode
+from dcoder_cli.model.public_code import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3, DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
 
@@ -29,18 +30,20 @@ class Blocks:
 
     Attributes:
         config, network: names of the config class and of the causal-LM class in transformers.
-        like_dream: whether Dream's blocks (Qwen2's) compute the same from the same weights, biases that are missing being
-            0. Only then can `dcoder convert` write the model in Dream's layout.
+        becomes: the diffusion layout, a key of LAYOUTS, that `dcoder convert` writes of an AR model of these blocks: one
+            whose blocks compute the same from the same weights, biases that are missing being 0. None: it writes none.
     """
 
     config: str
     network: str
-    like_dream: bool
+    becomes: str | None
 
 
 BLOCKS = {
-    "qwen2": Blocks("Qwen2Config", "Qwen2ForCausalLM", like_dream=True),
-    "llama": Blocks("LlamaConfig", "LlamaForCausalLM", like_dream=True),
+    "qwen2": Blocks("Qwen2Config", "Qwen2ForCausalLM", becomes="Dream"),
+    "llama": Blocks("LlamaConfig", "LlamaForCausalLM", becomes="Dream"),
+    # Queries and keys are normed by themselves: no layout of Dream's has a place for those weights.
+    "qwen3": Blocks("Qwen3Config", "Qwen3ForCausalLM", becomes="a2d-qwen3"),
 }
 
 
@@ -59,6 +62,8 @@ class Layout:
         rule: the unmasking rule of the system's own evaluation.
         protocol: whose way of asking `dcoder eval` takes for its scores; None = by the checkpoint's name.
         public: the authors' code, which `dcoder export` points to; None for what transformers itself computes.
+        plain: whether its public code knows only heads of hidden_size / heads numbers, rotary angles that are not scaled
+            and SiLU: `dcoder convert` refuses to write another model so.
         names: argument of the transformers config -> key of config.json, where that is another.
     """
 
@@ -72,6 +77,7 @@ class Layout:
     rule: str = "entropy"  # DiffuCoder B.2
     protocol: Literal["diffucoder", "dream", "qwen", "llada"] | None = None
     public: PublicCode | None = None
+    plain: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -221,14 +227,20 @@ def _same(key: str) -> str:
     return key
 
 
-# `model_type` in config.json -> layout. Shifts: Dream and DiffuCoder read hidden state i-1, LLaDA does not.
+# `model_type` in config.json -> layout. Shifts: Dream and DiffuCoder read hidden state i-1, LLaDA and A2D do not
+# (dLLM's samplers and trainers have right_shift_logits, off by default, and no config.json of theirs says which).
 LAYOUTS: dict[str, Layout] = {
-    "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same, public=DREAM),
+    "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same, public=DREAM, plain=True),
     "llada": Layout(
         "LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored,
         rule="confidence", protocol="llada", public=LLADA, names=_LLADA_NAMES,  # low-confidence remasking: LLaDA's own sampler
     ),
+    # low_confidence remasking: dLLM's examples/a2d and its evaluation
+    "a2d-qwen2": Layout("A2D-Qwen2", "qwen2", True, False, _qwen_config, _same, _same, rule="confidence", public=A2D_QWEN2),
+    "a2d-qwen3": Layout("A2D-Qwen3", "qwen3", True, False, _qwen_config, _same, _same, rule="confidence", public=A2D_QWEN3),
+    "a2d-llama": Layout("A2D-Llama", "llama", True, False, _qwen_config, _same, _same, rule="confidence", public=A2D_LLAMA),
     "qwen2": Layout("Qwen2 (AR)", "qwen2", False, True, _qwen_config, _same, _same),
+    "qwen3": Layout("Qwen3 (AR)", "qwen3", False, True, _qwen_config, _same, _same),
     "llama": Layout("Llama (AR)", "llama", False, True, _qwen_config, _same, _same),
 }  # fmt: skip
 
@@ -258,6 +270,16 @@ def shift_of(config: Config, layout: Layout) -> bool:
     if isinstance(recorded, Mapping) and "shift" in recorded:
         return bool(recorded["shift"])
     return layout.shift
+
+
+def other_shift(layout: Layout) -> str:
+    """What to know of weights whose shift is not that of their layout's public code."""
+    here, there = ("i", "i-1") if layout.shift else ("i-1", "i")
+    told = layout.public.other_shift if layout.public is not None else None
+    return (
+        f"hidden state {here} predicts token i in these weights, and the public sampler reads hidden state {there}"
+        + (f" unless it is given {told}" if told else "")
+    )
 
 
 def arguments_of(config: Config, layout: Layout) -> dict[str, Any]:

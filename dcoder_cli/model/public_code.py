@@ -25,6 +25,9 @@ class PublicCode:
         sampler: the model's method that decodes; None where a script beside it does.
         to_config: the transformers config that computes the model here -> the keys that the public code reads.
         cannot: why the public code would compute something else, None where it computes the same.
+        package: the Python package whose import registers the classes with AutoModel; None where config.json's `auto_map`
+            names files of the repository.
+        other_shift: how its sampler is told of weights of the other shift; None where it cannot be.
     """
 
     repository: str
@@ -33,10 +36,12 @@ class PublicCode:
     sampler: str | None
     to_config: Callable[[Any], dict[str, Any]]
     cannot: Callable[[Any], str | None]
+    package: str | None = None
+    other_shift: str | None = None
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """What config.json says."""
+        """What config.json says, where no package has to be imported first."""
         return {auto: f"{self.repository}--{place}" for auto, place in self.classes.items()}
 
 
@@ -70,6 +75,34 @@ def _dream_config(theirs: Any) -> dict[str, Any]:
         "use_sliding_window": False,
         "use_cache": False,
     }
+
+
+def _a2d_config(network: str) -> Callable[[Any], dict[str, Any]]:
+    """Arguments of the transformers config that dLLM's derives from, which is the one that computes it here."""
+
+    def keys(theirs: Any) -> dict[str, Any]:
+        kept = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "mlp_bias",
+            "attention_dropout",
+        )  # fmt: skip
+        return {
+            "architectures": [network],
+            **{key: getattr(theirs, key) for key in kept if getattr(theirs, key, None) is not None},
+            **rope(theirs),
+            "tie_word_embeddings": bool(theirs.tie_word_embeddings),
+            "use_sliding_window": False,
+            "use_cache": False,
+        }
+
+    return keys
+
+
+def _a2d(network: str) -> PublicCode:
+    return PublicCode(
+        "github.com/ZHZisZZ/dllm", {"AutoModel": network, "AutoModelForMaskedLM": network}, "4.57.0", None, _a2d_config(network),
+        lambda _: None, package="dllm", other_shift="right_shift_logits=True",
+    )  # fmt: skip
 
 
 def _llada_config(theirs: Any) -> dict[str, Any]:
@@ -126,3 +159,6 @@ LLADA = PublicCode(
     _llada_config,
     _odd_heads,
 )
+# dllm/pipelines/a2d/models of ZHZisZZ/dllm, and the checkpoints dllm-hub/*-diffusion-mdlm-v0.1 (config.json's model_type, mask token
+# in the tokenizer). Those repositories hold a copy of the file, but it imports the package, so no auto_map to it loads alone.
+A2D_QWEN2, A2D_QWEN3, A2D_LLAMA = (_a2d(f"A2D{family}LMHeadModel") for family in ("Qwen2", "Qwen3", "Llama"))
