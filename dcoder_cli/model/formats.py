@@ -25,7 +25,7 @@ _ORIGINAL = "give the folder of its safetensors, which its publisher has beside 
 GGUF = Format(
     ("*.gguf",),
     "GGUF weights, llama.cpp's",
-    "give the folder of safetensors that they were made from, its base model's",
+    "make a diffusion checkpoint of it with `dcoder convert`, or give the folder of safetensors that it was made from",
 )
 # What comes first is named first where a folder holds several.
 FORMATS = (
