@@ -331,17 +331,28 @@ def _end_of_string(line: str, mark: str, place: int, closed: dict[str, list[int]
 
 
 def _statements(part: _Part) -> Iterator[_Statement]:
+    """The top-level statements; those that share a line are one, or each would have the text of all."""
     lines = part.text.split("\n")
+    groups: list[tuple[int, int, list[ast.stmt]]] = []
     for node in part.tree.body:
         first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
-        binds, uses = _names(node)
+        last = node.end_lineno or first
+        if groups and first <= groups[-1][1]:
+            begun, ended, nodes = groups[-1]
+            nodes.append(node)
+            groups[-1] = begun, max(ended, last), nodes
+        else:
+            groups.append((first, last, [node]))
+    for first, last, nodes in groups:
+        found = [_names(node) for node in nodes]
+        uses = set().union(*(used for _, used in found))
         yield _Statement(
-            text="\n".join(lines[first - 1 : node.end_lineno]),
-            binds=binds,
+            text="\n".join(lines[first - 1 : last]),
+            binds=set().union(*(bound for bound, _ in found)),
             uses=uses,
-            is_import=isinstance(node, (ast.Import, ast.ImportFrom)) or _is_setting(node),
-            is_definition=isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)),
-            is_main=isinstance(node, ast.If) and "__name__" in uses,
+            is_import=any(isinstance(node, (ast.Import, ast.ImportFrom)) or _is_setting(node) for node in nodes),
+            is_definition=isinstance(nodes[0], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)),
+            is_main=len(nodes) == 1 and isinstance(nodes[0], ast.If) and "__name__" in uses,
         )
 
 
