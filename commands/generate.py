@@ -13,6 +13,7 @@ from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_file
 from dcoder_cli.base.options import Needs
+from dcoder_cli.base.ranges import Range
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -115,8 +116,7 @@ def generate(
 
       dcoder generate --replay quickstart/trajectories-stage-4.jsonl --delay 0.1
     """
-    if delay is not None and not 0 <= delay < float("inf"):
-        raise UserError(f"--delay {delay} must be 0 seconds or more")
+    Range(0, 3600, also=" seconds").check("--delay", delay)
     if replay is not None:
         _replay(context, replay, prompts or [], model or "", delay)
         return

@@ -134,6 +134,8 @@ def grpo(
     if json:
         console.emit_json({**vars(result), "checkpoint": str(result.checkpoint)})
         return
+    if result.warning is not None and console.rank() == 0:
+        console.warn(result.warning)
     held = ""
     if result.before and result.after:
         name, form = ("pass@1", ".1%") if "pass@1" in result.after else ("reward", ".3f")

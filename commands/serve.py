@@ -9,6 +9,7 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Range
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -64,8 +65,7 @@ def serve(
         raise UserError(
             f"--host {host} is open to other machines, and no key is set; set {KEY} to one that clients give"
         )
-    if not 0 < timeout < float("inf"):
-        raise UserError(f"--timeout {timeout} must be a number of seconds above 0")
+    Range(above=0, most=1e7, also=" seconds").check("--timeout", timeout)
     if console.world_size() > 1:
         raise UserError(
             f"serve runs in one process, not {console.world_size()}; start one for each GPU, each on its own port"

@@ -145,7 +145,25 @@ ADVERSARIAL = {
     "good": "def f(x):\n    return x\n",
     "assignments": "a=b\n",
     "chained names": "x = x + y\n",
+    "escaped quotes": '"\\',
+    "quotes of both kinds": "\"'\\",
+    "statements on a line": "a=b;",
+    "backslashes in a string": "\\a",
+    "fence with a long word": "a",
+    "fence with spaces": " ",
+    "fence with words": "a ",
+    "tildes": "~",
+    "digits": "1",
+    "closers": ")",
+    "spaces": " ",
 }
+BEFORE = {
+    "backslashes in a string": '"""',
+    "fence with a long word": "```",
+    "fence with spaces": "```",
+    "fence with words": "```",
+}
+BEHIND = dict.fromkeys(("fence with a long word", "fence with spaces", "fence with words", "tildes"), "`")
 
 
 @pytest.mark.parametrize("most", [240_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
@@ -155,7 +173,8 @@ def test_a_long_text_of_anything_takes_linear_time(name: str, most: int) -> None
     unit = ADVERSARIAL[name]
 
     def seconds(size: int) -> float:
-        text = "def f(x):\n    return x\n" + unit * (size // len(unit)) + "\nx = = 1\n"
+        hostile = BEFORE.get(name, "") + unit * (size // len(unit)) + BEHIND.get(name, "")
+        text = "def f(x):\n    return x\n" + hostile + "\nx = = 1\n"
         start = time.process_time()
         extract_solution(text, "f")
         fence_format(text)

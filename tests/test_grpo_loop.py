@@ -14,6 +14,7 @@ from helpers import dcoder, refused
 from dcoder_cli import load
 from dcoder_cli.base.config import build
 from dcoder_cli.training.grpo.config import GrpoConfig
+from dcoder_cli.training.grpo.record import flat_warning
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,26 @@ def test_a_run_learns_what_is_rewarded(place: Path, tmp_path: Path) -> None:
     assert {"reward_std", "reward_reward:vowels", "reward_reward:vowels_std"} <= set(lines[-2])
     assert result["after"]["prompts"] == 2 and load(result["checkpoint"]).config["dcoder"]["stage"] == "grpo"
     assert list((tmp_path / "run" / "samples").glob("step-*.jsonl"))
+
+
+def test_a_reward_that_never_differs_is_told(place: Path, tmp_path: Path) -> None:
+    """A run that learned nothing had ended as any other: done, exit 0."""
+    constant = [
+        one for one in common(place, tmp_path / "run") if not str(one).startswith(("--reward", "--set=reference_sync"))
+    ]
+    constant += ["--reward=format=1", "--set=steps=1", "--set=kl_coef=0"]
+    done = dcoder(*constant, "--json", cwd=place)
+    told = json.loads(done.stdout)
+    assert told["flat_groups"] == 1.0 and "all completions earned the same reward" in told["warning"]
+    text = flat_warning([1.0, 0.9, 1.0], {"code": 1.0}, with_kl=True)
+    assert (
+        text is not None
+        and "in 97% of the groups of the last 3 step(s)" in text
+        and "next to nothing" in text
+        and "\n" not in text
+    )
+    assert "only the KL term moves" in str(flat_warning([1.0], {"code": 1.0}, with_kl=True))
+    assert flat_warning([1.0, 0.5], {"code": 1.0}, with_kl=False) is None and flat_warning([], {}, False) is None
 
 
 def test_fast_rollouts_are_whole_and_take_fewer_forwards(place: Path, tmp_path: Path) -> None:

@@ -153,6 +153,14 @@ def test_what_a_resumed_run_cannot_change_is_refused(
     resume = ["grpo", "--out", place / "whole", "--resume", "--device=cpu", "--set=steps=8"]
     told = refused(*resume, "--set=train_embeddings=false")
     assert "train_embeddings = False cannot change on resuming: the run began with True" in told
+    for given in (
+        "--estimator=full-mask",
+        "--reward=format=1",
+        "--set=advantage=leave-one-out",
+        "--set=t_range=[0.3,0.7]",
+    ):
+        told = refused(*resume, given)
+        assert "cannot change on resuming: it decides what is learned, and the run began with" in told, told
     reference = place / "whole" / "checkpoints" / "last" / "training" / "reference.pt"
     data = reference.read_bytes()
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -393,3 +394,68 @@ def test_speed(name: str, wanted: int, benchmarks: Path) -> None:
     print(f"{name}: {rate:.0f} jobs/s")
     assert all(item.passed for _, item in found)
     assert rate >= wanted
+
+
+# --- what a hostile completion may cost -----------------------------------------------------------------------------
+
+
+def test_after_its_first_time_out_a_scored_candidate_is_waited_for_no_longer(running: Judge) -> None:
+    """Ten tests of 1 s: a loop on each would take 10 s, and takes the first second and 2 s for all others together."""
+    tests = tuple(f"assert f({number}) == {number + 1}" for number in range(10))
+    problem = Problem("loops", "f", tests=tests, every_test=True, seconds=1.0)
+    found = verdict(running, problem, "def f(x):\n    while True: pass")
+    assert (found.status, found.tests_passed) == ("timeout", 0) and found.seconds < 7, found
+    some = verdict(running, problem, "def f(x):\n    while x == 3: pass\n    return x + 1")
+    assert (some.status, some.tests_passed) == ("timeout", 9)  # and the tests that it passes still count
+    late = replace(problem, total_seconds=2.0, seconds=1.5)
+    slow = verdict(running, late, "import time\ndef f(x):\n    time.sleep(0.7)\n    return x + 1")
+    assert slow.status == "timeout" and 1 <= slow.tests_passed <= 2 and slow.seconds < 7, slow  # its share, not 0
+
+
+def test_a_protocol_s_limits_are_its_own(running: Judge) -> None:
+    """Without `every_test` no budget: answers that each take most of their limit are all waited for."""
+    calls = Calls.of([[0], [1], [2]], [0, 1, 2], seconds=1.0)
+    source = "import time\ndef f(x):\n    time.sleep(0.6)\n    return x"
+    assert verdict(running, Problem("slow", "f", calls=(calls,)), source).passed
+    assert codec.unpack(Problem("slow", "f", calls=(calls,)).payload)[0]["budget"] is None
+
+
+@pytest.mark.parametrize(
+    ("oracle", "tests"),
+    [
+        ("", ("assert list(f(1)) == [1]",)),
+        ("", ("assert sorted(f(1)) == [1]", "assert sum(f(1)) == 1")),
+        ("same-set", ()),
+    ],
+)
+def test_a_range_is_not_expanded_on_our_side(running: Judge, oracle: str, tests: tuple[str, ...]) -> None:
+    """A few bytes that were 3.8 GB and the whole deadline of the tester."""
+    if oracle:
+        problem = Problem("range", "f", calls=(Calls.of([[1]], [[1]]),), oracle=oracle)
+    else:
+        problem = Problem("range", "f", tests=tests, every_test=True)
+    found = verdict(running, problem, "def f(x):\n    return range(10**9)")
+    assert (found.status, found.tests_passed) == ("failed", 0) and found.seconds < 8, found
+
+
+def test_a_long_range_that_is_right_is_right(running: Judge) -> None:
+    source = (
+        "def f(x): return range(10**9)\ndef g(x): return [range(5), range(2**20)]\ndef h(r): return sum(r[:5]), len(r)"
+    )
+    tests = ("assert f(1) == range(10**9)", "assert len(f(1)) == 10**9 and 5 in f(1)", "assert f(1) != range(10**9 + 1)",
+             "assert list(g(1)[0]) == [0, 1, 2, 3, 4]", "assert h(range(10**9)) == (10, 10**9)")  # fmt: skip
+    found = verdict(running, Problem("range", "f", tests=tests, every_test=True), source)
+    assert found.passed, found
+    calls = Calls.of([[1]], [range(10**9)])
+    assert verdict(running, Problem("range", "f", calls=(calls,)), source).passed
+    many = codec.loads(codec.dumps([range(2**20)] * 3))
+    assert [type(one) for one in many] == [range, codec.LongRange, codec.LongRange] and many[1] == range(2**20)
+
+
+@pytest.mark.parametrize("answer", ["'a' * 10**8", "['a' * 10**8]", "b'a' * 10**8", "{1: 'a' * 10**8}"])
+def test_a_text_that_cannot_cross_is_refused_before_it_is_written_out(answer: str) -> None:
+    value = eval(answer)
+    began = time.process_time()
+    with pytest.raises(codec.Unfit, match="the limit is"):
+        codec.dumps(value)
+    assert time.process_time() - began < 0.05

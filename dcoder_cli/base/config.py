@@ -13,11 +13,12 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.ranges import Range, shown
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def build(cls: type[T], *layers: Mapping[str, Any], where: str = "configuration"
     """An instance of the dataclass `cls` from merged `layers`.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), or a value of the wrong type.
+        UserError: an unknown key (with the nearest known one), a value of the wrong type, or a number out of its range.
     """
     return _build(cls, merge(*layers), prefix="", where=where)
 
@@ -124,13 +125,13 @@ def nearest(name: str, known: Sequence[str], listed: bool = False) -> str:
 
 def _dataclass_of(hint: Any) -> Any | None:
     for candidate in (hint, *get_args(hint)):
-        if dataclasses.is_dataclass(candidate):
+        if dataclasses.is_dataclass(candidate) and isinstance(candidate, type):
             return candidate
     return None
 
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> T:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -150,6 +151,12 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> 
 
 def _coerce(hint: Any, value: Any, name: str, where: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        number = _coerce(options[0], value, name, where)
+        for bound in options[1:]:
+            if isinstance(bound, Range):
+                bound.check(name, number)
+        return number
     if origin in (Union, types.UnionType):
         if value is None and type(None) in options:
             return None
@@ -166,7 +173,7 @@ def _coerce(hint: Any, value: Any, name: str, where: str) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return value
         if not isinstance(value, Mapping):
-            raise UserError(f"{name} = {value!r} in {where} must be a mapping of keys")
+            raise UserError(f"{name} = {shown(value)} in {where} must be a mapping of keys")
         return _build(hint, value, name + ".", where)  # type: ignore[arg-type]
     if origin is Literal:
         for option in options:
@@ -174,20 +181,20 @@ def _coerce(hint: Any, value: Any, name: str, where: str) -> Any:
                 return option
         text = "" if value is None else str(value)
         raise UserError(
-            f"{name} = {value!r} in {where} must be one of {', '.join(map(str, options))}{_maybe(text, options)}"
+            f"{name} = {shown(value)} in {where} must be one of {', '.join(map(str, options))}{_maybe(text, options)}"
         )
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{name} = {value!r} in {where} must be a list")
+            raise UserError(f"{name} = {shown(value)} in {where} must be a list")
         if origin is tuple and not (len(options) == 2 and options[1] is Ellipsis):
             if len(value) != len(options):
-                raise UserError(f"{name} = {value!r} in {where} must have {len(options)} entries")
+                raise UserError(f"{name} = {shown(value)} in {where} must have {len(options)} entries")
             return tuple(_coerce(option, item, name, where) for option, item in zip(options, value, strict=True))
         return origin(_coerce(options[0], item, name, where) for item in value)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{name} = {value!r} in {where} must be a mapping")
-        return {str(key): _coerce(options[1], item, name, where) for key, item in value.items()}
+            raise UserError(f"{name} = {shown(value)} in {where} must be a mapping")
+        return {str(key): _coerce(options[1], item, f"{name}.{key}", where) for key, item in value.items()}
     return _scalar(hint, value, name, where)
 
 
@@ -213,11 +220,11 @@ def _scalar(hint: Any, value: Any, name: str, where: str) -> Any:
                 pass
     if hint is float and not isinstance(value, bool):
         try:
-            if not math.isnan(number := float(value)):  # a comparison with NaN refuses nothing
+            if not math.isnan(number := float(value)):
                 return number
         except (TypeError, ValueError, OverflowError):
             pass
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
-    raise UserError(f"{name} = {value!r} in {where} must be {expected}")
+    raise UserError(f"{name} = {shown(value)} in {where} must be {expected}")

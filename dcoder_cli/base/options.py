@@ -58,7 +58,7 @@ BATCH_SIZE = typer.Option(
 BatchSize = Annotated[int, BATCH_SIZE]
 MaybeBatchSize = Annotated[int | None, BATCH_SIZE]
 Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt or task.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is drawn.")]
 
 # ---- benchmarks
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")]

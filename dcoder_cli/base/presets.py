@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dcoder_cli.base.config import build, nearest, read_yaml
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Count, CountOrNone, Range, Rows, check, check_number, shown
 
 
 def names() -> list[str]:
@@ -36,6 +37,25 @@ def load(name: str) -> dict[str, Any]:
         return read_yaml(Path(path))
 
 
+_OF_ACCELERATE = {  # numbers of a launch section, which Accelerate reads
+    "num_processes": Count, "num_machines": Count, "machine_rank": CountOrNone,
+    "main_process_port": Annotated[int, Range(0, 65535)],
+}  # fmt: skip
+
+
+def launch(name: str) -> dict[str, Any]:
+    """A preset's launch section, an Accelerate configuration; empty where there is none. Raises UserError for a wrong number."""
+    if load(name).get("launch") is None:
+        return {}
+    values = section(name, "launch")
+    for key, kind in _OF_ACCELERATE.items():
+        value = values.get(key)
+        if isinstance(value, float):
+            raise UserError(f"section 'launch' of preset {name!r}: {key} = {value} must be a whole number")
+        check_number(f"section 'launch' of preset {name!r}: {key}", value, kind)
+    return values
+
+
 def section(name: str, part: str) -> dict[str, Any]:
     """A preset's section. Raises UserError where it has none: its numbers would be the defaults' and not the preset's."""
     values = load(name)
@@ -57,8 +77,9 @@ def evaluation(name: str | None) -> tuple[dict[str, Any], int]:
     """
     settings = {} if name is None else section(name, "eval")
     rows = settings.pop("batch_size", BATCH_SIZE)
-    if type(rows) is not int or rows < 1:
-        raise UserError(f"section 'eval' of preset {name!r}: batch_size = {rows!r} must be a whole number, at least 1")
+    if type(rows) is not int:
+        raise UserError(f"section 'eval' of preset {name!r}: batch_size = {shown(rows)} must be a whole number")
+    check_number(f"section 'eval' of preset {name!r}: batch_size", rows, Rows)
     return settings, rows
 
 
@@ -76,17 +97,14 @@ class Hardware:
     """
 
     model: str
-    gpus: int
-    gpu_memory_gb: float
-    machines: int = 1
-    sections: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
+    gpus: CountOrNone
+    gpu_memory_gb: Annotated[float, Range(above=0)]
+    machines: Count = 1
+    sections: dict[str, CountOrNone] = field(default_factory=dict)
+    rows: dict[str, Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.gpus < 0 or self.machines < 1 or self.gpu_memory_gb <= 0:
-            raise UserError(
-                f"hardware: gpus = {self.gpus} must be 0 or more, machines = {self.machines} at least 1, gpu_memory_gb = {self.gpu_memory_gb} above 0"
-            )
+        check(self, "hardware.")
         each = max(1, self.gpus // self.machines)
         for name, count in {"gpus": self.gpus, **self.sections}.items():
             if (count > each and count % each) or count > max(1, self.gpus):

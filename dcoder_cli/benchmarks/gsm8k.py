@@ -1,4 +1,9 @@
-"""GSM8K: the prompt with eight worked examples, and reading the answer from text. Answers are never evaluated."""
+"""GSM8K: the prompt with eight worked examples, and reading the answer from text. Answers are never evaluated.
+
+The reading is the published one, so that scores stand beside others': digits with commas left out, and nothing else that a
+number may be written with. `9{,}500`, `9 500` and `1/2` end in 500, 500 and 2 here. The reward `math` reads them as 9500,
+9500 and one half (data/answers.py).
+"""
 
 from __future__ import annotations
 
@@ -63,7 +68,9 @@ _EXAMPLES = (
     ),
 )
 
-_NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_NUMBER = (
+    r"-?\$?-?(?>\d[\d,]*(?:\.\d+)?|\.\d+)"  # atomic: what makes the end fail makes it fail at every shorter one too
+)
 _STRICT = re.compile(rf"The answer is ({_NUMBER})\.?(?![\d,.]*\d)")
 _ANY = re.compile(_NUMBER)
 

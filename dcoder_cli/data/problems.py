@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcoder_cli.data.answers import final_number
+from dcoder_cli.data.answers import final_number, written
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.formats import Message, messages_of
 
@@ -101,7 +101,7 @@ def read_problem(row: dict[str, Any], where: str, source: str) -> RlProblem:
         idle=idle,
         prelude=prelude,
         setup=setup,
-        answer=None if number is None else f"{number:f}",
+        answer=None if number is None else written(number),
         entry_point=str(row.get("entry_point") or "") or entry_point_of(hidden, prelude, str(reference or "")),
         source=_given(row, ("source",), source),
         reference=str(reference) if reference is not None else None,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Count, CountOrNone, Range, check
 from dcoder_cli.diffusion import commits, schedules, unmasking
 from dcoder_cli.model import chat
 from dcoder_cli.model.backbone import Model
@@ -81,31 +82,32 @@ class Settings:
         early_stop: end a row once a stop token and all before it are committed. Default yes.
     """
 
-    max_new_tokens: int = 256
-    steps: int | None = None
+    max_new_tokens: Count = 256
+    steps: Count | None = None
     rule: str = "entropy"
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    alg_temperature: float = 0.0
-    block_length: int | None = None
+    temperature: Annotated[float, Range(0, also="; 0 is argmax")] = 0.0
+    top_p: Annotated[float, Range(above=0, most=1)] | None = None
+    top_k: Count | None = None
+    alg_temperature: Annotated[float, Range(0)] = 0.0
+    block_length: Count | None = None
     compat: Literal["dream", "llada"] | None = None
-    cfg_scale: float = 0.0
-    stop_penalty: float = 0.0
-    min_new_tokens: int = 0
+    cfg_scale: Annotated[float, Range(0, also="; 0 is off")] = 0.0
+    stop_penalty: Annotated[float, Range(free="below 0 it favours the end")] = 0.0
+    min_new_tokens: CountOrNone = 0
     tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
-    logits_mib: int | None = None
-    seed: int = 0
+    logits_mib: Count | None = None
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0  # OpenAI's clients send negative ones too
     mode: Literal["exact", "fast"] = "exact"
     cache: Literal["none", "prefix", "dual"] | None = None
     commit: Literal["threshold", "factor", "entropy-bound", "schedule"] | None = None
-    threshold: float | None = None
-    factor: float | None = None
-    entropy_bound: float | None = None
-    cache_refresh: int | None = None
+    threshold: Annotated[float, Range(0, 1, also="; 0 commits all at once, 1 one a step")] | None = None
+    factor: Annotated[float, Range(above=0, infinite=True)] | None = None
+    entropy_bound: Annotated[float, Range(0, infinite=True)] | None = None
+    cache_refresh: Count | None = None
     early_stop: bool | None = None
 
     def __post_init__(self) -> None:
+        check(self)
         if self.mode not in ("exact", "fast"):
             raise UserError(f"mode {self.mode!r} is unknown; use exact or fast")
         if self.mode == "fast":
@@ -117,10 +119,6 @@ class Settings:
         unmasking.canonical(self.rule)
         schedules.check(self.max_new_tokens, self.steps, self.block_for(self.max_new_tokens))
         checks = (
-            (self.temperature >= 0, f"temperature = {self.temperature} must be 0 (argmax) or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, f"top_p = {self.top_p} must lie in (0, 1]"),
-            (self.top_k is None or self.top_k >= 1, f"top_k = {self.top_k} must be at least 1"),
-            (self.alg_temperature >= 0, f"alg_temperature = {self.alg_temperature} must be 0 or more"),
             (
                 self.tie_break in unmasking.TIE_BREAKS,
                 f"tie_break {self.tie_break!r} is unknown; use {', '.join(unmasking.TIE_BREAKS)}",
@@ -130,12 +128,7 @@ class Settings:
                 f"tie_break {self.tie_break} with compat {self.compat}: the public samplers break ties by topk; leave one of them out",
             ),
             (
-                self.logits_mib is None or self.logits_mib >= 1,
-                f"logits_mib = {self.logits_mib} must be at least 1 MiB",
-            ),
-            (self.cfg_scale >= 0, f"cfg_scale = {self.cfg_scale} must be 0 (off) or more"),
-            (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
+                self.min_new_tokens <= self.max_new_tokens,
                 f"min_new_tokens = {self.min_new_tokens} must lie between 0 and max_new_tokens = {self.max_new_tokens}",
             ),
         )
@@ -199,19 +192,6 @@ def _check_mode(settings: Settings) -> None:
             f"compat {settings.compat} reproduces a public sampler exactly; use it in mode exact",
         ),
         (settings.cfg_scale == 0, f"cfg_scale = {settings.cfg_scale} needs mode exact; leave it at 0 in mode fast"),
-        (
-            settings.threshold is None or 0 <= settings.threshold <= 1,
-            f"threshold = {settings.threshold} must lie between 0 (all tokens at once) and 1 (one a step)",
-        ),
-        (settings.factor is None or settings.factor > 0, f"factor = {settings.factor} must be above 0"),
-        (
-            settings.entropy_bound is None or settings.entropy_bound >= 0,
-            f"entropy_bound = {settings.entropy_bound} must be 0 or more (nats)",
-        ),
-        (
-            settings.cache_refresh is None or settings.cache_refresh >= 1,
-            f"cache_refresh = {settings.cache_refresh} must be at least 1 step",
-        ),
         (
             settings.cache_refresh is None or settings.cache != "none",
             "cache_refresh has nothing to refresh with cache none; choose prefix or dual",

@@ -56,7 +56,7 @@ def rehearse() -> None:
 
 
 def _answer(candidate: _Candidate, body: bytes) -> bytes:
-    operation, nonce, *details = codec.loads(body, candidate.find)
+    operation, nonce, *details = codec.loads(body, candidate.find, sys.maxsize)  # what a test passes comes as it is
     try:
         return candidate.answer(operation, nonce, details)
     except codec.Unfit as problem:

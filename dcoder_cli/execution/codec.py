@@ -26,6 +26,7 @@ from typing import Any
 MAX_FRAME = 16 * 2**20  # bytes in one frame from a candidate; the largest reference answer of HumanEval+ has 0.3 MB
 _SAMPLE = 1000  # items by which the size of a long list is estimated
 MAX_DEPTH = 200  # containers inside containers; Python's own parsers stop near 1000
+MAX_RANGE = 1 << 20  # numbers in the ranges of a frame; a longer one is a LongRange, which no test goes through
 MAX_COLLISIONS = 64  # values with one hash in a set or dict from outside: more is an attack on the judge's time
 
 _PLAIN = frozenset({bool, int, float, str, type(None)})
@@ -64,6 +65,30 @@ class Digest:
         return type(other) is Digest and other._digest == self._digest
 
 
+class LongRange:
+    """Stands for a range too long to be gone through: it has a length, members and equality, and cannot be iterated.
+
+    A range is a few bytes to send and gigabytes to expand, which `sorted(f(x))` in a test or an oracle's `set` would do.
+    """
+
+    def __init__(self, numbers: range) -> None:
+        self._numbers = numbers
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return (other._numbers if type(other) is LongRange else other) == self._numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, value: object) -> bool:
+        return type(value) is int and value in self._numbers
+
+    def __iter__(self) -> Any:
+        raise ValueError(f"a range of more than {MAX_RANGE} numbers, which no test goes through")
+
+
 class Remote:
     """An object that lives in the candidate's process, known by number. Equal to nothing, hashable by nobody."""
 
@@ -91,6 +116,8 @@ def dumps(value: Any, remotes: Callable[[Any], int | None] | None = None) -> byt
         return b"%d" % value
     if value is True or value is False:
         return b"true" if value else b"false"
+    if (type(value) is str or type(value) is bytes) and len(value) > MAX_FRAME:  # before it is written out
+        raise Unfit(f"a value of {len(value)} characters; the limit is {MAX_FRAME} bytes")
     try:
         text = _json(_tagged(value, MAX_DEPTH, remotes, careful=False))
     except ValueError as problem:
@@ -138,8 +165,10 @@ def _digest(value: Any) -> bytes:
     return _json({"h": digest.hexdigest()}).encode()
 
 
-def loads(data: bytes, remote: Callable[[int], Any] | None = None) -> Any:
+def loads(data: bytes, remote: Callable[[int], Any] | None = None, most_in_ranges: int = MAX_RANGE) -> Any:
     """The value in JSON bytes from `dumps`. `remote` makes the stand-in for a reference; without it none may come.
+
+    Of ranges with more numbers than `most_in_ranges` together, those that are too many are a LongRange.
 
     Raises:
         Unfit: not what `dumps` writes, or a set or dict made to collide.
@@ -149,16 +178,17 @@ def loads(data: bytes, remote: Callable[[int], Any] | None = None) -> Any:
         text = data.decode("utf-8", "surrogatepass")
         if b"{" not in data:  # nothing that is tagged
             return _UNTAGGED(text)
-        if remote is None:
+        if remote is None and b'{"r":' not in data:
             return _TAGGED(text)
-        return json.JSONDecoder(object_pairs_hook=functools.partial(_untag, remote)).decode(text)
+        room = [most_in_ranges]
+        return json.JSONDecoder(object_pairs_hook=functools.partial(_untag, remote, room)).decode(text)
     except Unfit:
         raise
     except (ValueError, TypeError, RecursionError, ArithmeticError, LookupError, AttributeError) as error:
         raise Unfit(f"not a frame: {type(error).__name__}") from None
 
 
-def _untag(remote: Callable[[int], Any] | None, pairs: list[tuple[str, Any]]) -> Any:
+def _untag(remote: Callable[[int], Any] | None, room: list[int], pairs: list[tuple[str, Any]]) -> Any:
     if len(pairs) != 1:
         raise Unfit("an object with other than one tag")
     tag, body = pairs[0]
@@ -166,6 +196,8 @@ def _untag(remote: Callable[[int], Any] | None, pairs: list[tuple[str, Any]]) ->
         if remote is None or type(body) is not int:
             raise Unfit("a reference where none may be")
         return remote(body)
+    if tag == "r":
+        return _range(body, room)
     reader = _READERS.get(tag)
     if reader is None:
         raise Unfit(f"an unknown tag {tag[:20]!r}")
@@ -173,7 +205,7 @@ def _untag(remote: Callable[[int], Any] | None, pairs: list[tuple[str, Any]]) ->
 
 
 _UNTAGGED = json.JSONDecoder().decode
-_TAGGED = json.JSONDecoder(object_pairs_hook=functools.partial(_untag, None)).decode
+_TAGGED = json.JSONDecoder(object_pairs_hook=functools.partial(_untag, None, [0])).decode
 
 
 def pack(job: dict[str, Any], texts: Sequence[bytes] = ()) -> bytes:
@@ -217,6 +249,10 @@ def _tagged(value: Any, depth: int, remotes: Callable[[Any], int | None] | None,
 
 def _tagged_items(items: Any, depth: int, remotes: Callable[[Any], int | None] | None, careful: bool) -> list[Any]:
     kinds = set(map(type, items))
+    if str in kinds or bytes in kinds:  # before they are written out: a string of 1 GB would take seconds
+        size = sum(len(item) for item in items if type(item) is str or type(item) is bytes)
+        if size > MAX_FRAME:
+            raise Unfit(f"values of {size} characters; the limit is {MAX_FRAME} bytes")
     if kinds <= _PLAIN and not (careful and int in kinds):
         return list(items)
     return [_tagged(item, depth - 1, remotes, careful) for item in items]
@@ -229,6 +265,8 @@ def _tagged_rare(value: Any, kind: type, remotes: Callable[[Any], int | None] | 
         return {"b": value.hex()}
     if value is ...:
         return {"e": 0}
+    if kind is LongRange:
+        value, kind = value._numbers, range
     if kind is range:
         return {"r": [hex(value.start), hex(value.stop), hex(value.step)]}
     if kind is fractions.Fraction:
@@ -263,6 +301,14 @@ def _dict(flat: list[Any]) -> dict[Any, Any]:
     return dict(zip(keys, flat[1::2], strict=True))
 
 
+def _range(body: Any, room: list[int]) -> range | LongRange:
+    """A range, as itself as long as the ranges of the frame have `room` for its numbers."""
+    numbers = range(*(int(part, 16) for part in body))
+    count = max(0, -((numbers.start - numbers.stop) // numbers.step))  # len() of a very long one fails
+    room[0] -= count
+    return numbers if room[0] >= 0 else LongRange(numbers)
+
+
 def _short(text: Any) -> str:
     if type(text) is not str or len(text) > 2000:
         raise Unfit("a number that is too long")
@@ -278,7 +324,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "c": lambda body: complex(*body),
     "b": bytes.fromhex,
     "e": lambda body: Ellipsis,
-    "r": lambda body: range(*(int(part, 16) for part in body)),
     "q": lambda body: fractions.Fraction(*(int(_short(part), 16) for part in body)),
     "n": lambda body: decimal.Decimal(_short(body)),
     "h": lambda body: Digest(_short(body)),

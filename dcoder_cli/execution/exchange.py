@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import functools
 import json
+import math
 import os
 import socket
 import time
@@ -20,6 +21,9 @@ from dcoder_cli.execution.handlers import Ledger
 
 _NONCES = 64
 MAX_RESTARTS = 20  # ours: a candidate that dies on each of its tests must not hold a worker for ever
+# Ours: what a candidate with a budget gets after its first time-out, for everything and for one answer. It has failed; what is
+# left to learn is which of the other tests it passes, and an honest answer to those takes milliseconds.
+AFTER_TIMEOUT, ANSWER_AFTER_TIMEOUT = 2.0, 0.5
 
 
 class Stopped(BaseException):
@@ -40,11 +44,17 @@ class Candidate:
 
     Any request may raise Stopped (no answer in time, dead, forged), after which `restart` is needed; NoValue; Unfit for
     what cannot cross to the candidate; or what the candidate raised. All of these are in `ledger`.
+
+    `budget`: seconds for all that it is asked, from now on; less after the first time-out. None: each request has its own.
     """
 
-    def __init__(self, report: Channel, first: socket.socket, source: str, seconds: float, run: bool) -> None:
+    def __init__(
+        self, report: Channel, first: socket.socket, source: str, seconds: float, run: bool, budget: float | None = None
+    ) -> None:
         self._report = report
         self._source, self._seconds, self._run = source, seconds, run
+        self._budget, self._most = budget, math.inf
+        self._ends = math.inf if budget is None else time.monotonic() + budget
         self._restarts = 0
         self._nonces: list[bytes] = []
         self.ledger = Ledger()
@@ -88,7 +98,7 @@ class Candidate:
         """The encoded result, or its digest, of a call with encoded arguments: nothing is decoded on the way."""
         nonce = self._nonce()
         request = b'["call","%b",%b,%b,null,"digest"]' % (nonce, _quoted(name), encoded_arguments)
-        data = self._exchange(request, seconds)
+        data = self._exchange(request, min(seconds, self._most))
         prefix = b'["%b","value",' % nonce
         if data.startswith(prefix) and data.endswith(b"]"):
             return data[len(prefix) : -1]
@@ -112,6 +122,7 @@ class Candidate:
     def _ask(self, operation: str, details: list[Any], seconds: float) -> list[Any]:
         nonce = self._nonce()
         try:
+            seconds = seconds if operation == "load" else min(seconds, self._most)
             request = codec.dumps([operation, nonce.decode(), *details], _number_of)
             return self._checked(self._exchange(request, seconds), nonce, Remote)
         except (Stopped, NoValue, Unfit) as problem:
@@ -125,13 +136,20 @@ class Candidate:
                 self.alive = False
                 raise Stopped("failed", "the candidate's process ended")
             raise self._forgery("a frame nobody asked for")
-        deadline = time.monotonic() + seconds
+        now = time.monotonic()
+        deadline = min(now + seconds, self._ends)
+        if now >= self._ends:
+            self.alive = False
+            self.condemned = f"all its answers together took too long (more than {self._budget:.3g} s, or time-outs)"
+            raise Stopped("timeout", self.condemned)
         try:
             self._channel.send(request, deadline=deadline)
             return self._channel.receive(deadline)
         except Late:
             self.alive = False
-            raise Stopped("timeout", f"no answer within {seconds:.3g} s") from None
+            if self._budget is not None:
+                self._ends, self._most = min(self._ends, time.monotonic() + AFTER_TIMEOUT), ANSWER_AFTER_TIMEOUT
+            raise Stopped("timeout", f"no answer within {deadline - now:.3g} s") from None
         except Gone:
             self.alive = False
             raise Stopped("failed", "the candidate's process ended") from None

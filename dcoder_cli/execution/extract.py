@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MAX_TEXT = 1 << 18  # characters looked at; the longest answers of the protocols are far below a tenth of it
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([A-Za-z0-9_+.-]*)[^\n`]*$", re.MULTILINE)
+# Possessive throughout: nothing that one part gives back could be taken by the next, and giving back costs quadratic time.
+_FENCE = re.compile(r"^[ \t]*+(```++|~~~++)[ \t]*+([A-Za-z0-9_+.-]*+)[^\n`]*+$", re.MULTILINE)
 _PYTHON = {"python", "py", "python3", "py3"}
 _BUDGET = 4  # characters parsed for each character of text, at most: each statement once, and repairs
 _CONTINUES = re.compile(r"(else|elif|except|finally)\b|[)\]}]")
@@ -272,25 +273,28 @@ def _fresh_lines(lines: Sequence[str]) -> list[bool]:
         if not quote and depth and _BEGINS.match(line):
             depth = 0
         fresh.append(not quote and depth == 0)
-        place = 0
+        place, end, slash = 0, -2, -2  # what was found and is still ahead is not looked for again
+        closed: dict[str, list[int]] = {}
         while place < len(line):
             if quote:
-                end = line.find(quote, place)
-                slash = line.find("\\", place)
+                end = line.find(quote, place) if end != -1 and end < place else end
+                slash = line.find("\\", place) if slash != -1 and slash < place else slash
                 if 0 <= slash < end or (slash >= 0 and end < 0):
                     place = slash + 2
                     continue
                 if end < 0:
                     break
                 place = end + len(quote)
-                quote = ""
+                quote, end = "", -2
                 continue
             match = _TOKEN.search(line, place)
             if match is None:
                 break
             token, place = match.group(), match.end()
             if token in ('"""', "'''"):
-                quote, opened = token, number
+                quote, opened, end = token, number, -2
+            elif token in _STRING_ENDS:
+                place = _end_of_string(line, token, place, closed)
             elif token in "([{":
                 depth += 1
             elif token in ")]}":
@@ -305,23 +309,50 @@ def _fresh_lines(lines: Sequence[str]) -> list[bool]:
     return fresh
 
 
-_TOKEN = re.compile(
-    r'"""|\'\'\'|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|[\[\](){}#]',
-)
+_TOKEN = re.compile(r'"""|\'\'\'|["\'\[\](){}#]')
+_STRING_ENDS = {mark: re.compile(rf"(?:[^{mark}\\\n]|\\.)*+{mark}") for mark in "\"'"}
+
+
+def _end_of_string(line: str, mark: str, place: int, closed: dict[str, list[int]]) -> int:
+    """Where a string ends whose opening `mark` stands before `place`; `place` where it is none, for it does not end.
+
+    After one that does not end, `closed` has the end for each place of the line, so that many of them cost no more than one.
+    """
+    if mark not in closed:
+        found = _STRING_ENDS[mark].match(line, place)
+        if found is not None:
+            return found.end()
+        ends = [0] * (len(line) + 2)
+        for at in range(len(line) - 1, -1, -1):
+            one = line[at]
+            ends[at] = at + 1 if one == mark else ends[at + 2] if one == "\\" else ends[at + 1]
+        closed[mark] = ends
+    return closed[mark][place] or place
 
 
 def _statements(part: _Part) -> Iterator[_Statement]:
+    """The top-level statements; those that share a line are one, or each would have the text of all."""
     lines = part.text.split("\n")
+    groups: list[tuple[int, int, list[ast.stmt]]] = []
     for node in part.tree.body:
         first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
-        binds, uses = _names(node)
+        last = node.end_lineno or first
+        if groups and first <= groups[-1][1]:
+            begun, ended, nodes = groups[-1]
+            nodes.append(node)
+            groups[-1] = begun, max(ended, last), nodes
+        else:
+            groups.append((first, last, [node]))
+    for first, last, nodes in groups:
+        found = [_names(node) for node in nodes]
+        uses = set().union(*(used for _, used in found))
         yield _Statement(
-            text="\n".join(lines[first - 1 : node.end_lineno]),
-            binds=binds,
+            text="\n".join(lines[first - 1 : last]),
+            binds=set().union(*(bound for bound, _ in found)),
             uses=uses,
-            is_import=isinstance(node, (ast.Import, ast.ImportFrom)) or _is_setting(node),
-            is_definition=isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)),
-            is_main=isinstance(node, ast.If) and "__name__" in uses,
+            is_import=any(isinstance(node, (ast.Import, ast.ImportFrom)) or _is_setting(node) for node in nodes),
+            is_definition=isinstance(nodes[0], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)),
+            is_main=len(nodes) == 1 and isinstance(nodes[0], ast.If) and "__name__" in uses,
         )
 
 

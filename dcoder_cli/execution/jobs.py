@@ -15,7 +15,9 @@ from dcoder_cli.execution.channel import Channel, Gone, Late
 from dcoder_cli.execution.problem import START_SECONDS
 from dcoder_cli.execution.sandbox import Sandbox, SandboxGone, limits
 
-_TESTER_MIB = 4096  # ours: it holds tests and one answer; a hostile value that grows in a comparison stops here
+# Ours: a tester holds tests and one answer; a hostile value that grows in test code or a comparison stops here. Few problems
+# have more than 4 MiB of tests (MBPP+'s largest), and only they get the larger one.
+_TESTER_MIB, _LARGE_MIB, _LARGE = 1536, 4096, 4 << 20
 _TESTER_JOBS = 200  # ours: the most for one tester; its memory is that of the largest
 _TESTER_SECONDS = 3600.0  # of processor time, over all its jobs
 
@@ -48,6 +50,7 @@ class Worker:
         self._tester: Channel | None = None
         self._jobs = 0  # done by the present tester
         self._payload = b""  # the one it knows
+        self._mib = 0  # what it may hold
 
     @property
     def pids(self) -> list[int]:
@@ -91,7 +94,7 @@ class Worker:
         outcome: dict[str, Any] | None = None
         late = False
         try:
-            tester = self._ready_tester()
+            tester = self._ready_tester(_LARGE_MIB if len(job.payload) > _LARGE else _TESTER_MIB)
             try:
                 problem = b"" if job.payload is self._payload else job.payload
                 source = job.source.encode("utf-8", "surrogatepass")
@@ -150,14 +153,17 @@ class Worker:
             self._candidates.close()
             self._candidates = None
 
-    def _ready_tester(self) -> Channel:
+    def _ready_tester(self, mib: int) -> Channel:
+        """A tester with `mib` MiB, or more where there is one."""
+        if self._tester is not None and mib > self._mib:
+            self._end_tester()
         if self._testers is None:
             self._testers = Sandbox(self.tier)
         if self._tester is None:
             mine, theirs = socket.socketpair()
             with theirs:
-                self._testers.run("tester", [theirs.fileno()], limits(_TESTER_MIB, _TESTER_SECONDS))
-            self._tester, self._jobs, self._payload = Channel(mine, limit=1 << 30), 0, b""
+                self._testers.run("tester", [theirs.fileno()], limits(mib, _TESTER_SECONDS))
+            self._tester, self._jobs, self._payload, self._mib = Channel(mine, limit=1 << 30), 0, b"", mib
         return self._tester
 
     def _end_tester(self) -> dict[str, Any]:

@@ -18,6 +18,9 @@ STATUSES = ("passed", "failed", "timeout", "syntax", "memory", "infrastructure")
 CALL_SECONDS = 4.0  # EvalPlus: the least time an input gets
 MOST_SECONDS = 60.0  # EvalPlus: the most a candidate gets for all inputs, unless the reference needs more
 MEMORY_MIB = 1024  # ours: HumanEval's and MBPP's references stay below 100 MiB
+REWARD_SECONDS = (
+    12.0  # ours: a completion's tests in training, together: three calls at their limit; most take milliseconds
+)
 START_SECONDS = 5.0  # ours: for two forks under load, on top of the time the tests get
 
 
@@ -63,7 +66,9 @@ class Problem:
         seconds: limit of wall-clock time for one call from a test, one program, and for loading the candidate.
         total_seconds: the same for everything; by default what the parts may take, at most MOST_SECONDS.
         memory_mib: limit of the candidate's address space.
-        every_test: go on after a failed test, so that `tests_passed` is a true share (rewards want it).
+        every_test: go on after a failed test, so that `tests_passed` is a true share (rewards want it). Its time is then a
+            budget: after the first time-out the candidate gets 2 s more for all other tests, and 0.5 s for one
+            (exchange.AFTER_TIMEOUT), so that one which loops on every test is not waited for on each.
     """
 
     task_id: str
@@ -126,6 +131,7 @@ class Problem:
             "seconds": self.seconds,
             "load_seconds": max(self.seconds, CALL_SECONDS),
             "every": self.every_test,
+            "budget": self.deadline_seconds if self.every_test else None,
         }
         texts: list[bytes] = []
         if self.calls:

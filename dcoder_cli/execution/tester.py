@@ -65,7 +65,9 @@ class _Job:
         kind = self._problem["kind"]
         with self._noting():
             seconds = self._problem["load_seconds"]
-            self._live = Candidate(self._host, self._first, self._source, seconds, run=kind != "programs")
+            self._live = Candidate(
+                self._host, self._first, self._source, seconds, kind != "programs", self._problem.get("budget")
+            )
             {"calls": self._calls, "asserts": self._asserts, "programs": self._programs, "outputs": self._outputs}[
                 kind
             ]()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Count, Range, Rows, check
 
 if TYPE_CHECKING:
     from dcoder_cli.benchmarks.benchmark import Suite
@@ -31,16 +32,19 @@ class StudySettings:
     """
 
     task: str = "micro"
-    limit: int | None = None
+    limit: Count | None = None
     data: str | None = None
-    max_new_tokens: int = 256
-    steps: int | None = None
+    max_new_tokens: Count = 256
+    steps: Count | None = None
     rule: str = "entropy"
-    cold: float = 0.2  # DiffuCoder B.2
-    hot: float = 1.2  # DiffuCoder 4.3 and 5
-    top_p: float | None = None
-    many: int = 10
-    batch_size: int = 16  # ours: on one core 105 small-scale answers take 10.6 s, and 17.7 s in a batch of 128
+    cold: Annotated[float, Range(0)] = 0.2  # DiffuCoder B.2
+    hot: Annotated[float, Range(0)] = 1.2  # DiffuCoder 4.3 and 5
+    top_p: Annotated[float, Range(above=0, most=1)] | None = None
+    many: Count = 10
+    batch_size: Rows = 16  # ours: on one core 105 small-scale answers take 10.6 s, and 17.7 s in a batch of 128
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
-from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, require_space, write_json, write_jsonl
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.base.ranges import Scale, Seed, check_number
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.stages import Announce, Pipeline, Step
 
@@ -67,7 +67,7 @@ def plan(out: Path, seed: int, step_scale: float, force: bool = False, unsafe: b
     """What `quickstart` would do, once its input is checked; nothing is written. Args and errors are its."""
     from dcoder_cli.training.config import STAGE_NAMES
 
-    tier = _check(out, step_scale, force, unsafe)
+    tier = _check(out, seed, step_scale, force, unsafe)
     values = presets.load("cpu-tiny")
     found = RunPlan("quickstart", {"seed": seed, "step_scale": step_scale, "preset": "cpu-tiny"})
     sections = {f"stage{number}": f"stage {number} ({name})" for number, name in enumerate(STAGE_NAMES)}
@@ -81,10 +81,10 @@ def plan(out: Path, seed: int, step_scale: float, force: bool = False, unsafe: b
     return found
 
 
-def _check(out: Path, step_scale: float, force: bool, unsafe: bool) -> str:
+def _check(out: Path, seed: int, step_scale: float, force: bool, unsafe: bool) -> str:
     """The sandbox's tier. Raises UserError where the command would."""
-    if not 0 < step_scale < float("inf"):
-        raise UserError(f"--step-scale {step_scale} must be a number above 0")
+    check_number("--seed", seed, Seed)
+    check_number("--step-scale", step_scale, Scale)
     tier = resolve_tier(unsafe=unsafe)
     check_replaceable(out, force, _RECORD, "a quickstart")
     require_space(out, _DISK, "quickstart")
@@ -117,7 +117,7 @@ def quickstart(
     from dcoder_cli.analysis.series import Series
     from dcoder_cli.experiments.quickstart_report import write_report
 
-    _check(out, step_scale, force, unsafe)
+    _check(out, seed, step_scale, force, unsafe)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)

@@ -14,6 +14,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.base.ranges import Count, Range, Scale, check_number
 from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments import processes, stages
@@ -135,10 +136,9 @@ class _Ready:
 
 
 def _ready(call: ReproduceCall) -> _Ready:
-    if call.seeds < 1 or not 0 < call.step_scale < float("inf"):
-        raise UserError(f"--seeds {call.seeds} must be at least 1 and --step-scale {call.step_scale} a number above 0")
-    if call.jobs is not None and call.jobs < 1:
-        raise UserError(f"--jobs {call.jobs} must be at least 1")
+    Range(1, 10_000).check("--seeds", call.seeds)
+    check_number("--step-scale", call.step_scale, Scale)
+    check_number("--jobs", call.jobs, Count)
     models, settings = dict(call.models), call.settings
     made = [replicates.given(models, call.pretrain, call.rl, call.out)] if models else []
     check_settings(settings, context=None if models else replicates.CONTEXT)

@@ -6,10 +6,14 @@ Defaults are DiffuCoder's stage 1 where the paper gives a number (DiffuCoder B.1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import Attention
+from dcoder_cli.base.ranges import Between, Count, CountOrNone, Range, Rows, Seed, Share, check
+
+Epochs = Annotated[float, Range(above=0, most=1e6)]
+_Beta = Annotated[float, Range(0, below=1)]
 
 STAGES = {"0": 0, "ar": 0, "1": 1, "adapt": 1, "2": 2, "mid": 2, "3": 3, "sft": 3}
 STAGE_NAMES = ("ar", "adapt", "mid", "sft")
@@ -24,35 +28,33 @@ class OptimizerConfig:
             each block of 256 (arXiv 2110.02861; about 2 bytes), by bitsandbytes or torchao.
         learning_rate: peak (2e-5: DiffuCoder B.1, stage 1).
         betas, eps: Adam's own defaults (the paper names none for stages 1-3).
-        weight_decay: 0: the paper says Adam; applied to matrices only where set.
+        weight_decay: 0: the paper says Adam; applied to matrices only where set. A step leaves 1 - learning_rate *
+            weight_decay of a weight, which must be above 0.
         warmup_steps: linear warmup; used where warmup_ratio is null (20,000: DiffuCoder B.1, stage 1).
         warmup_ratio: share of all steps instead (0.1: DiffuCoder B.1, stage 3).
         schedule: cosine to `floor` of the peak, or constant after warmup.
         floor: last learning rate over peak (0.1: DiffuCoder B.1).
-        max_grad_norm: gradient clipping (1.0: the public codes' default); null = off.
+        max_grad_norm: gradient clipping (1.0: the public codes' default); null, 0 or .inf = off.
         fused: the fused kernel where it exists.
     """
 
     name: Literal["adamw", "adamw-8bit"] = "adamw"
-    learning_rate: float = 2e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 20_000
-    warmup_ratio: float | None = None
+    learning_rate: Annotated[float, Range(above=0, most=100)] = 2e-5
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    eps: Annotated[float, Range(above=0, most=1)] = 1e-8  # 0 divides 0 by 0 where a token of the vocabulary is not seen
+    weight_decay: Annotated[float, Range(0, most=1e6)] = 0.0
+    warmup_steps: CountOrNone = 20_000
+    warmup_ratio: Share | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
-    floor: float = 0.1
-    max_grad_norm: float | None = 1.0
+    floor: Share = 0.1
+    max_grad_norm: Annotated[float, Range(0, infinite=True, also="; null does not clip")] | None = 1.0
     fused: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"optimizer.learning_rate = {self.learning_rate} must be above 0, and finite")
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
-            raise UserError(f"optimizer.warmup_ratio = {self.warmup_ratio} must lie between 0 and 1")
-        if self.warmup_steps < 0 or not 0 <= self.floor <= 1:
+        check(self, "optimizer.")
+        if self.learning_rate * self.weight_decay >= 1:
             raise UserError(
-                f"optimizer.warmup_steps = {self.warmup_steps} must be 0 or more and floor = {self.floor} in [0, 1]"
+                f"optimizer.weight_decay = {self.weight_decay:g} times learning_rate = {self.learning_rate:g} must be below 1: a step would leave nothing of a weight; lower it"
             )
 
     def warmup(self, total_steps: int) -> int:
@@ -80,17 +82,14 @@ class LoraConfig:
             checkpoint loads anywhere).
     """
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: Annotated[int, Range(1, 2**16, also="; --set lora=null trains all weights")] = 8
+    alpha: Annotated[float, Range(above=0, most=1e6)] = 16.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     base_dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     save_merged: bool = True
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora.rank = {self.rank} must be at least 1; --set lora=null trains all weights")
-        if not 0 < self.alpha < float("inf"):
-            raise UserError(f"lora.alpha = {self.alpha} must be above 0")
+        check(self, "lora.")
         if not self.target_modules:
             raise UserError("lora.target_modules is empty; name a linear layer, for example q_proj")
         if self.base_dtype == "nf4" and not self.save_merged:
@@ -152,78 +151,41 @@ class StageConfig:
         lora: see LoraConfig; null = all weights train. Stages 2 and 3 only.
     """
 
-    seed: int = 0
-    steps: int | None = None
-    epochs: float = 1.0
-    global_batch: int = 160
-    micro_batch: int = 2
+    seed: Seed = 0
+    steps: Annotated[int, Range(1, also=", or null for epochs")] | None = None
+    epochs: Epochs = 1.0
+    global_batch: Rows = 160
+    micro_batch: Rows = 2
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     compile: bool = False
     kernels: Literal["none", "liger"] = "none"
-    prefetch: int | None = None
+    prefetch: Annotated[int, Range(0, 1000, also=", or null for the device's default")] | None = None
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"
-    cart_p: float = 0.1
+    cart_p: Between = 0.1
     normalizer: Literal["eligible", "masked", "positions", "answer"] = "eligible"
-    t_min: float = 1e-3
+    t_min: Between = 1e-3
     stratified_t: bool = False
-    anneal_steps: int = 0
-    truncate_share: float = 0.0
-    clean_prefix_share: float = 0.0
-    conditional_phase_in: float = 0.0
+    anneal_steps: CountOrNone = 0
+    truncate_share: Share = 0.0
+    clean_prefix_share: Share = 0.0
+    conditional_phase_in: Annotated[float, Range(0, most=1e6)] = 0.0
     isolate_documents: bool = False
-    evaluate_every: int = 1000
-    evaluate_rows: int = 256
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    early_stopping: int = 0
-    stop_at_loss: float | None = None
-    log_every: int = 1
+    evaluate_every: CountOrNone = 1000
+    evaluate_rows: CountOrNone = 256
+    checkpoint_every: CountOrNone = 1000
+    keep_checkpoints: Count = 2
+    early_stopping: CountOrNone = 0
+    stop_at_loss: Annotated[float, Range(above=0, also="; null trains all steps")] | None = None
+    log_every: Count = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
-        positive = {
-            "global_batch": self.global_batch,
-            "micro_batch": self.micro_batch,
-            "log_every": self.log_every,
-            "keep_checkpoints": self.keep_checkpoints,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"{name} = {value} must be at least 1")
-        if self.prefetch is not None and self.prefetch < 0:
-            raise UserError(f"prefetch = {self.prefetch} must be 0 or more, or null for the device's default")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
-        if self.steps is None and self.epochs <= 0:
-            raise UserError(f"epochs = {self.epochs} must be above 0")
+        check(self)
         if self.lora is not None:
             self.lora.base(self.precision)
-        if self.stop_at_loss is not None and not 0 < self.stop_at_loss < float("inf"):
-            raise UserError(f"stop_at_loss = {self.stop_at_loss} must be a loss above 0, or null to train all steps")
-        if not 0 < self.t_min < 1:
-            raise UserError(f"t_min = {self.t_min} must lie between 0 and 1")
-        if not 0 < self.cart_p < 1:
-            raise UserError(f"cart_p = {self.cart_p} must lie between 0 and 1")
-        for name, share in {
-            "truncate_share": self.truncate_share,
-            "clean_prefix_share": self.clean_prefix_share,
-        }.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} = {share} must lie between 0 and 1")
-        counts = (
-            "anneal_steps",
-            "conditional_phase_in",
-            "evaluate_every",
-            "evaluate_rows",
-            "checkpoint_every",
-            "early_stopping",
-        )
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
 
     def total_steps(self, rows: int) -> int:
         """Optimiser steps of a run over a training set of `rows` rows."""

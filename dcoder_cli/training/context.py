@@ -113,7 +113,7 @@ class Context:
         folder = RunFolder.check(out, resume)
         record = records.make(stage, model, data, config, **tracking.to_record(track))
         if resume:
-            records.check_resumed(folder.config(), record)
+            records.check_resumed(folder.config(), record, begun=folder.last() > 0)
         start = folder.last() if resume else 0
         spread = sharded.asked()
         accelerator = setup.make_accelerator(config.precision, device, track.tracker if track else None, folder.path)

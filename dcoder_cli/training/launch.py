@@ -179,5 +179,4 @@ def launch_section(options: LaunchOptions) -> dict[str, Any]:
         name = next((start["preset"] for start in starts if start.get("preset")), None)
     if name is None:
         return {}
-    found: dict[str, Any] = presets.load(name).get("launch") or {}
-    return found
+    return presets.launch(name)

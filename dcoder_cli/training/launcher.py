@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from dcoder_cli.base.console import world_size
 from dcoder_cli.base.errors import STOPPED, UserError, WorkFailed
 from dcoder_cli.base.machine import cores
+from dcoder_cli.base.ranges import Range
 
 if TYPE_CHECKING:
     from dcoder_cli.training.context import DryRun
+
+MOST = 1024  # processes on one machine; ours
 
 
 def spread(processes: int | None, device: str | None = None, launch: Mapping[str, Any] | None = None) -> None:
@@ -65,8 +68,9 @@ def planned(processes: int | None, launch: Mapping[str, Any]) -> DryRun:
 
 
 def _check(processes: int) -> None:
-    if processes < 1:
-        raise UserError(f"--nproc {processes} must be at least 1")
+    Range(1, also="; it is a number of processes").check("--nproc", processes)
+    if processes > MOST:
+        raise UserError(f"--nproc {processes} is more than one machine runs; give {MOST} or fewer")
     if "RANK" in os.environ:
         raise UserError(f"--nproc {processes} has no effect under a launcher, which started this process; leave it out")
 

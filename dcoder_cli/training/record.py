@@ -15,6 +15,11 @@ from dcoder_cli.training.grpo.config import GrpoConfig
 # Settings by which a step knows its rows and the optimiser its weights: with others, the steps counted so far would be
 # another run's. `steps` and the learning rate may change: they are of the steps to come.
 _FIXED = ("seed", "global_batch", "prompts_per_step", "lora", "train_embeddings")
+# What is optimised: with another in mid-run, config.yaml would tell of a run that never was, and its curves join two.
+_OBJECTIVE = (
+    "estimator", "pairs", "t_range", "prompt_mask", "advantage", "scale_advantage", "loss_normaliser", "rewards", "format",
+    "weighting", "cart_p", "normalizer", "t_min",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def make(stage: int, model: str, data: str, config: StageConfig | GrpoConfig, **
     }
 
 
-def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool = True) -> None:
     """Whether a run may go on as it is now asked to.
 
     Args:
         before: the record in its folder.
         now: the one that would take its place, of `make`.
+        begun: whether it has a checkpoint to go on from, rather than to begin anew.
 
     Raises:
         UserError: something differs that decides which rows a step reads, or which weights it moves.
@@ -72,6 +78,12 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key in _FIXED:
         if key in old and _decides(old[key]) != _decides(now["config"][key]):
             raise UserError(_fixed(f"{key} = {now['config'][key]}", old[key]))
+    for key in _OBJECTIVE if begun else ():
+        if key in old and old[key] != now["config"][key]:
+            raise UserError(
+                f"{key} = {now['config'][key]} cannot change on resuming: it decides what is learned, and the run began with {old[key]}; "
+                "leave it out, or begin another run with --model at this one's checkpoints/last"
+            )
     if old["optimizer"]["name"] != now["config"]["optimizer"]["name"]:
         raise UserError(_fixed(f"optimizer.name = {now['config']['optimizer']['name']}", old["optimizer"]["name"]))
     # An adapter needs the model it began with, wherever that lies now, and knows it by its content (lora.load_adapter).

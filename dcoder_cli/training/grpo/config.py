@@ -6,17 +6,21 @@ Defaults are the paper's (DiffuCoder B.1 and Algorithm 1).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import Attention
+from dcoder_cli.base.ranges import Between, Count, CountOrNone, Range, Rows, Seed, check
 from dcoder_cli.diffusion.estimators import check_name
-from dcoder_cli.training.config import LoraConfig, OptimizerConfig
+from dcoder_cli.training.config import Epochs, LoraConfig, OptimizerConfig
 
 
 def _optimizer() -> OptimizerConfig:
     # DiffuCoder B.1, coupled-GRPO: learning rate, betas, weight decay, gradient norm, cosine with a 10% floor.
     return OptimizerConfig(learning_rate=1e-6, betas=(0.9, 0.99), weight_decay=0.1, warmup_steps=0, max_grad_norm=0.2)
+
+
+Weight = Annotated[float, Range(free="a reward may be large, small, or a penalty")]
 
 
 @dataclass(frozen=True)
@@ -38,33 +42,24 @@ class RolloutConfig:
         batch_size: rows decoded together; no effect on the samples.
     """
 
-    max_new_tokens: int = 256
-    steps: int | None = None
-    temperature: float = 1.2
-    top_p: float | None = None
-    top_k: int | None = None
+    max_new_tokens: Count = 256
+    steps: Count | None = None
+    temperature: Annotated[float, Range(above=0, also=": a group of equal samples teaches nothing")] = 1.2
+    top_p: Annotated[float, Range(above=0, most=1)] | None = None
+    top_k: Count | None = None
     rule: str = "entropy"
     tie_break: Literal["model", "left", "right", "random", "topk"] | None = None
-    logits_mib: int | None = None
+    logits_mib: Count | None = None
     mode: Literal["exact", "fast"] = "exact"
-    threshold: float | None = None
-    batch_size: int = 32
+    threshold: Annotated[float, Range(0, 1, also="; 0 commits all at once, 1 one a step")] | None = None
+    batch_size: Rows = 32
 
     def __post_init__(self) -> None:
+        check(self, "rollout.")
         if self.mode == "exact" and self.threshold is not None:
             raise UserError(f"rollout.threshold = {self.threshold} applies to rollout.mode fast only; leave it out")
         if self.mode == "fast" and self.steps is not None:
             raise UserError(f"rollout.steps = {self.steps} applies to rollout.mode exact only; give rollout.threshold")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"rollout.threshold = {self.threshold} must lie between 0 (all at once) and 1 (one a step)")
-        if self.temperature <= 0:
-            raise UserError(
-                f"rollout.temperature = {self.temperature} must be above 0: a group of equal samples teaches nothing"
-            )
-        if self.batch_size < 1 or self.max_new_tokens < 1:
-            raise UserError(
-                f"rollout.batch_size = {self.batch_size} and max_new_tokens = {self.max_new_tokens} must be at least 1"
-            )
         if self.steps is not None and not 1 <= self.steps <= self.max_new_tokens:
             raise UserError(
                 f"rollout.steps = {self.steps} must lie between 1 and max_new_tokens = {self.max_new_tokens}"
@@ -114,25 +109,27 @@ class GrpoConfig:
         samples_every: steps between sample completions written to samples/.
     """
 
-    seed: int = 0
-    steps: int | None = None
-    epochs: float = 1.0
-    prompts_per_step: int = 16
-    group_size: int = 10
-    micro_batch: int = 10
-    inner_iterations: int = 2
+    seed: Seed = 0
+    steps: Annotated[int, Range(1, also=", or null for epochs")] | None = None
+    epochs: Epochs = 1.0
+    prompts_per_step: Rows = 16
+    group_size: Annotated[int, Range(2, 2**20, also=": the advantage compares completions of one prompt")] = 10
+    micro_batch: Rows = 10
+    inner_iterations: Annotated[int, Range(1, 1000)] = 2
     estimator: str = "coupled"
-    pairs: int = 1
-    t_range: tuple[float, float] = (0.2, 0.8)
-    prompt_mask: float = 0.15
+    pairs: Annotated[int, Range(1, 1000)] = 1
+    t_range: tuple[Between, Between] = (0.2, 0.8)
+    prompt_mask: Annotated[float, Range(0, below=1)] = 0.15
     advantage: Literal["mean", "leave-one-out"] = "mean"
     scale_advantage: bool = False
-    clip: float = 0.5
+    clip: Annotated[float, Range(above=0, infinite=True)] = 0.5
     loss_normaliser: Literal["completion", "token"] = "completion"
-    kl_coef: float = 0.01
-    reference_sync: int = 64
-    reference_alpha: float = 1.0
-    rewards: dict[str, float] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
+    kl_coef: Annotated[float, Range(0, most=1e6)] = 0.01
+    reference_sync: CountOrNone = 64
+    reference_alpha: Annotated[
+        float, Range(above=0, most=1, also="; for a reference that stays use reference_sync 0")
+    ] = 1.0
+    rewards: dict[str, Weight] = field(default_factory=lambda: {"code": 2.0, "format": 0.5})
     format: Literal["strict", "lenient"] = "strict"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
@@ -142,58 +139,30 @@ class GrpoConfig:
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False
     kernels: Literal["none", "liger"] = "none"
-    evaluate_every: int = 0
-    evaluate_prompts: int = 64
-    checkpoint_every: int = 50
-    keep_checkpoints: int = 2
-    samples_every: int = 10
+    evaluate_every: CountOrNone = 0
+    evaluate_prompts: CountOrNone = 64
+    checkpoint_every: CountOrNone = 50
+    keep_checkpoints: Count = 2
+    samples_every: CountOrNone = 10
 
     def __post_init__(self) -> None:
+        check(self)
         check_name(self.estimator)
-        for name in ("prompts_per_step", "micro_batch", "inner_iterations", "pairs", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least 1")
-        for name in (
-            "reference_sync",
-            "evaluate_every",
-            "evaluate_prompts",
-            "checkpoint_every",
-            "samples_every",
-            "kl_coef",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)} must be 0 or more")
         if self.lora is not None and self.kl_coef > 0 and self.reference_sync:
             raise UserError(
                 f"reference_sync = {self.reference_sync} cannot be with lora: its reference is the model with the adapter off, which never moves; use --set reference_sync=0{' --set reference_alpha=1' if self.reference_alpha != 1 else ''}"
             )
         if self.lora is not None:
             self.lora.base(self.precision)
-        if not 0 < self.reference_alpha <= 1:
-            raise UserError(
-                f"reference_alpha = {self.reference_alpha} must be above 0 and at most 1 (a copy); for a reference that stays use reference_sync 0"
-            )
         if self.reference_alpha != 1 and not self.reference_sync:
             raise UserError(
                 f"reference_alpha = {self.reference_alpha} mixes at a reference_sync, and that is 0 (never); leave it out"
-            )
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1, or null to train for {self.epochs} epochs")
-        if self.epochs <= 0:
-            raise UserError(f"epochs = {self.epochs} must be above 0")
-        if self.group_size < 2:
-            raise UserError(
-                f"group_size = {self.group_size} must be at least 2: the advantage compares completions of one prompt"
             )
         low, high = self.t_range
         if not 0 < low <= high < 1:
             raise UserError(
                 f"t_range = [{low}, {high}] must lie between 0 and 1, ends excluded: both passes of a pair need masks"
             )
-        if not 0 <= self.prompt_mask < 1:
-            raise UserError(f"prompt_mask = {self.prompt_mask} must lie in [0, 1)")
-        if self.clip <= 0:
-            raise UserError(f"clip = {self.clip} must be above 0")
         if not self.rewards:
             raise UserError("rewards is empty; name at least one, for example code: 2.0")
 

@@ -178,6 +178,31 @@ def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
     return flat / len(groups)
 
 
+FLAT = 0.95  # ours: the share of groups without spread from which a run is told that it learns nothing, or next to it
+WINDOW = 10  # ours: steps that it must last
+
+
+def flat_warning(shares: Sequence[float], rewards: Mapping[str, float], with_kl: bool) -> str | None:
+    """What to say where the last steps had next to no group whose completions earned different rewards; None where they had.
+
+    Args:
+        shares: `flat_groups` of the steps so far, or the last of them.
+        rewards: of the configuration.
+        with_kl: whether a KL term still moves the weights.
+    """
+    mean = sum(shares) / len(shares) if shares else 0.0
+    if mean < FLAT:
+        return None
+    moves = "only the KL term moves the weights" if with_kl else "no weight moves"
+    learned = (
+        f"nothing was learned from rewards ({moves})" if mean == 1.0 else "next to nothing was learned from rewards"
+    )
+    return (
+        f"in {mean:.0%} of the groups of the last {len(shares)} step(s) all completions earned the same reward, so {learned}; "
+        f"look at samples/, and at the reward {', '.join(rewards)}: tests too easy or too hard, a constant, or an answer format that is never met"
+    )
+
+
 def sample_record(item: Rollout, prompt: Mapping[str, Any]) -> dict[str, Any]:
     """A line of samples/: a completion beside what it was asked and what it earned."""
     parts = {name: None if value != value else value for name, value in item.reward.parts.items()}

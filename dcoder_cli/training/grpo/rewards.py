@@ -24,7 +24,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from dcoder_cli.data.answers import final_number, last_number
 from dcoder_cli.data.constants import above_baseline
 from dcoder_cli.execution.extract import extract_solution, fence_format
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.execution.problem import Problem, Verdict
+from dcoder_cli.execution.problem import REWARD_SECONDS, Problem, Verdict
 
 # DiffuCoder 5: before weighting with 0.5. Nothing is asked of code that parses: `pass` in a fence earns the 1.0 too.
 FORMAT = {"parses": 1.0, "syntax-error": 0.5, "none": 0.0}
@@ -186,7 +186,7 @@ def says_passed(weights: Mapping[str, float]) -> bool:
 def problem_of(prompt: Mapping[str, Any]) -> Problem:
     """The hidden tests of a prompt record as a problem; the tests shown in the prompt do not score."""
     tests = prompt["tests"]
-    return Problem(
+    problem = Problem(
         task_id=prompt["task_id"],
         entry_point=prompt["entry_point"],
         tests=tuple(tests["hidden"]),
@@ -194,6 +194,7 @@ def problem_of(prompt: Mapping[str, Any]) -> Problem:
         setup=tests.get("setup", ""),
         every_test=True,
     )
+    return replace(problem, total_seconds=min(REWARD_SECONDS, problem.deadline_seconds))
 
 
 def math_reward(text: str, answer: str) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.base.plan import RunPlan
@@ -25,7 +26,7 @@ from dcoder_cli.training.context import Context, DryRun
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs, smallest
 from dcoder_cli.training.grpo.evaluation import evaluate
-from dcoder_cli.training.grpo.record import Monitor, StepResult, sample_record, step_metrics
+from dcoder_cli.training.grpo.record import WINDOW, Monitor, StepResult, flat_warning, sample_record, step_metrics
 from dcoder_cli.training.grpo.reference import REFERENCE_FILE, REFERENCE_PARTS, load_reference, make_reference
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, probe
 from dcoder_cli.training.grpo.rollouts import check_sampling, encode_prompts, forget_rollouts
@@ -39,7 +40,10 @@ _OF_ROLLOUTS = ("seed", "prompts_per_step", "group_size", "rollout", "rewards", 
 
 @dataclass(frozen=True)
 class GrpoResult:
-    """How stage 4 ended; `before` and `after` are evaluations on the held-out prompts (None without them)."""
+    """How stage 4 ended; `before` and `after` are evaluations on the held-out prompts (None without them).
+
+    `flat_groups`: the share of groups without spread over the last tenth of the steps; `warning`: where that is (nearly) all.
+    """
 
     steps: int
     reward: float
@@ -48,6 +52,8 @@ class GrpoResult:
     seconds: float
     checkpoint: Path
     stopped: str | None
+    flat_groups: float = 0.0
+    warning: str | None = None
 
 
 def train(
@@ -82,9 +88,10 @@ def train(
     with _ready(model_name, data, out, config, resume, device, track, unsafe, preset) as ready:
         context, prompts, heldout, total_steps = ready.context, ready.prompts, ready.heldout, ready.total_steps
         model = context.model
-        context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "updates": 0})
+        context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "flat": [], "updates": 0})
         state = context.state
         state.setdefault("updates", context.start * config.inner_iterations)  # checkpoints of before it was counted
+        state.setdefault("flat", [])
         learner = Learner(
             context, config, prompts, ready.prompt_ids, RowOrder(len(prompts), config.seed), ready.rewarder,
             make_reference(context, config),
@@ -106,6 +113,9 @@ def train(
                 # Record.
                 metrics = step_metrics(context.accelerator, done, config, monitor)
                 state["tail"] = [*state["tail"], metrics["reward"]][-max(1, total_steps // 10) :]
+                state["flat"] = [*state["flat"], metrics["flat_groups"]][-max(WINDOW, total_steps // 10) :]
+                if step == WINDOW < total_steps and context.is_first and not quiet:
+                    _warn(flat_warning(state["flat"], config.rewards, config.kl_coef > 0))
                 speed = _log(learner, step, done, metrics)
                 passed = f"  passed {metrics['passed']:.0%}" if "passed" in metrics else ""
                 bar.advance(1, f"reward {metrics['reward']:.3f}{passed}  kl {metrics['kl']:.4f}  {speed:,.0f} tok/s")
@@ -123,10 +133,17 @@ def train(
                 if stopped:
                     break
         tail = state["tail"] or [float("nan")]
+        flat = state["flat"]
         return GrpoResult(
             step, sum(tail) / len(tail), state["before"], after, time.perf_counter() - began,
-            context.folder.checkpoint(step), stopped,
+            context.folder.checkpoint(step), stopped, sum(flat) / max(1, len(flat)),
+            flat_warning(flat, config.rewards, config.kl_coef > 0),
         )  # fmt: skip
+
+
+def _warn(line: str | None) -> None:
+    if line is not None:
+        console.warn(line)
 
 
 def plan(

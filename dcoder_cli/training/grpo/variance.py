@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Range
 from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import ESTIMATORS, is_own, try_estimator
@@ -122,8 +123,8 @@ def measure(
         UserError: wrong input, or every group has equal rewards.
     """
     began = time.perf_counter()
-    if draws < 2 or prompts < 1:
-        raise UserError(f"--draws {draws} and prompts {prompts}: a variance needs at least 2 draws and 1 prompt")
+    Range(2, 10**6, also=": a variance needs two").check("--draws", draws)
+    Range(1).check("prompts", prompts)
     if config.lora is not None:
         raise UserError(
             "--measure-variance measures the gradient of the model's own weights; leave lora out (--set lora=null)"

@@ -11,6 +11,7 @@ from dcoder_cli.base import presets
 from dcoder_cli.base.config import build
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.presets import Hardware
+from dcoder_cli.base.ranges import Scale, check_number
 from dcoder_cli.training.config import STAGES, StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.memory.case import ROWS, Case, Decoding, spread_of
@@ -63,8 +64,7 @@ def answer(asked: FitQuestion) -> FitAnswer:
     if asked.settings and not sections:
         raise UserError("--set changes a stage's settings; name it with --stage")
     for name, value in (("--gpus", asked.gpus), ("--gpu-memory", asked.gpu_memory), ("--tokens", asked.tokens)):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} {value:g} must be above 0")
+        check_number(name, value, Scale)
     shape = shape_of(read_config(asked.model), asked.model) if asked.model is not None else None
     if asked.preset is not None:
         name = asked.preset

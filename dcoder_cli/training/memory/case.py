@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.ranges import Count, Rows
 from dcoder_cli.training.config import LoraConfig, StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.memory import parts
@@ -27,9 +28,9 @@ ALIVE = 4
 class Decoding:
     """generate and eval: rows decoded together, and how the model is loaded."""
 
-    max_new_tokens: int = 256
-    batch_size: int = 8  # of both commands
-    logits_mib: int | None = None
+    max_new_tokens: Count = 256
+    batch_size: Rows = 8  # of both commands
+    logits_mib: Count | None = None
     mode: Literal["exact", "fast"] = "exact"
     dtype: Literal["float32", "bfloat16"] = "float32"  # as training here stores it
 
