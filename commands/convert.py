@@ -46,9 +46,16 @@ def convert(
             "--train-tokenizer", help="With --init: train a byte-level BPE on this file or folder (repeatable)."
         ),
     ] = None,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.")] = 1024,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.", callback=options.within(1, 2**24))
+    ] = 1024,
     mask_id: Annotated[
-        int | None, typer.Option("--mask-id", help="Use this id as the mask token instead of adding one.")
+        int | None,
+        typer.Option(
+            "--mask-id",
+            help="Use this id as the mask token instead of adding one.",
+            callback=options.within(0, 2**31 - 1),
+        ),
     ] = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,

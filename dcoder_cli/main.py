@@ -221,8 +221,8 @@ _GRACE = 10.0  # seconds in which the first process would have failed too, if wh
 def _fail(message: str, code: int) -> None:
     """Say what is wrong, once: the first process, or the one that it is wrong for, when the launcher has not ended it by then."""
     message = visible(message)
-    rank = os.environ.get("RANK", "0")
-    rank = int(rank) if rank.isdecimal() else 0
+    told = os.environ.get("RANK", "0")
+    rank = int(told) if told.isdecimal() else 0
     if rank and code != STOPPED:
         time.sleep(_GRACE)
         print(f"error: process {rank}: {message}", file=sys.stderr)
