@@ -400,19 +400,28 @@ def test_a_value_that_python_cannot_hold_is_bad_only_where_it_is_asked_for(tmp_p
     pq.write_table(pa.table({"text": half}), tmp_path / "half.parquet")
     assert pretrain(tmp_path / "half.parquet", tokenizer)["dropped"]["no text in 'text'"]["documents"] == 1
     with pytest.raises(UserError, match=r"rows\.parquet:1: column 'when' holds a value out of range"):
-        TextMapping("when").text(next(read_records(Piece(str(path), "rows.parquet", "parquet", 0, 1))).value, "rows.parquet:1")
+        TextMapping("when").text(
+            next(read_records(Piece(str(path), "rows.parquet", "parquet", 0, 1))).value, "rows.parquet:1"
+        )
 
 
 def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str) -> None:
     def row(*asked: Any) -> dict[str, Any]:
-        turns = [{"role": "user", "content": list(asked)}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
+        turns = [
+            {"role": "user", "content": list(asked)},
+            {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+        ]
         return {"messages": turns, "tests": ["assert f(1) == 1"]}
 
     text, image = {"type": "text", "text": "adds "}, {"type": "image_url", "image_url": {"url": "x"}}
     for kind, run in (("sft", sft), ("rl", rl)):
         (tmp_path / kind).mkdir()
-        manifest = run(write(tmp_path / kind / "rows.jsonl", [row(text, {**text, "text": "one"}), row(image, text)]), tokenizer)
-        assert {reason: one["documents"] for reason, one in manifest["dropped"].items()} == {"a part that is no text": 1}
+        manifest = run(
+            write(tmp_path / kind / "rows.jsonl", [row(text, {**text, "text": "one"}), row(image, text)]), tokenizer
+        )
+        assert {reason: one["documents"] for reason, one in manifest["dropped"].items()} == {
+            "a part that is no text": 1
+        }
         with pytest.raises(UserError, match="has a part of type 'image_url', and a model here reads text alone"):
             (tmp_path / f"{kind}2").mkdir()
             run(write(tmp_path / f"{kind}2" / "rows.jsonl", [row(image)]), tokenizer)
@@ -420,7 +429,9 @@ def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(tmp_path: Path, tokenizer: str, indent: int | None) -> None:
+def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(
+    tmp_path: Path, tokenizer: str, indent: int | None
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps([{"text": "a b"}, {"text": "c d"}], indent=indent))
     with pytest.raises(UserError, match=r"line 1 .*is read of a \.json: rename the file$"):

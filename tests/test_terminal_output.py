@@ -18,7 +18,13 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.streams import check_ranks
 
 HOSTILE = "\x1b]8;;http://x\x07\x9b2J\x7f\u202e[red]:smile:[/red]"
-COMMANDS = ("\x1b]", "\x07", "\x9b", "\x7f", "\u202e")  # rich's own codes, for colours and for the cursor, begin with \x1b[
+COMMANDS = (
+    "\x1b]",
+    "\x07",
+    "\x9b",
+    "\x7f",
+    "\u202e",
+)  # rich's own codes, for colours and for the cursor, begin with \x1b[
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: str, call: str) -> str:
@@ -61,7 +67,9 @@ def test_tokenize_shows_names_as_they_are(tmp_path: Path) -> None:
     (folder / "a.py").write_text("def add(a, b):\n    return a + b\n" * 9)
     (folder / "[bold]\x1b[31mx.py").write_text("")
     (folder / os.fsdecode(b"\xff\xfe.py")).write_text("")
-    told = said("tokenize", "pretrain", folder, "--tokenizer", tmp_path / "t", "--out", tmp_path / "o", "--seq-len", "16")
+    told = said(
+        "tokenize", "pretrain", folder, "--tokenizer", tmp_path / "t", "--out", tmp_path / "o", "--seq-len", "16"
+    )
     assert "[bold]\\x1b[31mx.py" in told and "\x1b" not in told
     examples = json.loads((tmp_path / "o" / "manifest.json").read_text())["dropped"]["empty"]["examples"]
     assert examples == ["[bold]\\x1b[31mx.py", "\\udcff\\udcfe.py"]
