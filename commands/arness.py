@@ -80,8 +80,12 @@ def arness(
     nproc: options.NProc = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    local_k: int = typer.Option(9, min=1, help="Local AR-ness@1 to @k."),  # DiffuCoder fig. 3
-    global_k: int = typer.Option(4, min=1, help="Global AR-ness@1 to @k."),  # DiffuCoder fig. 3
+    local_k: int = typer.Option(
+        9, help="Local AR-ness@1 to @k.", callback=options.within(1, 10_000)
+    ),  # DiffuCoder fig. 3
+    global_k: int = typer.Option(
+        4, help="Global AR-ness@1 to @k.", callback=options.within(1, 10_000)
+    ),  # DiffuCoder fig. 3
     convention: Literal["defined", "paper"] = typer.Option(
         "defined",
         help="Divide local@k by the steps with k predecessors (left-to-right is 1.0), or by all, as the paper.",
@@ -90,7 +94,9 @@ def arness(
         "random", help="Tokens of one step: mean over their orders, or read left to right (upper bound)."
     ),
     until: Literal["all", "end"] = typer.Option("all", help="Measure all new tokens, or those up to the end of turn."),
-    end_id: list[int] = typer.Option([], "--end-id", help="An id that ends an answer, for --until end; repeatable."),
+    end_id: list[int] = typer.Option(
+        [], "--end-id", help="An id that ends an answer, for --until end; repeatable.", callback=options.within(0)
+    ),
     tokenizer: options.Tokenizer = None,
     out: options.MaybeOut = None,
     json: options.Json = False,

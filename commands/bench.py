@@ -155,7 +155,12 @@ def tokenize(
         list[str] | None, typer.Argument(help="As of `dcoder tokenize` [Python's own library].", show_default=False)
     ] = None,
     tokenizer: options.Tokenizer = None,
-    megabytes: Annotated[float, typer.Option("--megabytes", help="Text to take of the sources, at most.")] = 4.0,
+    megabytes: Annotated[
+        float,
+        typer.Option(
+            "--megabytes", help="Text to take of the sources, at most.", callback=options.within(above=0, most=1e6)
+        ),
+    ] = 4.0,
     workers: Annotated[int, typer.Option("--workers", help="Processes that tokenize.")] = 1,
     repeats: Repeats = 5,
     json: options.Json = False,

@@ -61,11 +61,15 @@ def convert(
             "--train-tokenizer", help="With --init: train a byte-level BPE on this file or folder (repeatable)."
         ),
     ] = None,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.")] = 1024,
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", help="Entries of the trained tokenizer.", callback=options.within(1, 2**24))
+    ] = 1024,
     mask_id: Annotated[
         int | None,
         typer.Option(
-            "--mask-id", help="Use this id, which means nothing else, as the mask token instead of adding one."
+            "--mask-id",
+            help="Use this id, which means nothing else, as the mask token instead of adding one.",
+            callback=options.within(0, 2**31 - 1),
         ),
     ] = None,
     rows_multiple: Annotated[

@@ -27,7 +27,12 @@ _SOURCES = (
 )
 Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help=_SOURCES, show_default=False)]
 Tokenizer = Annotated[str, options.TOKENIZER]
-Workers = Annotated[int, typer.Option(help="Worker processes; 0: one for each core. The result is the same.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Worker processes; 0: one for each core. The result is the same.", callback=options.within(0, 4096)
+    ),
+]
 Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
 Extensions = Annotated[
     list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")
@@ -36,7 +41,10 @@ Exclude = Annotated[
     list[str], typer.Option("--exclude", help="Leave out paths of this pattern, such as test* (may repeat).")
 ]
 Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur, such as humaneval,mbpp.")]
-Ngram = Annotated[int, typer.Option(help="Words in a row that count as an overlap with a benchmark.")]
+Ngram = Annotated[
+    int,
+    typer.Option(help="Words in a row that count as an overlap with a benchmark.", callback=options.within(2, 10_000)),
+]
 Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
@@ -110,14 +118,23 @@ def pretrain(
     tokenizer: options.Tokenizer = None,
     train_tokenizer: Annotated[
         int,
-        typer.Option(help="Instead, train a byte-level BPE of this size; saved in OUT/tokenizer.", show_default=False),
+        typer.Option(
+            help="Instead, train a byte-level BPE of this size; saved in OUT/tokenizer.",
+            show_default=False,
+            callback=options.within(0, 2**24),
+        ),
     ] = 0,
     tokenizer_digits: Annotated[
-        int, typer.Option(help="Longest run of digits in a token of a trained tokenizer (Qwen2: 1).")
+        int,
+        typer.Option(
+            help="Longest run of digits in a token of a trained tokenizer (Qwen2: 1).", callback=options.within(1, 3)
+        ),
     ] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row (DiffuCoder stage 1: 4096).")] = 4096,
     seed: options.Seed = 0,
-    heldout: Annotated[float, typer.Option(help="Share of documents held out, by their content.")] = 0.005,
+    heldout: Annotated[
+        float, typer.Option(help="Share of documents held out, by their content.", callback=options.within(0, below=1))
+    ] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     column: Annotated[
@@ -129,13 +146,21 @@ def pretrain(
     extensions: Extensions = [],  # noqa: B006 - typer copies it
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,
-    near_duplicates: Annotated[float, typer.Option(help="Drop documents of this MinHash similarity; 0: off.")] = 0.7,
+    near_duplicates: Annotated[
+        float, typer.Option(help="Drop documents of this MinHash similarity; 0: off.", callback=options.within(0, 1))
+    ] = 0.7,
     code_filters: Annotated[
         str, typer.Option(help="The three limits below: auto (source files only), all or none.")
     ] = "auto",
-    max_line_length: Annotated[int, typer.Option(help="Longest line, in characters.")] = 1000,
-    mean_line_length: Annotated[float, typer.Option(help="Longest mean line, in characters.")] = 100.0,
-    min_alphanumeric: Annotated[float, typer.Option(help="Smallest share of letters and digits.")] = 0.25,
+    max_line_length: Annotated[
+        int, typer.Option(help="Longest line, in characters.", callback=options.within(1))
+    ] = 1000,
+    mean_line_length: Annotated[
+        float, typer.Option(help="Longest mean line, in characters.", callback=options.within(above=0))
+    ] = 100.0,
+    min_alphanumeric: Annotated[
+        float, typer.Option(help="Smallest share of letters and digits.", callback=options.within(0, 1))
+    ] = 0.25,
     drop_unparsable: Annotated[
         bool, typer.Option("--drop-unparsable", help="Drop Python that does not parse.")
     ] = False,
@@ -217,14 +242,19 @@ def sft(
         float, typer.Option(help="From code: the share of functions that become a text with a gap too.")
     ] = 0.5,
     seed: options.Seed = 0,
-    heldout: Annotated[float, typer.Option(help="Share of samples held out, by their content.")] = 0.005,
+    heldout: Annotated[
+        float, typer.Option(help="Share of samples held out, by their content.", callback=options.within(0, below=1))
+    ] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,
     near_duplicates: Annotated[
-        float, typer.Option(help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.")
+        float,
+        typer.Option(
+            help="Drop samples of this MinHash similarity; 0: off. From code: 0.7.", callback=options.within(0, 1)
+        ),
     ] = 0.0,
     decontaminate: Decontaminate = "",
     decontaminate_ngram: Ngram = 10,
@@ -281,7 +311,9 @@ def rl(
     sources: Sources,
     out: options.Out,
     tokenizer: Tokenizer,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Drop longer prompts (DiffuCoder: 200).")] = 200,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(help="Drop longer prompts (DiffuCoder: 200).", callback=options.within(1))
+    ] = 200,
     hard: Annotated[
         str,
         typer.Option(
@@ -289,8 +321,14 @@ def rl(
             "mean pass rate, top 60% by its spread) or as the paper says (top 40%); or all."
         ),
     ] = "released",
-    hard_mean: Annotated[float | None, typer.Option(help="Hard: another lowest share by mean pass rate.")] = None,
-    hard_spread: Annotated[float | None, typer.Option(help="Hard: another highest share by spread.")] = None,
+    hard_mean: Annotated[
+        float | None,
+        typer.Option(help="Hard: another lowest share by mean pass rate.", callback=options.within(above=0, most=1)),
+    ] = None,
+    hard_spread: Annotated[
+        float | None,
+        typer.Option(help="Hard: another highest share by spread.", callback=options.within(above=0, most=1)),
+    ] = None,
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,
@@ -301,7 +339,9 @@ def rl(
     ] = "none",
     system: options.System = None,
     seed: options.Seed = 0,
-    heldout: Annotated[float, typer.Option(help="Share of questions held out, by their content.")] = 0.0,
+    heldout: Annotated[
+        float, typer.Option(help="Share of questions held out, by their content.", callback=options.within(0, below=1))
+    ] = 0.0,
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,

@@ -9,15 +9,18 @@ import signal
 import sys
 import time
 import traceback
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from dcoder_cli import __version__
+from dcoder_cli.base.console import visible
 from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
 from dcoder_cli.base.machine import bound_threads
+from dcoder_cli.base.startup import check_arguments, check_ranks, flush, open_streams
 
 
 class CommandEntry(NamedTuple):
@@ -67,7 +70,15 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from dcoder_cli.base.config import nearest
+
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
+        check_ranks()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # a command that can be gone on with says how
@@ -136,8 +147,16 @@ def main() -> None:
     bound_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
     typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
+    unwritten: OSError | None = None
     try:
-        app(prog_name="dcoder")
+        open_streams()
+        check_arguments(sys.argv[1:])
+        try:
+            app(prog_name="dcoder")
+        finally:
+            unwritten = flush()
+            if unwritten is not None and isinstance(sys.exc_info()[1], (SystemExit, type(None))):
+                raise unwritten  # else what went wrong already is told
     except UserError as error:
         _fail(one_line(error), 2)
     except StoppedByUser as error:
@@ -145,24 +164,55 @@ def main() -> None:
     except WorkFailed as error:
         _fail(one_line(error), 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left (`| head`)
+        flush()  # the reader of our output left (`| head`)
         sys.exit(1)
     except Exception as error:
         if "RANK" in os.environ and any(words in str(error) for words in _PEER_GONE):
             time.sleep(_GRACE)  # the launcher tells which one, and ends this one
             _fail("another process of this run ended, and this one with it", 1)
-        if not is_out_of_space(error):
-            raise
         place = getattr(error, "filename", None)
-        where = f" writing {place!r}" if place else ""
-        _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
+        if isinstance(error, OSError) and place is None and unwritten is not None:
+            _fail(f"stdout cannot be written: {error.strerror or error}; send it elsewhere", 1)
+        if is_out_of_space(error):
+            where, beside = (f" writing {place!r}", "") if place else ("", ", or another place for stdout")
+            _fail(f"no space left on the disk{where}; free some space or choose another --out{beside}", 2)
+        if not isinstance(error, OSError) or not isinstance(place, (str, bytes, os.PathLike)) or not error.strerror:
+            raise
+        # What the system refuses of a file that was there, or could be used, a moment ago, or that nothing asked for sooner.
+        _fail(f"{short(os.fsdecode(place))} cannot be used: {error.strerror}; name another, or mend it", 2)
 
 
 def _show_usage_error(error: Any, file: Any = None) -> None:
     """A wrong option or command in one line, as every other wrong input; click prints three."""
     where = error.ctx.command_path if error.ctx is not None else "dcoder"
-    message = error.format_message().rstrip(".")
-    print(f"error: {message}; see `{where} --help`", file=file or sys.stderr)
+    message = _with_value(error).rstrip(".")
+    name = str(getattr(error, "option_name", None) or "")
+    takes = error.ctx is not None and any(one.param_type_name == "argument" for one in error.ctx.command.params)
+    if takes and (name.lstrip("-")[:1].isdecimal() or not name.lstrip("-").replace("-", "").isalnum()) and name:
+        message = (
+            f"{message.partition(' (')[0]}; if it is no option, write -- before it: `{where} ... -- {short(name)}`"
+        )
+    print(f"error: {visible(one_line(message))}; see `{where} --help`", file=file or sys.stderr)
+
+
+def _with_value(error: Any) -> str:
+    """The message of a wrong option, with the value, which typer leaves out, and the nearest of its choices."""
+    message = str(error.format_message()).replace("Value error, ", "")
+    wrong = error.__cause__ or error.__context__
+    try:
+        found = wrong.errors()[0]  # pydantic's
+        value = found["input"]
+    except (AttributeError, LookupError, TypeError):
+        return message
+    head, _, rest = message.partition(": ")
+    if " is not one of " in rest:
+        from difflib import get_close_matches
+
+        close = get_close_matches(str(value), [one for one in rest.split("'")[3::2] if one], n=1, cutoff=0.5)
+        return message.rstrip(".") + (f"; did you mean {close[0]!r}?" if close else "")
+    kinds = {"int": "a whole number", "float": "a number"}
+    kind = kinds.get(str(found.get("type", "")).partition("_")[0])
+    return f"{head}: {short(value)} is not {kind}" if kind else f"{head}: {short(value)}: {rest}"
 
 
 _GRACE = 10.0  # seconds in which the first process would have failed too, if what is wrong is wrong for all
@@ -170,7 +220,9 @@ _GRACE = 10.0  # seconds in which the first process would have failed too, if wh
 
 def _fail(message: str, code: int) -> None:
     """Say what is wrong, once: the first process, or the one that it is wrong for, when the launcher has not ended it by then."""
-    rank = int(os.environ.get("RANK", "0"))
+    message = visible(message)
+    told = os.environ.get("RANK", "0")
+    rank = int(told) if told.isdecimal() else 0
     if rank and code != STOPPED:
         time.sleep(_GRACE)
         print(f"error: process {rank}: {message}", file=sys.stderr)

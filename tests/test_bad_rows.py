@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
 from dcoder_cli.data.problems import entry_point_of, read_problem, why_unusable
+from dcoder_cli.data.records import TextMapping, read_records
 from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
+from dcoder_cli.data.sources import Piece
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.tokenizer import train_tokenizer
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, problem_of
@@ -377,3 +381,59 @@ def test_questions_under_one_id_are_told_apart(tmp_path: Path, tokenizer: str) -
     again = write(tmp_path / "again.jsonl", prompts)  # our own file is a source, too, and keeps its ids
     assert rl(again, tokenizer, overwrite=True)["renamed"] == {"count": 0, "examples": []}
     assert [prompt["task_id"] for prompt in load_prompts(tmp_path / "out")] == [one["task_id"] for one in prompts]
+
+
+def test_a_value_that_python_cannot_hold_is_bad_only_where_it_is_asked_for(tmp_path: Path, tokenizer: str) -> None:
+    """A date after the year 9999 in a column that nobody reads had ended the command in a traceback."""
+    late = pa.array([2**62]).cast(pa.timestamp("us"))
+    rows = {
+        "pretrain": {"text": ["adds numbers a function"]},
+        "sft": {"instruction": ["adds"], "output": ["numbers"]},
+        "rl": {"question": ["Write a function."], "test_list": [["assert f(1) == 1"]]},
+    }
+    for kind, columns in rows.items():
+        (tmp_path / kind).mkdir()
+        path = tmp_path / kind / "rows.parquet"
+        pq.write_table(pa.table({**columns, "when": late, "long": pa.array([2**62], pa.duration("us"))}), path)
+        assert KINDS[kind][0](path, tokenizer)["splits"]["train"]["documents"] == 1
+    half = pa.Array.from_buffers(pa.string(), 2, pa.array([b"adds numbers a function", b"\xff\xfe"]).buffers())
+    pq.write_table(pa.table({"text": half}), tmp_path / "half.parquet")
+    assert pretrain(tmp_path / "half.parquet", tokenizer)["dropped"]["no text in 'text'"]["documents"] == 1
+    with pytest.raises(UserError, match=r"rows\.parquet:1: column 'when' holds a value out of range"):
+        TextMapping("when").text(
+            next(read_records(Piece(str(path), "rows.parquet", "parquet", 0, 1))).value, "rows.parquet:1"
+        )
+
+
+def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str) -> None:
+    def row(*asked: Any) -> dict[str, Any]:
+        turns = [
+            {"role": "user", "content": list(asked)},
+            {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+        ]
+        return {"messages": turns, "tests": ["assert f(1) == 1"]}
+
+    text, image = {"type": "text", "text": "adds "}, {"type": "image_url", "image_url": {"url": "x"}}
+    for kind, run in (("sft", sft), ("rl", rl)):
+        (tmp_path / kind).mkdir()
+        manifest = run(
+            write(tmp_path / kind / "rows.jsonl", [row(text, {**text, "text": "one"}), row(image, text)]), tokenizer
+        )
+        assert {reason: one["documents"] for reason, one in manifest["dropped"].items()} == {
+            "a part that is no text": 1
+        }
+        with pytest.raises(UserError, match="has a part of type 'image_url', and a model here reads text alone"):
+            (tmp_path / f"{kind}2").mkdir()
+            run(write(tmp_path / f"{kind}2" / "rows.jsonl", [row(image)]), tokenizer)
+    assert load_prompts(tmp_path / "rl" / "out")[0]["messages"] == [{"role": "user", "content": "adds one"}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(
+    tmp_path: Path, tokenizer: str, indent: int | None
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([{"text": "a b"}, {"text": "c d"}], indent=indent))
+    with pytest.raises(UserError, match=r"line 1 .*is read of a \.json: rename the file$"):
+        pretrain(path, tokenizer)
+    assert pretrain(path.rename(tmp_path / "rows.json"), tokenizer)["splits"]["train"]["documents"] == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from dcoder_cli.commands.tokenize import app
+from helpers import refused
 from typer.testing import CliRunner
 
 from dcoder_cli.base.errors import UserError
@@ -130,3 +131,25 @@ def test_importing_the_pipeline_needs_neither_torch_nor_transformers() -> None:
     code = "import dcoder_cli.data.pipeline, dcoder_cli.data.rl, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--max-line-length -1", "--max-line-length 0", "--mean-line-length -inf", "--mean-line-length nan", "--min-alphanumeric 2",
+        "--min-alphanumeric nan", "--heldout inf", "--workers 100000", "--seed -1", f"--seed {'9' * 400}",
+        "--train-tokenizer 99999999999999", "--near-duplicates nan", "--decontaminate-ngram 1",
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused_before_anything(tmp_path: Path, line: str) -> None:
+    """Some had left a folder of unfinished work behind, or ended the process in a panic."""
+    option, value = line.split()
+    told = refused("tokenize", "pretrain", tmp_path / "no", "--out", tmp_path / "o", "--tokenizer", "t", option, value)
+    assert told.startswith(f"error: {option} {value[:9]}"[: len(option) + 9]) and " must be " in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_have_a_range(tmp_path: Path) -> None:
+    for weight in ("1e300", "1e-300", "nan", "inf", "0"):
+        told = refused("tokenize", "pretrain", f"{tmp_path}@{weight}", "--out", tmp_path / "o", "--tokenizer", "t")
+        assert "the weight must be above 0" in told

@@ -1,4 +1,7 @@
-"""What people and machines see: results on stdout, everything else on stderr, rank 0 only."""
+"""What people and machines see: results on stdout, everything else on stderr, rank 0 only.
+
+Names and text of data, models and files are untrusted: whatever is printed here for people is `visible`, and never markup.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 
 def rank() -> int:
@@ -33,27 +37,50 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+class _Untrusted(RenderHook):
+    """What is printed is made `visible` once it is laid out; control codes of rich's own are no text and stay."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(one) for one in renderables]
+
+
+class _Visible:
+    """A renderable whose text is `visible`."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in console.render(self._inner, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+def _console(file: Any, **chosen: Any) -> Console:
+    """Brackets and colons in a text are text: no markup, no emoji."""
+    console = Console(file=file, quiet=rank() != 0, highlight=False, markup=False, emoji=False, **chosen)
+    console.push_render_hook(_Untrusted())
+    return console
+
+
 def stdout() -> Console:
     """A console for results. Piped output has no colour and is never wrapped."""
-    console = Console(file=sys.stdout, quiet=rank() != 0, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, quiet=rank() != 0, highlight=False, width=10_000, soft_wrap=True)
-    return console
+    console = _console(sys.stdout)
+    return console if console.is_terminal else _console(sys.stdout, width=10_000, soft_wrap=True)
 
 
 def stderr() -> Console:
     """A console for notes, warnings and progress."""
-    return Console(file=sys.stderr, quiet=rank() != 0, highlight=False, soft_wrap=True)
+    return _console(sys.stderr, soft_wrap=True)
 
 
 def note(message: str) -> None:
     """One line for the user on stderr."""
-    stderr().print(message, markup=False)
+    stderr().print(message)
 
 
 def warn(message: str) -> None:
     """One line of warning on stderr."""
-    stderr().print(f"warning: {message}", markup=False, style="yellow")
+    stderr().print(f"warning: {message}", style="yellow")
 
 
 def visible(text: str) -> str:
@@ -92,7 +119,12 @@ def write_terminal(text: str) -> None:
 def emit_json(value: Any) -> None:
     """One JSON document on stdout, rank 0 only. NaN and infinity become null: JSON has neither."""
     if rank() == 0:
-        sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+        line = json.dumps(_finite(value), ensure_ascii=False)
+        try:
+            line.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = json.dumps(_finite(value))  # as escapes, which say the same
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 
@@ -144,18 +176,18 @@ def bar(
             yield Bar(lines.advance)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=False) as progress:
-        task = progress.add_task(label, total=total, completed=int(done), status="")
+        task = progress.add_task(visible(label), total=total, completed=int(done), status="")
 
         def show(amount: float, status: str | None, total: float | None) -> None:
-            fields: dict[str, Any] = {} if status is None else {"status": status}
+            fields: dict[str, Any] = {} if status is None else {"status": visible(status)}
             progress.update(task, total=total, advance=amount, **fields)
 
         yield Bar(show)

@@ -48,9 +48,11 @@ def lines(path: str | Path, what: str = "file", torn: bool = False, halves: bool
     for number, line in raw_lines(path, what):
         try:
             value = parse(line, f"{what} {str(path)!r} line {number}", halves)
-        except UserError:
+        except UserError as error:
             if torn and not line.endswith(b"\n"):
                 return
+            if told := over_lines(line, number):
+                raise UserError(f"{error}{told}") from None
             raise
         yield Line(number, value)
 
@@ -66,7 +68,7 @@ def texts(path: str | Path, what: str = "file") -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{what} {str(path)!r} line {number} is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+                f"{what} {str(path)!r} line {number} is not UTF-8 ({error.reason} at byte {error.start}); {_conversion(line)}"
             ) from None
 
 
@@ -164,7 +166,7 @@ def parse(line: bytes | str, where: str, halves: bool = False) -> Any:
         place = f"at byte {error.start}"
         if number := error.object.count(b"\n", 0, error.start):
             place += f", line {number + 1}"
-        raise UserError(f"{where} is not UTF-8 ({error.reason} {place}); convert the file") from None
+        raise UserError(f"{where} is not UTF-8 ({error.reason} {place}); {_conversion(error.object)}") from None
     except ValueError as error:
         several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         raise (_SeveralValues if several else UserError)(f"{where} is not JSON: {one_line(error)}") from None
@@ -178,6 +180,20 @@ def parse(line: bytes | str, where: str, halves: bool = False) -> Any:
                 f"{where} holds {half}, half of a surrogate pair and no character; write it whole or leave it out"
             ) from None
     return value
+
+
+def _conversion(data: bytes) -> str:
+    """The remedy for what is not UTF-8; a byte-order mark names the encoding."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return "convert it from UTF-16, such as with: iconv -f UTF-16 -t UTF-8" if wide else "convert the file"
+
+
+def over_lines(line: bytes, number: int) -> str:
+    """What to add to the error of a line where it begins one value over several lines, or holds a list of rows; else nothing."""
+    begins = line.lstrip(b"\xef\xbb\xbf \t").rstrip()
+    if number == 1 and (begins in (b"[", b"{", b"[{") or begins[:2] == b"[{"):
+        return "; a .jsonl has a row a line, and a list of rows, or a value over several lines, is read of a .json: rename the file"
+    return ""
 
 
 class _SeveralValues(UserError):

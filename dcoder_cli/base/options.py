@@ -22,6 +22,7 @@ import typer
 from dcoder_cli.base.config import parse_assignments
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import ATTENTIONS, BENCHMARKS_VARIABLE
+from dcoder_cli.base.ranges import within as within
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs; no progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier call of this command left in --out.")]
@@ -33,7 +34,11 @@ UnsafeExec = Annotated[
 ]
 StepScale = Annotated[
     float | None,
-    typer.Option("--step-scale", help="Factor on all training steps: 0.02 is a smoke test, 3 a better model [1]."),
+    typer.Option(
+        "--step-scale",
+        help="Factor on all training steps: 0.02 is a smoke test, 3 a better model [1].",
+        callback=within(),
+    ),
 ]
 
 # ---- models and how they are loaded
@@ -58,7 +63,9 @@ BATCH_SIZE = typer.Option(
 BatchSize = Annotated[int, BATCH_SIZE]
 MaybeBatchSize = Annotated[int | None, BATCH_SIZE]
 Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt or task.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is drawn.")]
+LARGEST_SEED = 2**63 - 1  # that torch takes
+_SEED = typer.Option("--seed", help="Seed of everything that is drawn.", callback=within(0, LARGEST_SEED))
+Seed = Annotated[int, _SEED]
 
 # ---- benchmarks
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")]
@@ -96,7 +103,9 @@ Shards = Annotated[str | None, typer.Option("--data", help="Folder that `dcoder 
 NProc = Annotated[
     int | None,
     typer.Option(
-        "--nproc", help="Processes on this machine, one a GPU; sharded where the preset's launch section says so [1]."
+        "--nproc",
+        help="Processes on this machine, one a GPU; sharded where the preset's launch section says so [1].",
+        callback=within(1, 1024),
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")]
@@ -118,13 +127,16 @@ Rule = Annotated[
         "--rule", help="entropy, confidence, margin, random, left-to-right, or a public sampler's name for one."
     ),
 ]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Of the drawn tokens; 0 is argmax.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="Of the drawn tokens; 0 is argmax.", callback=within(0, 1e6))
+]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Nucleus, the same at every temperature; 1 is off.")]
 TopK = Annotated[
     int | None, typer.Option("--top-k", help="Most likely tokens only [off; compat dream: config.json's, else 50].")
 ]
 AlgTemperature = Annotated[
-    float | None, typer.Option("--alg-temperature", help="Randomness in which tokens are committed [0].")
+    float | None,
+    typer.Option("--alg-temperature", help="Randomness in which tokens are committed [0].", callback=within(0, 1e6)),
 ]
 BlockLength = Annotated[
     int | None, typer.Option("--block-length", help="Semi-autoregressive blocks [one block; fast: 32].")
@@ -132,9 +144,12 @@ BlockLength = Annotated[
 Compat = Annotated[
     Literal["dream", "llada"] | None, typer.Option("--compat", help="That public sampler, quirks included [ours].")
 ]
-CfgScale = Annotated[float | None, typer.Option("--cfg-scale", help="Classifier-free guidance [0, off].")]
+CfgScale = Annotated[
+    float | None, typer.Option("--cfg-scale", help="Classifier-free guidance [0, off].", callback=within(0, 1e6))
+]
 StopPenalty = Annotated[
-    float | None, typer.Option("--stop-penalty", help="Subtract from the logits of end and pad tokens [0].")
+    float | None,
+    typer.Option("--stop-penalty", help="Subtract from the logits of end and pad tokens [0].", callback=within()),
 ]
 MinNewTokens = Annotated[
     int | None, typer.Option("--min-new-tokens", help="No end or pad among the first so many [0].")
@@ -149,7 +164,7 @@ TieBreak = Annotated[
 LogitsMib = Annotated[
     int | None, typer.Option("--logits-mib", help="Memory for logits, in MiB; changes no token [CPU 256, GPU 2048].")
 ]
-SamplerSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.")]
+SamplerSeed = Annotated[int | None, _SEED]
 Mode = Annotated[
     Literal["exact", "fast"] | None,
     typer.Option("--mode", help="fast: approximate, with the options from --cache to --early-stop [exact]."),
@@ -164,10 +179,14 @@ Commit = Annotated[
 ]
 Threshold = Annotated[float | None, typer.Option("--threshold", help="Fast: commit all above this confidence [0.9].")]
 Factor = Annotated[
-    float | None, typer.Option("--factor", help="Fast: commit n while (n + 1)(1 - confidence n) is below it [1].")
+    float | None,
+    typer.Option(
+        "--factor", help="Fast: commit n while (n + 1)(1 - confidence n) is below it [1].", callback=within(above=0)
+    ),
 ]
 EntropyBound = Annotated[
-    float | None, typer.Option("--entropy-bound", help="Fast: nats a step's tokens may hold together [0.1].")
+    float | None,
+    typer.Option("--entropy-bound", help="Fast: nats a step's tokens may hold together [0.1].", callback=within(0)),
 ]
 CacheRefresh = Annotated[
     int | None, typer.Option("--cache-refresh", help="Fast: renew kept keys every so many steps [each block].")

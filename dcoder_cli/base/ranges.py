@@ -13,11 +13,14 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from dcoder_cli.base.errors import UserError
+
+if TYPE_CHECKING:
+    import typer
 
 _MOST_INT = 2**31 - 1
 _SHOWN = 60  # characters of a value in an error
@@ -109,6 +112,20 @@ def check(config: Any, prefix: str = "") -> None:
 def check_number(name: str, value: float | None, kind: Any) -> None:
     """The same for one number, such as an option's: `kind` is its annotation, Count or Seed. None is left alone."""
     _check(kind, value, name)
+
+
+def within(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+    """A callback for `typer.Option`: its number, or each of them, must lie in the `Range` of these ends."""
+    bound = Range(least, most, above, below)
+
+    def check_option(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            bound.check(max(parameter.opts, key=len), one)
+        return value
+
+    return check_option
 
 
 @functools.cache

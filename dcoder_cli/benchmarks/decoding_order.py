@@ -152,6 +152,8 @@ def run(
         UserError: a model or prompts that do not fit the plan.
         WorkFailed: several samples in a row could not be judged.
     """
+    for path, name in models if len(models) > 1 else ():  # the last one is wrong before the first has worked for hours
+        _check_sensitive(outline(path, ranks.device(plan.device), plan.dtype), name, plan)
     ranks.join()
     sets = [replace(one, name=name) for one, name in zip(sets, distinct([one.name for one in sets]), strict=True)]
     with ExitStack() as stack:  # sandboxes start once for all models

@@ -89,6 +89,8 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
     """
     parts = _parts(task, options)
     names = model_labels(models)
+    for path in models if len(models) > 1 else ():  # the last one is wrong before the first has worked for hours
+        _check(path, parts, options)
     ranks.join()
     runs: list[Evaluation] = []
     for name, path in zip(names, models, strict=True):
@@ -116,6 +118,14 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
         write_json(out / "results.json", {**summary, "runs": [_entry(one, out) for one in runs]})
     ranks.leave()
     return Sweep(runs, summary)
+
+
+def _check(path: str, parts: list[Suite], options: Options) -> None:
+    """Raises UserError for what is wrong with a model, or with the settings for it, but for its weights."""
+    model = outline(path, options.device, options.dtype, options.attention)
+    protocol = protocols.choose(model, options.protocol, options.instruct)
+    for suite in parts:
+        _setups(model, protocol, suite, options, lambda _: None)
 
 
 def plan(models: list[str], task: str, out: Path, options: Options, processes: int, announce: Announce) -> RunPlan:

@@ -27,6 +27,10 @@ class BadRow(UserError):
         self.reason = reason
 
 
+class SourceStopped(UserError):
+    """A source that comes over the network ended before its end: the same call can go on."""
+
+
 class Dropped:
     """Counts, bytes and examples of what was dropped, by reason.
 

@@ -43,6 +43,10 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
                 f"{where}: {column!r} must be a list of objects with {role_key!r} and {text_key!r}",
                 "turns of another form",
             )
+        try:
+            turns = [{**t, text_key: chat.joined(t[text_key])} for t in turns]
+        except chat.NotText as part:
+            raise BadRow(f"{where}: {text_key!r} in {column!r} has {part}", "a part that is no text") from None
         if any(not isinstance(t[text_key], (str, type(None))) for t in turns):
             raise BadRow(
                 f"{where}: {text_key!r} in {column!r} must be text, not parts of other kinds", "turns of another form"

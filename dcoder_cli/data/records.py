@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.data.dropped import BadRow
+from dcoder_cli.data.dropped import BadRow, SourceStopped
 from dcoder_cli.data.sources import COMPRESSIONS, Piece, Unit, open_hub
 
 
@@ -78,10 +78,12 @@ def _read_range(piece: Piece, handle: BinaryIO) -> Iterator[Record]:
             continue
         try:
             value = jsonl.parse(line, f"file {piece.path!r} line {offset}")
-        except UserError:
+        except UserError as error:
             if first:  # only now is the number worth counting for
                 jsonl.parse(line, f"file {piece.path!r} line {_lines_before(piece, first) + offset}")
-            raise
+            raise UserError(f"{error}{'' if first else jsonl.over_lines(line, offset)}") from None
+        if isinstance(value, list) and not first and (told := jsonl.over_lines(line, offset)):
+            raise UserError(f"file {piece.path!r} line 1 holds a list of rows{told}")
         yield _row(f"{piece.name}{at}{offset}", value)
 
 
@@ -111,11 +113,31 @@ def _read_parquet(piece: Piece) -> Iterator[Record]:
             number = sum(file.metadata.row_group(index).num_rows for index in range(piece.start))
             groups = list(range(piece.start, piece.end))
             for batch in file.iter_batches(batch_size=256, row_groups=groups) if groups else ():
-                for row in batch.to_pylist():
+                for row in zip(*map(_values, batch.columns), strict=True):
                     number += 1
-                    yield Record(f"{piece.name}:{number}", row)
+                    yield Record(f"{piece.name}:{number}", dict(zip(batch.schema.names, row, strict=True)))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"parquet file {piece.path!r} cannot be read: {one_line(error)[:200]}") from None
+
+
+class Unreadable:
+    """In place of a table's value that Python cannot hold, such as a date after the year 9999: bad only where it is asked for."""
+
+
+def _values(column: Any) -> list[Any]:
+    """A column of a table, value by value where one of them cannot be had."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, ImportError):  # UnicodeDecodeError and ArrowInvalid too; nanoseconds want pandas
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, ImportError):
+        return Unreadable()
 
 
 def _read_hub(piece: Piece) -> Iterator[Record]:
@@ -130,7 +152,7 @@ def _read_hub(piece: Piece) -> Iterator[Record]:
         except StopIteration:
             return
         except Exception as error:  # whatever the network or the set's own reader raises
-            raise UserError(f"source {piece.path!r} stopped: {one_line(error)[:200]}; run again to go on") from None
+            raise SourceStopped(f"source {piece.path!r} stopped: {one_line(error)[:200]}; run again to go on") from None
         index += 1
         yield Record(f"{piece.name}:{piece.start}:{index}", row)
 
@@ -187,9 +209,8 @@ def _column(row: dict[str, Any], name: str, where: str, numbers: bool = False) -
     if value is None:
         return ""
     if not isinstance(value, (str, int, float) if numbers else str):
-        raise BadRow(
-            f"{where}: column {name!r} holds {type(value).__name__}, not text; {_known(row)}", f"no text in {name!r}"
-        )
+        kind = "a value out of range, or not UTF-8" if isinstance(value, Unreadable) else type(value).__name__
+        raise BadRow(f"{where}: column {name!r} holds {kind}, not text; {_known(row)}", f"no text in {name!r}")
     return str(value)
 
 

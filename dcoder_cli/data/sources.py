@@ -10,14 +10,13 @@ A unit is what one worker reads at a time: some small files, a byte range of a .
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.errors import UserError, one_line, valid_text
 from dcoder_cli.base.hub import fail_at_once_offline
 
 Form = Literal["text", "jsonl", "json", "parquet", "hub"]
@@ -34,6 +33,7 @@ _SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 # Big enough to hide the cost of a unit (a file, an fsync), small enough to share out and to lose at a stop.
 _FILES_UNIT_BYTES = 2**20
 _LINES_UNIT_BYTES = 16 * 2**20
+_LEAST, _MOST = 1e-6, 1000.0  # of a weight (ours): beyond them nothing is left of a source, or a disk fills
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
                 location, weight = before, float(after)
             except ValueError:
                 raise UserError(f"source {spec!r}: {after!r} after '@' is no weight; write SRC@3 or SRC@0.5") from None
-            if not (math.isfinite(weight) and weight > 0):
-                raise UserError(f"source {spec!r}: the weight must be above 0")
+            if not (weight > 0 and _LEAST <= weight <= _MOST):
+                raise UserError(f"source {spec!r}: the weight must be above 0, from {_LEAST:g} to {_MOST:g}")
         is_hub = location.startswith("hub:")
         label = location if is_hub else Path(location).resolve().name
         same = sum(source.label.split("#")[0] == label for source in sources)
@@ -148,18 +148,52 @@ def plan_units(
         if root.is_file():
             found = [(root, root.name)]
             if _extension(root.name) not in {*CODE_EXTENSIONS, *TABLE_EXTENSIONS, *TEXT_EXTENSIONS, *extensions}:
-                raise UserError(f"source file {source.location!r} is of no known kind; known: {_known_kinds()}")
+                raise UserError(
+                    f"source file {source.location!r} is of no known kind{_remedy(root.name)}; known: {_known_kinds()}"
+                )
         elif root.is_dir():
             found, note = _taken(source, extensions, exclude)
             notes.extend([f"{source.label}: {note}"] if note else [])
         else:
-            raise UserError(f"source {source.location!r} does not exist; name a folder, a file or hub:NAME")
+            try:
+                root.stat()
+            except OSError as error:
+                why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+                raise UserError(f"source {source.location!r} {why}; name a folder, a file or hub:NAME") from None
+            raise UserError(
+                f"source {source.location!r} is no ordinary file (a pipe, a socket or a device); save it to a file"
+            )
         units.extend(_file_units(number, found))
     return units, notes
 
 
 def _known_kinds() -> str:
     return f"source code ({', '.join(CODE_EXTENSIONS[:4])} ...), {', '.join(TABLE_EXTENSIONS + TEXT_EXTENSIONS)}"
+
+
+_REMEDIES = {
+    "csv": "; write its rows as .jsonl or .parquet, as most programs for tables do",
+    "ndjson": "; rename it to .jsonl",
+    "bz2": "; unpack it, or pack it as .gz or .zst",
+}
+_AS = {
+    "tsv": "csv",
+    "xlsx": "csv",
+    "arrow": "csv",
+    "feather": "csv",
+    "xz": "bz2",
+    "lz4": "bz2",
+    "zip": "bz2",
+    "7z": "bz2",
+    "tar": "bz2",
+}
+
+
+def _remedy(name: str) -> str:
+    ending = (
+        _extension(name) if name.lower().endswith(COMPRESSIONS) else os.path.splitext(name.lower())[1]
+    ).removeprefix(".")
+    return _REMEDIES.get(_AS.get(ending, ending), "")
 
 
 def _extension(name: str) -> str:
@@ -184,16 +218,18 @@ def _walk(root: Path, exclude: Sequence[str]) -> list[tuple[Path, str]]:
         ]
         for name in sorted(names):
             if not name.startswith(".") and not excluded(name, prefix + name) and (place / name).is_file():
-                found.append((place / name, prefix + name))
+                found.append((place / name, valid_text(prefix + name)))  # a record takes no bytes that are not UTF-8
     return sorted(found, key=lambda entry: entry[1])
 
 
 def _taken(source: Source, extensions: Sequence[str], exclude: Sequence[str]) -> tuple[list[tuple[Path, str]], str]:
     """The files that are taken of a folder, and a note. Raises UserError where there are none."""
-    found, note = _choose(_walk(Path(source.location), exclude), extensions)
+    there = _walk(Path(source.location), exclude)
+    found, note = _choose(there, extensions)
     if not found:
         wanted = ", ".join(extensions) or _known_kinds()
-        raise UserError(f"source folder {source.location!r} has no usable file; looked for {wanted}")
+        remedy = next((f" ({name}{told})" for _, name in there if (told := _remedy(name))), "")
+        raise UserError(f"source folder {source.location!r} has no usable file{remedy}; looked for {wanted}")
     return found, note
 
 
@@ -241,7 +277,9 @@ def _parquet_units(number: int, path: Path, name: str) -> Iterator[Unit]:
         with pq.ParquetFile(path) as file:
             sizes = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"parquet file {str(path)!r} cannot be read: {one_line(error)[:200]}") from None
+        raise UserError(
+            f"parquet file {str(path)!r} cannot be read: {one_line(error)[:200]}; copy or make it again, without encryption"
+        ) from None
     start = 0
     while start < len(sizes):
         end, size = start, 0

@@ -17,6 +17,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, is_out_of_space, write_json
+from dcoder_cli.data.dropped import SourceStopped
 from dcoder_cli.data.shards import MANIFEST
 
 
@@ -56,8 +57,11 @@ class Workspace:
         shutil.rmtree(self.units)
         self.units.mkdir()
 
-    def tidy(self) -> None:
-        """After a failure: remove what no later run can use; all of it where no unit was finished."""
+    def tidy(self, refused: bool = False) -> None:
+        """After a failure: remove what no later run can use; all of it where no unit was finished, or the input is refused."""
+        if refused:
+            shutil.rmtree(self.root, ignore_errors=True)
+            return
         shutil.rmtree(self.result, ignore_errors=True)
         if not self.tokenizer.is_dir() and not any(self.units.glob("unit-*")):
             shutil.rmtree(self.root, ignore_errors=True)
@@ -93,8 +97,9 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
                 ) from None
             try:
                 yield workspace
-            except BaseException:
-                workspace.tidy()
+            except BaseException as error:
+                # With other input, or other options, nothing of this work counts.
+                workspace.tidy(refused=isinstance(error, UserError) and not isinstance(error, SourceStopped))
                 raise
     except OSError as error:
         if is_out_of_space(error):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model.chat import check_messages, system_message
+from dcoder_cli.model.chat import NotText, check_messages, joined, system_message
 
 if TYPE_CHECKING:
     from dcoder_cli.decoding.requests import Prompt
 
 HOLE = "<FILL>"
+LONGEST = 2**24  # characters of a prompt (ours): beyond every context, and far below what fills a memory
 _FORMS = ("prompt", "messages", "ids", "prefix")
 _JSON = (".jsonl", ".json", ".ndjson")
 _PACKED = (".gz", ".zst")
@@ -36,7 +37,7 @@ def collect(texts: Sequence[str], file: Path | None) -> list[tuple[str, Prompt]]
     if not texts and sys.stdin.isatty():
         raise UserError("no prompt; give one as an argument, with --prompts FILE, or on stdin")
     try:
-        text = sys.stdin.read()
+        text = sys.stdin.read(LONGEST + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt on stdin is not UTF-8 ({error.reason}); convert it") from None
     text = text.removeprefix("\ufeff")  # a byte-order mark, as files may have
@@ -62,6 +63,11 @@ def prepare(
     lead = system_message(system)
     if infill and not any(isinstance(prompt, str) for _, prompt in found):
         raise UserError(f"--infill has no effect: no prompt is plain text with {HOLE}; leave it out")
+    for name, prompt in found:
+        if isinstance(prompt, str) and len(prompt) > LONGEST:
+            raise UserError(
+                f"prompt {name!r} has more than {LONGEST:,} characters, which no model takes; give a shorter one"
+            )
     asked = [_asked(name, prompt, chat, lead, infill) for name, prompt in found]
     chats = [prompt for prompt in asked if _is_chat(prompt)]
     if lead and not any(prompt[0] is lead[0] for prompt in chats):  # type: ignore[index]
@@ -98,8 +104,7 @@ def read(path: str | Path) -> list[tuple[str, Prompt]]:
     if name.endswith(_JSON):
         found: list[tuple[str | None, Prompt]] = []
         given: dict[str, int] = {}  # name -> line
-        for number, value in jsonl.lines(path, "prompt file"):
-            where = f"prompt file {str(path)!r} line {number}"
+        for number, where, value in _entries(path, name):
             own = _name(value, where)
             found.append((own, _prompt(value, where)))
             if own is not None and given.setdefault(own, number) != number:
@@ -112,6 +117,15 @@ def read(path: str | Path) -> list[tuple[str, Prompt]]:
     if not prompts:
         raise UserError(f"prompt file {str(path)!r} holds no prompt; write one a line, or JSON lines with 'prompt'")
     return prompts
+
+
+def _entries(path: str | Path, name: str) -> Iterator[jsonl.Entry]:
+    """The values of a file; a .json may also be one list of them."""
+    if name.endswith(".json"):
+        yield from jsonl.table(path, "prompt file")
+        return
+    for number, value in jsonl.lines(path, "prompt file"):
+        yield jsonl.Entry(number, f"prompt file {str(path)!r} line {number}", value)
 
 
 def _name(value: Any, where: str) -> str | None:
@@ -191,8 +205,18 @@ def _ids(value: Any, key: str, where: str) -> list[int]:
 
 
 def _chat(value: Any, key: str, where: str) -> list[dict[str, str]]:
-    check_messages(value, f"{where}: {key!r}")
-    chat: list[dict[str, str]] = value
+    try:
+        chat = (
+            [
+                {**one, "content": joined(one["content"])} if isinstance(one, dict) and "content" in one else one
+                for one in value
+            ]
+            if isinstance(value, list)
+            else value
+        )
+    except NotText as part:
+        raise UserError(f"{where}: {key!r} has {part}") from None
+    check_messages(chat, f"{where}: {key!r}")
     return chat
 
 

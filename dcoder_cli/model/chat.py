@@ -59,6 +59,26 @@ def check(tokenizer: Any | None, name: str) -> None:
     raise UserError(f"the tokenizer of {name!r} has no chat template; give plain text, or use an instruct model's")
 
 
+class NotText(ValueError):
+    """A content has a part that is no text; says of which type."""
+
+
+def joined(content: Any) -> Any:
+    """A message's content as one text where it is a list of parts, `{"type": "text", "text": ".."}`; anything else as it is.
+
+    Raises:
+        NotText: a part of another type, such as an image.
+    """
+    if not (isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)):
+        return content
+    for part in content:
+        if part.get("type", "text") != "text":
+            raise NotText(f"a part of type {str(part['type'])[:40]!r}, and a model here reads text alone; leave it out")
+        if not isinstance(part.get("text"), str):
+            return content
+    return "".join(part["text"] for part in content)
+
+
 def check_messages(messages: Any, what: str) -> None:
     """Raises UserError if `messages` are no chat; `what` they are begins the message."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:

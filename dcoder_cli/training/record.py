@@ -77,7 +77,7 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool
     )  # with this release's defaults for what an older one did not know
     for key in _FIXED:
         if key in old and _decides(old[key]) != _decides(now["config"][key]):
-            raise UserError(_fixed(f"{key} = {now['config'][key]}", old[key]))
+            raise UserError(_fixed(*_difference(key, _decides(now["config"][key]), _decides(old[key]))))
     for key in _OBJECTIVE if begun else ():
         if key in old and old[key] != now["config"][key]:
             raise UserError(
@@ -104,6 +104,15 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool
 def _decides(value: Any) -> Any:
     """A setting without what only says how checkpoints are written."""
     return {key: one for key, one in value.items() if key != "save_merged"} if isinstance(value, dict) else value
+
+
+def _difference(name: str, now: Any, before: Any) -> tuple[str, Any]:
+    """What differs, as `name = value`, and its value before: of long settings the part that does."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        for key in {**now, **before}:
+            if now.get(key) != before.get(key):
+                return _difference(f"{name}.{key}", now.get(key), before.get(key))
+    return f"{name} = {now}", before
 
 
 def _fixed(now: str, before: Any) -> str:
