@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from dcoder_cli.base import console, options
+from dcoder_cli.base.locks import locked
 
 LITTLE = 0.05  # pass@1 below which stage 4 samples next to nothing that passes; ours
 
@@ -45,7 +46,8 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, scale, announce, force, unsafe_exec, quiet=json)
+    with locked(out):
+        result = run(out, seed, scale, announce, force, unsafe_exec, quiet=json)
     if json:
         console.emit_json(result.to_json())
     else:

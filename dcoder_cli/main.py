@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
+from dcoder_cli.base.locks import release_all
 from dcoder_cli.base.machine import bound_threads
 
 
@@ -156,6 +157,8 @@ def main() -> None:
         place = getattr(error, "filename", None)
         where = f" writing {place!r}" if place else ""
         _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
+    finally:
+        release_all()
 
 
 def _show_usage_error(error: Any, file: Any = None) -> None:

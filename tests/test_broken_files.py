@@ -14,7 +14,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.presets import section
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.benchmarks.samples import Store
-from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.data.workspace import Workspace
 from dcoder_cli.model import adapters, checkpoint
 from dcoder_cli.terminal.chat import Session

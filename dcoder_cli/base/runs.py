@@ -21,8 +21,10 @@ import yaml
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import read_yaml
+from dcoder_cli.base.console import rank
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, check_folder, write_json
+from dcoder_cli.base.locks import Lock, lock
 from dcoder_cli.base.provenance import started
 
 
@@ -31,24 +33,44 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: Lock | None = None
 
     @classmethod
-    def check(cls, path: str | Path, resume: bool) -> RunFolder:
+    def check(cls, path: str | Path, resume: bool, hold: bool = False) -> RunFolder:
         """The folder, checked but not yet made: other checks may still refuse the run.
 
+        Args:
+            path: the folder.
+            resume: whether it must hold a run, or must not.
+            hold: lock it, on the first process of a launch, until `release` or the end.
+
         Raises:
-            UserError: it cannot be written; it holds a run and `resume` is off, or holds none and `resume` is on; its
-                environment.json is damaged.
+            UserError: it cannot be written; another process writes to it; it holds a run and `resume` is off, or holds none
+                and `resume` is on; its environment.json is damaged.
         """
         check_folder(path)
         run = cls(Path(path))
-        holds_run = (run.path / "config.yaml").is_file()
+        if hold and rank() == 0:
+            run._lock = lock(path, "run folder")
+        try:
+            run._check_content(path, resume)
+        except BaseException:
+            run.release()
+            raise
+        return run
+
+    def release(self) -> None:
+        """Let others write to it."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _check_content(self, path: str | Path, resume: bool) -> None:
+        holds_run = (self.path / "config.yaml").is_file()
         if resume and not holds_run:
             raise UserError(f"run folder {str(path)!r} holds no run to resume; start without --resume")
         if not resume and holds_run:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
-        run.starts()
-        return run
+        self.starts()
 
     def make(self) -> None:
         """Make the folder."""

@@ -6,7 +6,6 @@ A run that was killed goes on where it stopped. Under several processes each app
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO, Any
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, json_line, write_json, write_jsonl
+from dcoder_cli.base.locks import try_lock
 from dcoder_cli.benchmarks.benchmark import Row
 
 _IDENTITY = "settings.json"
@@ -49,13 +49,9 @@ class Store:
         self._handles: dict[str, IO[str]] = {}
         for name, file in self._files.items():
             self._handles[name] = open(file, "a", encoding="utf-8")  # noqa: SIM115
-            try:
-                fcntl.flock(self._handles[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not try_lock(self._handles[name]):
                 self.close()
-                raise UserError(
-                    f"another evaluation writes to {str(folder)!r}; wait for it, or give another --out"
-                ) from None
+                raise UserError(f"another evaluation writes to {str(folder)!r}; wait for it, or give another --out")
             _drop_cut_line(file)
         self.samples: dict[Key, Row] = {}
         self.judged: dict[Key, Row] = {}

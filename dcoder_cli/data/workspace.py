@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,8 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, is_out_of_space, write_json
-from dcoder_cli.data.shards import MANIFEST
+from dcoder_cli.base.locks import try_lock
+from dcoder_cli.data.manifest import MANIFEST
 
 
 class Workspace:
@@ -85,12 +85,8 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
         with open(workspace.root / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another dcoder tokenize is writing {str(out)!r}; wait for it or choose another"
-                ) from None
+            if not try_lock(lock):
+                raise UserError(f"another dcoder tokenize is writing {str(out)!r}; wait for it or choose another")
             try:
                 yield workspace
             except BaseException:

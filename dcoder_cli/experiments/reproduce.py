@@ -14,7 +14,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments import processes, stages
 from dcoder_cli.experiments import seeds as replicates

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base import jsonl
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.model import checkpoint
@@ -111,6 +112,7 @@ def read(folder: Path, layout: Layout) -> tuple[dict[str, Tensor], Mapping[str, 
     """What `write` wrote: state, peft's config, base. Raises whatever a damaged file raises; the caller names the folder."""
     from safetensors.torch import load_file
 
+    checkpoint.check_files(folder.parent, [folder / name for name in (_WEIGHTS, _CONFIG, _BASE)], "adapter file")
     stored = load_file(folder / _WEIGHTS)
     state = {}
     for key, value in stored.items():
@@ -162,6 +164,8 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
         for key in [key for key in state if ".lora_A." in key]:
             name = key.replace(".lora_A.", ".")
             weights[name] = merge(weights[name], state[key], state[key.replace(".lora_A.", ".lora_B.")], scale)
+    except Damaged:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the adapter in {str(folder)!r} cannot be read ({type(error).__name__})") from None
     return {key: value.to(device, dtype) for key, value in weights.items()}

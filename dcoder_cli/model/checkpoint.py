@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base import checksums, console, jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
 from dcoder_cli.base.runs import checkpoint_of
@@ -18,6 +18,8 @@ from dcoder_cli.model.layouts import Layout
 from dcoder_cli.model.tokenizer import load_tokenizer
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_TEXTS = (".json", ".txt", ".model", ".jinja")
+INDEX = "model.safetensors.index.json"
 _SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange checkpoints with
 
 
@@ -58,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or single. Raises UserError if any is missing."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         try:
             files = [folder / name for name in sorted(set(jsonl.document(index)["weight_map"].values()))]
@@ -120,17 +122,40 @@ def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch
     """Every weight by its transformers key, read straight to `device` and cast to `dtype`, one at a time.
 
     Raises:
-        UserError: a file is truncated or no safetensors file.
+        UserError: a file is truncated, no safetensors file, or not as the folder's checksums have it.
     """
     from safetensors import SafetensorError, safe_open
 
+    check_files(folder, [folder / INDEX])
     for file in weight_files(folder):
+        check_files(folder, [file])  # one at a time: what was just read is read again from memory
         try:
             with safe_open(file, framework="pt", device=str(device)) as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                     yield layout.to_ours(key), handle.get_tensor(key).to(dtype)
         except (SafetensorError, OSError) as error:
             raise broken(file, error) from None
+
+
+def check_files(folder: Path, files: Iterable[Path], what: str = "weights file") -> None:
+    """Whether files of a checkpoint are as they were written, by its checksums.json; one without is taken as it is.
+
+    Raises:
+        Damaged: one is not; it is named.
+    """
+    checksums.check(folder, files, what, f"copy the checkpoint again, or if you replaced it, remove {checksums.RECORD}")
+
+
+def tell_of_changes(folder: Path) -> None:
+    """A line of warning where config or tokenizer are not as they were written: edited, which is allowed, or damaged."""
+    names = [name for name in checksums.changed(folder, _TEXTS) if name != INDEX]
+    told = f"{', '.join(names)} of {str(folder)!r} changed since the checkpoint was written; copy it again, or if you made the change, all is well"
+    if names and told not in _told:
+        _told.add(told)
+        console.warn(told)
+
+
+_told: set[str] = set()  # so that a folder that is read twice is told of once
 
 
 def broken(file: Path, error: Exception) -> UserError:
@@ -141,6 +166,7 @@ def broken(file: Path, error: Exception) -> UserError:
 def read_tokenizer(folder: Path) -> Any | None:
     """The tokenizer in a checkpoint folder; None where it has none."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+    tell_of_changes(folder)
     if not any((folder / name).is_file() for name in names):
         return None
     return load_tokenizer(folder)
@@ -193,6 +219,7 @@ def write(
     """
     with atomic_folder(folder) as temporary:
         write_into(temporary, config, weights, layout, tokenizer, answer_length)
+        checksums.write_record(temporary)
 
 
 def write_into(
@@ -242,7 +269,7 @@ def write_weights(folder: Path, shapes: Mapping[str, Tensor], whole: Callable[[s
             save_file(kept, folder / file, metadata={"format": "pt"})
     if writes and plan.is_sharded:
         index = {"metadata": {"format": "pt", **plan.metadata}, "weight_map": plan.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / INDEX, index)
 
 
 def write_beside(folder: Path, config: Mapping[str, Any], tokenizer: Any | None, answer_length: int | None) -> None:

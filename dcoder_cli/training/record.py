@@ -44,7 +44,7 @@ def make(stage: int, model: str, data: str, config: StageConfig | GrpoConfig, **
     Raises:
         UserError: the data's manifest cannot be read.
     """
-    from dcoder_cli.data.shards import fingerprint
+    from dcoder_cli.data.manifest import fingerprint
 
     return {
         "stage": stage,
