@@ -152,9 +152,15 @@ def main() -> None:
         if "RANK" in os.environ and any(words in str(error) for words in _PEER_GONE):
             time.sleep(_GRACE)  # the launcher tells which one, and ends this one
             _fail("another process of this run ended, and this one with it", 1)
-        if not is_out_of_space(error):
-            raise
         place = getattr(error, "filename", None)
+        if not is_out_of_space(error):
+            if (
+                isinstance(error, OSError) and place is not None
+            ):  # a disk that went away, or a folder that another removed
+                _fail(
+                    f"{str(place)!r}: {error.strerror or one_line(error)}; look after it and run the command again", 1
+                )
+            raise
         where = f" writing {place!r}" if place else ""
         _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
     finally:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from dcoder_cli.base.errors import UserError
 
+LOCK_INSIDE = ".lock"  # its name in the folder itself
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN)
 
 
@@ -68,7 +69,7 @@ def lock(folder: str | Path, what: str = "--out") -> Lock | None:
     place = Path(os.path.realpath(folder))
     beside = place.with_name(f".{place.name}.lock")
     made = _make(place.parent)
-    for file in (beside, place / ".lock"):
+    for file in (beside, place / LOCK_INSIDE):
         ours = _ours.get(file)
         if ours is not None and ours._held.handle is not None:
             found = ours._take_over()

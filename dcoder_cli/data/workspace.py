@@ -24,8 +24,8 @@ class Workspace:
     """`units/`, `tokenizer/` and `out/` under `.OUT.partial`."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self.root = out.parent / f".{out.name}.partial"
+        self.out = Path(os.path.realpath(out))  # a link stays where it is
+        self.root = self.out.parent / f".{self.out.name}.partial"
         self.units = self.root / "units"
         self.tokenizer = self.root / "tokenizer"
         self.result = self.root / "out"
