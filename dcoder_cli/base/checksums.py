@@ -89,8 +89,8 @@ def sums_of(path: Path) -> Sums:
     return Sums(size, f"{crc:08x}", None if whole is None else whole.hexdigest())
 
 
-def differs(path: Path, hashes: Mapping[str, Any], told: Told = lambda _: None) -> bool:
-    """Whether a file's bytes are others than its checksums say; the fastest that can be computed here is compared.
+def difference(path: Path, hashes: Mapping[str, Any], told: Told = lambda _: None) -> str | None:
+    """How a file's bytes are others than its checksums say, None where they are not; the fastest one that we have is compared.
 
     Args:
         path: the file.
@@ -100,8 +100,10 @@ def differs(path: Path, hashes: Mapping[str, Any], told: Told = lambda _: None) 
     Raises:
         OSError: it is gone, or cannot be read.
     """
-    if hashes.get("bytes") is not None and path.stat().st_size != hashes["bytes"]:
-        return True
+    size, expected = path.stat().st_size, hashes.get("bytes")
+    if expected is not None and size != expected:
+        return f"is {'truncated' if size < expected else 'too long'} or was changed: {size} bytes, not {expected}"
+    other = "is damaged or was changed: its bytes are not those that were written"
     quick = fast() if hashes.get("xxh3_128") else None
     if quick is None and hashes.get("crc32"):
         crc = 0
@@ -111,12 +113,12 @@ def differs(path: Path, hashes: Mapping[str, Any], told: Told = lambda _: None) 
             crc = zlib.crc32(piece, crc)
 
         _each_piece(path, add, told)
-        return f"{crc:08x}" != str(hashes["crc32"])
+        return other if f"{crc:08x}" != hashes["crc32"] else None
     name, digest = ("xxh3_128", quick()) if quick is not None else ("sha256", hashlib.sha256())
     if not hashes.get(name):
-        return False
+        return None
     _each_piece(path, digest.update, told)
-    return bool(digest.hexdigest() != hashes[name])
+    return other if digest.hexdigest() != hashes[name] else None
 
 
 def _each_piece(path: Path, take: Callable[[Any], None], told: Told) -> int:
@@ -149,12 +151,10 @@ def first_damaged(
     def look(one: tuple[Path, Mapping[str, Any]]) -> Damaged | None:
         path, hashes = one
         try:
-            if not differs(path, hashes, told):
-                return None
-            why = "is damaged or was changed: its bytes are not those that were written"
+            why = difference(path, hashes, told)
         except OSError as error:
             why = f"cannot be read: {error.strerror or error}"
-        return Damaged(f"{what} {str(path)!r} {why}; {remedy}", path)
+        return None if why is None else Damaged(f"{what} {str(path)!r} {why}; {remedy}", path)
 
     if len(files) < 2:
         return look(files[0]) if files else None
@@ -217,16 +217,16 @@ def check(folder: Path, files: Iterable[Path], what: str, remedy: str) -> None:
         raise found
 
 
-def changed(folder: Path, endings: tuple[str, ...]) -> list[str]:
-    """The files in a folder itself with these endings that are not as its record says, or are gone. Raises UserError."""
+def changed(folder: Path, beginnings: tuple[str, ...]) -> list[str]:
+    """The files in a folder itself that begin so and are not as its record says, or are gone. Raises UserError."""
     record = read_record(folder)
     if record is None:
         return []
     found = []
     for name, sums in record.files.items():
-        if "/" not in name and name.endswith(endings):
+        if "/" not in name and name.startswith(beginnings):
             try:
-                if differs(folder / name, vars(sums)):
+                if difference(folder / name, vars(sums)) is not None:
                     found.append(name)
             except OSError:
                 found.append(name)

@@ -18,7 +18,9 @@ from dcoder_cli.model.layouts import Layout
 from dcoder_cli.model.tokenizer import load_tokenizer
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_TEXTS = (".json", ".txt", ".model", ".jinja")
+_TEXTS = (  # config and tokenizer, which people edit
+    "config.", "generation_config.", "tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "chat_template",
+)  # fmt: skip
 INDEX = "model.safetensors.index.json"
 _SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange checkpoints with
 
@@ -81,7 +83,9 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
     Raises:
         UserError: a file is truncated or no safetensors file.
     """
-    return dict(each_weight(folder, layout, device, dtype))
+    weights = dict(each_weight(folder, layout, device, dtype))
+    tell_of_changes(folder)  # all could be read: what cannot be is one line
+    return weights
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def check_files(folder: Path, files: Iterable[Path], what: str = "weights file")
 
 def tell_of_changes(folder: Path) -> None:
     """A line of warning where config or tokenizer are not as they were written: edited, which is allowed, or damaged."""
-    names = [name for name in checksums.changed(folder, _TEXTS) if name != INDEX]
+    names = checksums.changed(folder, _TEXTS)
     told = f"{', '.join(names)} of {str(folder)!r} changed since the checkpoint was written; copy it again, or if you made the change, all is well"
     if names and told not in _told:
         _told.add(told)
@@ -166,7 +170,6 @@ def broken(file: Path, error: Exception) -> UserError:
 def read_tokenizer(folder: Path) -> Any | None:
     """The tokenizer in a checkpoint folder; None where it has none."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
-    tell_of_changes(folder)
     if not any((folder / name).is_file() for name in names):
         return None
     return load_tokenizer(folder)

@@ -153,9 +153,9 @@ def write(export: Export, out: Path, texts: Mapping[str, str], told: Told | None
     require_space(out, export.bytes + 2**20, "the exported weights")
     below = adapters.below(export.folder)
     if not export.merges:  # where it does, they are checked as they are read
-        checkpoint.check_files(
-            below, [below / checkpoint.INDEX, *sorted({one.file for one in export.weights.values()})]
-        )
+        files = sorted({one.file for one in export.weights.values()})
+        checkpoint.check_files(below, [below / checkpoint.INDEX, *files])
+        checkpoint.tell_of_changes(below)
     with atomic_folder(out) as temporary:
         _write_weights(export, temporary, told or (lambda _: None))
         write_json(temporary / "config.json", export.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from dcoder_cli.base import checksums
 from dcoder_cli.base.files import atomic_folder, put_in_place, require_space
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.base.schema import Format
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import damage, lora, optimizers, sharded
@@ -176,6 +178,22 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
     torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / "training" / "state.pt")
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """state.pt: what both loops count, and of the one and the other. Numbers may be NaN."""
+
+    torch_rng: torch.Tensor
+    tail: list[Any]
+    best: Any = None
+    waited: int = 0
+    heldout: dict[str, Any] | None = None
+    before: dict[str, Any] | None = None
+    updates: int | None = None
+
+
+_STATE = Format("training state", SavedState, "copy the checkpoint again")
+
+
 def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, Any]:
     """Optimiser, RNG and counters of a checkpoint, saved on any number of processes, sharded or not.
 
@@ -193,8 +211,7 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
             value = torch.load(training / "optimizer.pt", map_location="cpu", weights_only=True)
             load_whole_state(optimizer, value)
         state: dict[str, Any] = torch.load(training / "state.pt", map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError("state.pt holds no names")
+        _STATE.check(state, "state.pt")
         torch.set_rng_state(state["torch_rng"])
     except Exception as error:
         raise checksums.Damaged(
@@ -202,4 +219,5 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
             training,
         ) from None
     optimizers.check_state(optimizer)
-    return state
+    told = {field.name: field.default for field in fields(SavedState) if field.default is not MISSING}
+    return {**told, **state}

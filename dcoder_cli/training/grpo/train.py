@@ -84,7 +84,8 @@ def train(
         model = context.model
         context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "updates": 0})
         state = context.state
-        state.setdefault("updates", context.start * config.inner_iterations)  # checkpoints of before it was counted
+        if state.get("updates") is None:  # checkpoints of before it was counted
+            state["updates"] = context.start * config.inner_iterations
         learner = Learner(
             context, config, prompts, ready.prompt_ids, RowOrder(len(prompts), config.seed), ready.rewarder,
             make_reference(context, config),
