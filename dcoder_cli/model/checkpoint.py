@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base import checksums, console, jsonl
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
 from dcoder_cli.base.runs import checkpoint_of
@@ -73,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             hint = "; dcoder reads safetensors, not pickled .bin files" if list(folder.glob("*.bin")) else ""
-            raise UserError(f"weights file {str(file)!r} is missing; copy the checkpoint again{hint}")
+            raise Damaged(f"weights file {str(file)!r} is missing; copy the checkpoint again{hint}", file)
     return files
 
 
@@ -162,9 +163,10 @@ def tell_of_changes(folder: Path) -> None:
 _told: set[str] = set()  # so that a folder that is read twice is told of once
 
 
-def broken(file: Path, error: Exception) -> UserError:
+def broken(file: Path, error: Exception) -> Damaged:
     """The refusal of a weights file that cannot be read."""
-    return UserError(f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again")
+    why = f"is truncated or not safetensors ({one_line(error)})"
+    return Damaged(f"weights file {str(file)!r} {why}; copy it again", file)
 
 
 def read_tokenizer(folder: Path) -> Any | None:
