@@ -84,9 +84,11 @@ def _way_back(run: RunFolder, damaged: int) -> str:
     for step in reversed(before):
         folder = run.checkpoint(step)
         try:
-            checksums.check(folder, [folder / name for name in checksums.names(folder)], "file", "")
+            record = checksums.read_record(folder)
+            checksums.check(folder, [folder / name for name in (record.files if record else ())], "file", "")
         except UserError:
             continue
-        return f"or remove {str(run.checkpoint(damaged))!r} to resume from step-{step}, which is whole"
+        known = "which is whole" if record else "of which no checksums are known"
+        return f"or remove {str(run.checkpoint(damaged))!r} to resume from step-{step}, {known}"
     what = "no earlier checkpoint is whole" if before else "there is no earlier checkpoint"
     return f"{what}, so without it the run starts over: give another --out"
