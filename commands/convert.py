@@ -10,6 +10,7 @@ import typer
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder
+from dcoder_cli.base.locks import locked
 from dcoder_cli.base.options import Needs
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
@@ -99,9 +100,7 @@ def convert(
         raise UserError("give either a MODEL to convert or --init SIZE for random weights")
     if tokenizer and train_tokenizer:
         raise UserError("give either --tokenizer or --train-tokenizer, not both")
-    check_folder(out)
-    if out.exists() and not force and any(out.iterdir()):
-        raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")
+    _check_free(out, force)
     from dcoder_cli.model import conversion
     from dcoder_cli.model.convert import Additions
 
@@ -115,13 +114,15 @@ def convert(
         else:
             found = conversion.plan_checkpoint(str(model), out, add, dtype, tokenizer)
         return plans.show(found, json)
-    if init is not None:
-        result = conversion.initialise(
-            init, out, tokenizer, train_tokenizer or [], vocab_size, ar, mask_id, seed, dtype
-        )
-    else:
-        assert model is not None
-        result = conversion.convert_checkpoint(model, out, add, dtype, tokenizer)
+    with locked(out):
+        _check_free(out, force)
+        if init is not None:
+            result = conversion.initialise(
+                init, out, tokenizer, train_tokenizer or [], vocab_size, ar, mask_id, seed, dtype
+            )
+        else:
+            assert model is not None
+            result = conversion.convert_checkpoint(model, out, add, dtype, tokenizer)
     if json:
         console.emit_json(result)
         return
@@ -131,3 +132,9 @@ def convert(
     )
     for finding in result["findings"]:
         console.warn(f"{finding['subject']}: {finding['message']}")
+
+
+def _check_free(out: Path, force: bool) -> None:
+    check_folder(out)
+    if out.exists() and not force and any(out.iterdir()):
+        raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")

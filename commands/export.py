@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dcoder_cli.base import console, options
+from dcoder_cli.base.locks import locked
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -56,7 +57,8 @@ def export(
         with console.bar("writing weights, MiB", total / _MIB, quiet=json) as bar:
             work(lambda written: bar.advance(written / _MIB))
 
-    facts = publish(model, out, dtype, licence, results or [], arness or [], force, progress)
+    with locked(out):
+        facts = publish(model, out, dtype, licence, results or [], arness or [], force, progress)
     if json:
         console.emit_json(facts)
         return

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dcoder_cli.base import console, options
+from dcoder_cli.base.locks import locked
 from dcoder_cli.base.options import Needs
 
 LITTLE = 0.05  # pass@1 below which stage 4 samples next to nothing that passes; ours
@@ -88,7 +89,8 @@ def quickstart(
 
     from dcoder_cli.experiments.quickstart import quickstart as run
 
-    result = run(out, seed, scale, announce, force, unsafe_exec, quiet=json)
+    with locked(out):
+        result = run(out, seed, scale, announce, force, unsafe_exec, quiet=json)
     if json:
         console.emit_json(result.to_json())
     else:
@@ -109,7 +111,8 @@ def _given(asked: Any, force: bool, resume: bool, dry_run: bool, json: bool) -> 
         if not json:
             console.note(f"[{time.perf_counter() - began:5.0f} s] {name}")
 
-    steps = given.run(asked, announce, force, resume, quiet=json)
+    with locked(asked.out):
+        steps = given.run(asked, announce, force, resume, quiet=json)
     if json:
         return console.emit_json({"settings": asked.to_json(), "steps": steps})
     _table([(name, step.get("what", ""), step.get("result", ""), step["seconds"]) for name, step in steps.items()])

@@ -10,6 +10,7 @@ import typer
 
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.base.locks import locked
 from dcoder_cli.base.options import Needs
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def reproduce(
     if dry_run:
         return plans.show(plan(call), json)
     try:
-        result = run(call, (lambda _: None) if json else console.note)
+        with locked(out):
+            result = run(call, (lambda _: None) if json else console.note)
     except KeyboardInterrupt:
         raise StoppedByUser("stopped; run the same command again to go on") from None
     if json:

@@ -19,6 +19,7 @@ from dcoder_cli import __version__
 from dcoder_cli.base.console import visible
 from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
 from dcoder_cli.base.files import is_out_of_space
+from dcoder_cli.base.locks import release_all
 from dcoder_cli.base.machine import bound_threads
 from dcoder_cli.base.startup import check_arguments, check_ranks, flush, open_streams
 
@@ -180,6 +181,8 @@ def main() -> None:
             raise
         # What the system refuses of a file that was there, or could be used, a moment ago, or that nothing asked for sooner.
         _fail(f"{short(os.fsdecode(place))} cannot be used: {error.strerror}; name another, or mend it", 2)
+    finally:
+        release_all()
 
 
 def _show_usage_error(error: Any, file: Any = None) -> None:

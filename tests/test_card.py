@@ -157,7 +157,7 @@ def tables(tokens: list[Any]) -> list[list[list[str]]]:
 def history(model: Path, tmp_path: Path) -> Path:
     """A run of stage 3 that began with one of stage 1, both with hostile names, the data of one still there."""
     make_shards(tmp_path / "data" / HOSTILE.replace("/", ":"), make_tokenizer())
-    from dcoder_cli.data.shards import fingerprint
+    from dcoder_cli.data.manifest import fingerprint
 
     data = tmp_path / "data" / HOSTILE.replace("/", ":")
     first, second = tmp_path / "runs" / "adapt", tmp_path / "runs" / HOSTILE.replace("/", ":")
@@ -239,7 +239,7 @@ def test_the_card_says_what_the_files_say(history: Path, tmp_path: Path) -> None
 
 def test_stage_4_and_hub_data_are_told_too(model: Path, tmp_path: Path) -> None:
     """What the run was of is in its record; its data are gone, so nothing but name and hash is known of them."""
-    from dcoder_cli.data.shards import fingerprint
+    from dcoder_cli.data.manifest import fingerprint
 
     make_shards(tmp_path / "data", make_tokenizer(), kind="sft")
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())

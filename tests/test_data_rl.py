@@ -280,5 +280,5 @@ def test_wrong_rows_and_damaged_prompts_are_named(tokenizer: str, tmp_path: Path
     with pytest.raises(UserError, match="no heldout prompts"):
         load_prompts(tmp_path / "out", "heldout")
     (tmp_path / "out" / "prompts.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="damaged or changed"):
+    with pytest.raises(UserError, match="damaged or was changed"):
         load_prompts(tmp_path / "out")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.data.manifest import part_name
 from dcoder_cli.data.packing import pack, unpack
-from dcoder_cli.data.shards import FORMAT_VERSION, ShardSet, part_name, token_dtype, write_arrays
+from dcoder_cli.data.shards import ShardSet, token_dtype, write_arrays
 from dcoder_cli.model.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 
 TEXTS = [
@@ -32,7 +33,7 @@ def write_set(folder: Path, rows: list[int], split: str = "train", length: int =
         files.append({"file": name, "split": split, "rows": count, "sha256": sha})
         first += count
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "kind": "pretrain",
         "sequence_length": length,
         "tokenizer": {"hash": "h", "vocab_size": 300, "name": "t"},

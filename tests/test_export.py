@@ -38,8 +38,9 @@ def read(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def changed(model: Path, folder: Path, **config: Any) -> Path:
-    """A copy with another config.json; None takes a key out."""
+    """A copy with another config.json, as another system may have made it; None takes a key out."""
     shutil.copytree(model, folder)
+    (folder / "checksums.json").unlink(missing_ok=True)
     whole = {**read(folder), **config}
     (folder / "config.json").write_text(json.dumps({key: one for key, one in whole.items() if one is not None}))
     return folder
@@ -69,7 +70,7 @@ def test_what_only_resuming_needs_and_class_references_stay_behind(model: Path, 
     (source / "training" / "optimizer.pt").write_bytes(b"x")
     (source / "modeling_own.py").write_text("raise SystemExit")
     facts = publish(str(source), tmp_path / "out")
-    kept = {"README.md", "chat_template.jinja", "config.json", "dcoder_card.json", "generation_config.json",
+    kept = {"README.md", "chat_template.jinja", "checksums.json", "config.json", "dcoder_card.json", "generation_config.json",
             "model.safetensors", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
     assert set(facts["files"]) == kept == {path.name for path in (tmp_path / "out").iterdir()}
     config = read(tmp_path / "out")

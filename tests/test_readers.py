@@ -23,14 +23,14 @@ from dcoder_cli.data.records import read_records
 from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.data.sources import parse_sources, plan_units
 from dcoder_cli.decoding import trajectory
-from dcoder_cli.training.grpo.rollouts import load_rollouts
+from dcoder_cli.training.grpo.rollouts import load_rollouts, seal
 
 ODD = "a\u2028b\u2029c\u0085d\x1ce"  # what `str.splitlines` takes for ends of lines
 WORDS = "one two three four five six seven eight nine ten eleven"
 
 
 def prompts(path: Path) -> list[Any]:
-    entry = {"file": path.name, "split": "train", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    entry = {"file": path.name, "split": "train", "rows": 2, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     manifest = {"format_version": 1, "kind": "rl", "files": [entry], "sequence_length": 1}
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
     return [row["text"] for row in load_prompts(path.parent)]
@@ -42,6 +42,8 @@ def records(path: Path) -> list[Any]:
 
 
 def rollouts(path: Path) -> list[Any]:
+    data = path.read_bytes()
+    path.write_bytes(data + seal(hashlib.sha256(data)))
     return [one.trajectory.text for one in load_rollouts(path)]
 
 

@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.locks import LOCK_INSIDE, locked
+from dcoder_cli.base.streams import check_stream, is_stream, write_into
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it if the block succeeds, removed if it does not."""
-    target = Path(path)
+    """A temporary path beside `path`, renamed onto it if the block succeeds, removed if it does not.
+
+    A link stays, and what it leads to is replaced. What cannot be replaced (see streams.py) is written into at the end.
+    """
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / Path(path).name
+            yield temporary
+            write_into(path, temporary)
+        return
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -33,18 +44,28 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed onto it if the block succeeds, removed if it does not."""
-    target = Path(path)
+    """A temporary folder beside `path`, renamed onto it if the block succeeds, removed if it does not.
+
+    A link stays, and what it leads to is replaced. In a folder that cannot be renamed, a mount or one whose parent is not
+    ours to write, the temporary folder lies inside and its files are moved up.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+    target = Path(os.path.realpath(path))
+    inside = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        put_in_place(temporary, target)
-    except BaseException:
+    name = f".{target.name}.{os.getpid()}.tmp"
+    temporary = target / name if inside else target.with_name(name)
+    with locked(target):
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        temporary.mkdir()
+        try:
+            yield temporary
+            put_in_place(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def put_in_place(temporary: Path, target: Path) -> None:
@@ -54,9 +75,19 @@ def put_in_place(temporary: Path, target: Path) -> None:
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-    if target.exists():
-        shutil.rmtree(target)
+    if temporary.parent == target:
+        for old in target.iterdir():
+            if old != temporary and old.name != LOCK_INSIDE:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        for new in temporary.iterdir():
+            os.replace(new, target / new.name)
+        temporary.rmdir()
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():  # set aside first: a kill in between loses neither
+        os.replace(target, old)
     os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def share(folder: Path) -> None:
@@ -110,13 +141,16 @@ def check_file(path: str | Path, option: str) -> None:
         path: the file, whose folder must be there.
         option: what the user gave it as, such as `--trajectories`.
     """
-    file = Path(path).absolute()
     told = f"{option} {str(path)!r}"
+    if is_stream(path):
+        check_stream(path, told)
+        return
+    file = Path(os.path.realpath(path))  # of a link what it leads to, which will be replaced
     place = _first_there(file, told, "choose another file")
     if file.is_dir():
         raise UserError(f"{told} is a folder; name a file")
-    if file.exists() and not file.is_file():
-        raise UserError(f"{told} is no ordinary file; choose another file")
+    if file.is_symlink():
+        raise UserError(f"{told} is a link that leads to itself; choose another file")
     if place not in (file, file.parent) and place.is_dir():
         raise UserError(f"{told} lies in a folder that does not exist; make it first")
     _try_writing(file.parent if place == file else place, told, "choose another file")

@@ -9,7 +9,6 @@ environment.json   every start: command line, time, machine, versions
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -20,10 +19,12 @@ from typing import Any
 import yaml
 
 from dcoder_cli.base import jsonl
-from dcoder_cli.base.config import read_yaml
+from dcoder_cli.base.console import rank
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file, check_folder, write_json
+from dcoder_cli.base.locks import Lock, lock
 from dcoder_cli.base.provenance import started
+from dcoder_cli.base.run_files import LOG, LOGS, read_run, read_starts
 
 
 class RunFolder:
@@ -31,24 +32,54 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: Lock | None = None
 
     @classmethod
-    def check(cls, path: str | Path, resume: bool) -> RunFolder:
+    def check(cls, path: str | Path, resume: bool, hold: bool = False) -> RunFolder:
         """The folder, checked but not yet made: other checks may still refuse the run.
 
+        Args:
+            path: the folder.
+            resume: whether it must hold a run, or must not.
+            hold: lock it, on the first process of a launch, until `release` or the end.
+
         Raises:
-            UserError: it cannot be written; it holds a run and `resume` is off, or holds none and `resume` is on; its
-                environment.json is damaged.
+            UserError: it cannot be written; another process writes to it; it holds a run and `resume` is off, or holds none
+                and `resume` is on; its environment.json is damaged.
         """
         check_folder(path)
         run = cls(Path(path))
-        holds_run = (run.path / "config.yaml").is_file()
+        if hold and rank() == 0:
+            run._lock = lock(path, "run folder")
+        try:
+            run._check_content(path, resume)
+        except BaseException:
+            run.release()
+            raise
+        return run
+
+    def release(self) -> None:
+        """Let others write to it."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _check_content(self, path: str | Path, resume: bool) -> None:
+        holds_run = (self.path / "config.yaml").is_file()
         if resume and not holds_run:
             raise UserError(f"run folder {str(path)!r} holds no run to resume; start without --resume")
         if not resume and holds_run:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
-        run.starts()
-        return run
+        for name in ("last", "best"):
+            place = self.path / "checkpoints" / name
+            if place.exists() and not place.is_symlink():
+                raise UserError(
+                    f"{str(place)!r} is no link to a checkpoint (a copy followed it?); remove it, the run makes it again"
+                )
+        if resume:
+            self.config()
+            for name in LOGS:
+                self.read(name)
+        self.starts()
 
     def make(self) -> None:
         """Make the folder."""
@@ -72,20 +103,11 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """Every start of this run, the first one first."""
         file = self.path / "environment.json"
-        if not file.is_file():
-            return []
-        try:
-            value = jsonl.document(file)
-            # an earlier release kept the last start alone
-            return [jsonl.as_object(one, "a start") for one in value.get("starts", [value])]
-        except (ValueError, TypeError):
-            raise UserError(
-                f"{str(file)!r} is damaged; move it away, and what it tells of earlier starts is lost"
-            ) from None
+        return read_starts(file) if file.is_file() else []
 
     def config(self) -> dict[str, Any]:
-        """What `write_config` wrote."""
-        return read_yaml(self.path / "config.yaml")
+        """What `write_config` wrote. Raises UserError where it is no record of a run."""
+        return read_run(self.path / "config.yaml")
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line at the end of `NAME.jsonl`."""
@@ -96,14 +118,17 @@ class RunFolder:
         """All whole lines of `NAME.jsonl`; a last line cut off by a kill is left out.
 
         Raises:
-            UserError: another line is no JSON object; it is named.
+            UserError: another line is no JSON object, or has no step; it is named.
         """
         file = self.path / f"{name}.jsonl"
-        return [record for _, record in jsonl.objects(file, "log", torn=True)] if file.is_file() else []
+        if not file.is_file():
+            return []
+        rows = LOG.rows(file, torn=True) if name in LOGS else jsonl.objects(file, "log", torn=True)
+        return [record for _, record in rows]
 
     def cut_after(self, step: int) -> None:
         """Drop lines of later steps from the metrics, all of them at step 0: a resumed run writes them again."""
-        for name in ("metrics", "timings"):
+        for name in LOGS:
             kept = [record for record in self.read(name) if step > 0 and record["step"] <= step]
             with atomic_file(self.path / f"{name}.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -116,8 +141,9 @@ class RunFolder:
         """Steps with a whole checkpoint, ascending."""
         found = []
         for folder in (self.path / "checkpoints").glob("step-*"):
-            with contextlib.suppress(ValueError):
-                found.append(int(folder.name.removeprefix("step-")))
+            number = folder.name.removeprefix("step-")
+            if number.isascii() and number.isdigit() and folder.is_dir():
+                found.append(int(number))
         return sorted(found)
 
     def last(self) -> int:
@@ -133,9 +159,10 @@ class RunFolder:
         os.replace(temporary, place)
 
     def linked(self, name: str) -> int | None:
-        """The step that `checkpoints/NAME` points to."""
+        """The step that `checkpoints/NAME` points to; None where there is no such link, or its checkpoint is gone."""
         place = self.path / "checkpoints" / name
-        return int(os.readlink(place).removeprefix("step-")) if place.is_symlink() else None
+        target = os.readlink(place) if place.is_symlink() else ""
+        return next((step for step in self.steps() if target == f"step-{step}"), None)
 
     def prune(self, keep: int) -> None:
         """Remove all checkpoints but the last `keep` and the best, and what a kill left half-written."""

@@ -11,7 +11,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import read_yaml
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.runs import RunFolder, checkpoint_of, model_labels
-from dcoder_cli.data import shards
+from dcoder_cli.data import manifest as manifests
 from dcoder_cli.training.config import STAGE_NAMES as OF_TRAINING
 
 FACTS = "dcoder_card.json"  # of an exported folder: what its model card says, for programs
@@ -168,9 +168,9 @@ def _data(name: str, sha256: Any, start: Mapping[str, Any]) -> Facts:
     if folder is None:
         return facts
     try:
-        if shards.fingerprint(folder) != sha256:
+        if manifests.fingerprint(folder) != sha256:
             return facts  # other rows by now, or a record of before the hash was written
-        parts = shards.manifests(folder)
+        parts = manifests.manifests(folder)
     except UserError:
         return facts
     manifest = parts[0]

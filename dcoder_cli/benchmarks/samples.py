@@ -6,15 +6,17 @@ A run that was killed goes on where it stopped. Under several processes each app
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, json_line, write_json, write_jsonl
+from dcoder_cli.base.locks import try_lock
+from dcoder_cli.base.schema import Format, Least
 from dcoder_cli.benchmarks.benchmark import Row
 
 _IDENTITY = "settings.json"
@@ -24,6 +26,33 @@ Key = tuple[str, int]  # task id and number of the sample, from 0
 def key_of(row: Mapping[str, Any]) -> Key:
     """The key of a row of either file."""
     return row["task_id"], row["sample"]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A line of samples.jsonl. What was not made here has no counts."""
+
+    task_id: str
+    sample: Annotated[int, Least(0)]
+    text: str
+    tokens: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class JudgedLine:
+    """A line of judged.jsonl."""
+
+    task_id: str
+    sample: Annotated[int, Least(0)]
+    status: str
+    tier: str | None = None
+
+
+_ANOTHER = "choose another --out"
+_SAMPLES = Format("evaluation's file", Sampled, _ANOTHER)
+_JUDGED = Format("evaluation's file", JudgedLine, _ANOTHER)
 
 
 class Store:
@@ -49,13 +78,9 @@ class Store:
         self._handles: dict[str, IO[str]] = {}
         for name, file in self._files.items():
             self._handles[name] = open(file, "a", encoding="utf-8")  # noqa: SIM115
-            try:
-                fcntl.flock(self._handles[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not try_lock(self._handles[name]):
                 self.close()
-                raise UserError(
-                    f"another evaluation writes to {str(folder)!r}; wait for it, or give another --out"
-                ) from None
+                raise UserError(f"another evaluation writes to {str(folder)!r}; wait for it, or give another --out")
             _drop_cut_line(file)
         self.samples: dict[Key, Row] = {}
         self.judged: dict[Key, Row] = {}
@@ -153,13 +178,5 @@ def _drop_cut_line(file: Path) -> None:
 
 
 def _whole_lines(file: Path) -> list[Row]:
-    rows = []
-    for number, row in jsonl.objects(file, "evaluation's file", torn=True, halves=True):
-        try:
-            key_of(row)
-        except KeyError:
-            raise UserError(
-                f"{str(file)!r} line {number} is not a row of an evaluation; choose another --out"
-            ) from None
-        rows.append(row)
-    return rows
+    kind = _JUDGED if file.name.startswith("judged") else _SAMPLES
+    return [row for _, row in kind.rows(file, torn=True, halves=True)]

@@ -26,14 +26,15 @@ from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.engine import choose_encoder, run_proven
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, sample_of
+from dcoder_cli.data.manifest import MANIFEST, parse_part, part_name, write_manifest
 from dcoder_cli.data.plans import estimate_tokens, plan_of
 from dcoder_cli.data.records import TextMapping, first_record, texts_of
 from dcoder_cli.data.selection import select
-from dcoder_cli.data.shards import LONGEST_ROW, MANIFEST, parse_part, part_name
+from dcoder_cli.data.shards import LONGEST_ROW
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
-from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_manifest, write_rows
+from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_rows
 from dcoder_cli.model.tokenizer import DREAM_BOS, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base import checksums, jsonl
 from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
@@ -28,16 +28,16 @@ from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.dropped import BadRow, Dropped, Tally
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder
+from dcoder_cli.data.manifest import MANIFEST, hashes_of, read_manifest, write_manifest
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
 from dcoder_cli.data.problems import HARD_MODELS, RlProblem, hard_subset, read_problem, why_unusable
 from dcoder_cli.data.prompts import Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
-from dcoder_cli.data.shards import MANIFEST, read_manifest
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.workspace import open_workspace
-from dcoder_cli.data.writing import describe, nothing_left, write_manifest
+from dcoder_cli.data.writing import describe, nothing_left
 from dcoder_cli.model.chat import Refused
 from dcoder_cli.model.tokenizer import load_tokenizer
 
@@ -214,12 +214,9 @@ def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any
     if not entries:
         raise UserError(f"{str(folder)!r} has no {split} prompts; make some with: dcoder tokenize rl --heldout 0.05")
     path = Path(folder) / entries[0]["file"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"prompts {str(path)!r} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(data).hexdigest() != entries[0]["sha256"]:
-        raise UserError(f"prompts {str(path)!r} are damaged or changed (sha256 differs); make them again")
+    found = checksums.first_damaged([(path, hashes_of(entries[0]))], "prompt file", "copy or make them again")
+    if found is not None:
+        raise found
     return [row for _, row in jsonl.objects(path, "prompts")]
 
 

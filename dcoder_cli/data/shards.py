@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base import checksums, console
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.data.manifest import hashes_of, part_folders, read_manifest
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 COLUMNS = {"pretrain": ("tokens", "document_ids"), "sft": ("tokens", "eligible")}
 TAUGHT, ABSENT = 1, 2  # values of `eligible`; 0: given
 LONGEST_ROW = 65_536  # document_ids are uint16 and a row of L tokens may hold L documents
+_AGAIN = "copy the data again, or make it again with: dcoder tokenize"
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
 
 Array = npt.NDArray[Any]
@@ -46,21 +46,15 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint32 if vocab_size > 65_535 else np.uint16
 
 
-def part_name(index: int, count: int) -> str:
-    """The folder of machine `index` (from 1) of `count` under the common output folder."""
-    return f"shard-{index:05d}-of-{count:05d}"
-
-
-def parse_part(shard: str) -> tuple[int, int]:
-    """`2/4` as (2, 4). Raises UserError for anything else than i/n with 1 <= i <= n."""
-    first, _, second = shard.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise UserError(f"--shard {shard!r} must be i/n with i from 1 to n, such as 2/4")
-    return int(first), int(second)
-
-
 def write_arrays(path: Path, arrays: Mapping[str, Array], note: Mapping[str, Any]) -> str:
-    """Write one safetensors file with `note` as its metadata; returns its sha256. The same input gives the same bytes.
+    """As `write_hashed`; returns its sha256."""
+    return write_hashed(path, arrays, note)["sha256"]
+
+
+def write_hashed(path: Path, arrays: Mapping[str, Array], note: Mapping[str, Any]) -> dict[str, str]:
+    """Write one safetensors file with `note` as its metadata. The same input gives the same bytes.
+
+    Returns its `sha256`, and its `xxh3_128` where that can be computed here.
 
     Raises:
         OSError: with its errno, also where the disk is full.
@@ -72,7 +66,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], note: Mapping[str, Any
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
-    return hashlib.sha256(data).hexdigest()
+    quick = checksums.fast()
+    hashes = {"sha256": hashlib.sha256(data).hexdigest()}
+    return hashes if quick is None else {**hashes, "xxh3_128": quick(data).hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -122,59 +118,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a shard folder. Raises UserError where there is none, or one of another format."""
-    path = Path(folder) / MANIFEST
-    if not Path(folder).is_dir():
-        raise UserError(f"data folder {str(folder)!r} does not exist; make it with: dcoder tokenize")
-    if not path.is_file():
-        raise UserError(f"no {MANIFEST} in {str(folder)!r}: not a finished output of dcoder tokenize")
-    try:
-        manifest = jsonl.document(path)
-        version, kind, files = manifest["format_version"], manifest["kind"], manifest["files"]
-    except UserError as error:
-        raise UserError(f"{error}; make the data again") from None
-    except KeyError as error:
-        raise UserError(f"{str(path)!r} is broken: it has no {error}; make the data again") from None
-    if version != FORMAT_VERSION or kind not in (*COLUMNS, "rl") or not isinstance(files, list):
-        raise UserError(f"{str(path)!r} has format {version!r}, kind {kind!r}; this dcoder reads {FORMAT_VERSION}")
-    return manifest
-
-
-def manifests(folder: str | Path) -> list[dict[str, Any]]:
-    """The manifest of each part of a folder of any kind. Raises UserError where one is missing or of another format."""
-    return [read_manifest(part) for part in _part_folders(Path(folder))]
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Which rows or prompts a folder of any kind holds: the same for a copy of it, another for any other content.
-
-    It is of the hashes in the manifest; the files are not read. Raises UserError where there is no manifest.
-    """
-    digest = hashlib.sha256()
-    for manifest in manifests(folder):
-        for entry in manifest["files"]:
-            digest.update(json.dumps(entry, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _part_folders(folder: Path) -> list[Path]:
-    """`folder` itself, or its `shard-i-of-n` parts, all of them. Raises UserError where a part is missing."""
-    if (folder / MANIFEST).is_file():
-        return [folder]
-    parts = sorted(folder.glob("shard-*-of-*")) if folder.is_dir() else []
-    if not parts:
-        return [folder]
-    count = int(parts[0].name.rsplit("-", 1)[1])
-    expected = [folder / part_name(index, count) for index in range(1, count + 1)]
-    missing = [part.name for part in expected if not (part / MANIFEST).is_file()]
-    if missing or len(parts) != count:
-        raise UserError(
-            f"{str(folder)!r} lacks {missing[0] if missing else 'parts'}: run dcoder tokenize --shard for it"
-        )
-    return expected
-
-
 @dataclass(frozen=True)
 class SourceRows:
     """One source's rows in a split.
@@ -199,6 +142,7 @@ class ShardSet:
         sequence_length, vocab_size, tokenizer_hash: as in the manifest.
         sources: the rows of each source; empty where that is not known (training rows, shards of before it was written).
         padding: row index -> tokens at the row's end that only fill it.
+        files: each file with its checksums.
     """
 
     def __init__(
@@ -206,7 +150,7 @@ class ShardSet:
         folder: Path,
         split: str,
         manifest: dict[str, Any],
-        files: list[Path],
+        files: list[tuple[Path, dict[str, str]]],
         rows: list[int],
         sources: list[SourceRows],
         padding: dict[int, int],
@@ -217,7 +161,7 @@ class ShardSet:
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         self.tokenizer_hash: str = manifest["tokenizer"]["hash"]
         self.sources, self.padding = sources, padding
-        self._files = files
+        self.files = files
         self._ends = list(itertools.accumulate(rows))
         self._open: dict[int, ArrayFile] = {}
 
@@ -231,11 +175,11 @@ class ShardSet:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         first: dict[str, Any] | None = None
-        files: list[Path] = []
+        files: list[tuple[Path, dict[str, str]]] = []
         rows: list[int] = []
         entries: list[dict[str, Any]] = []
         manifests: list[dict[str, Any]] = []
-        for part in _part_folders(Path(folder)):
+        for part in part_folders(Path(folder)):
             manifest = read_manifest(part)
             manifests.append(manifest)
             first = first or manifest
@@ -244,10 +188,12 @@ class ShardSet:
             for key in ("kind", "sequence_length", "tokenizer"):
                 if manifest[key] != first[key]:
                     raise UserError(f"{str(part)!r} does not belong with the other parts: its {key} differs")
+            if len(manifest.get("sources", [])) != len(first.get("sources", [])):
+                raise UserError(f"{str(part)!r} does not belong with the other parts: it has other sources")
             for entry in manifest["files"]:
                 if entry["split"] == split:
                     _check_rows(part / entry["file"], entry["rows"], manifest)
-                    files.append(part / entry["file"])
+                    files.append((part / entry["file"], hashes_of(entry)))
                     rows.append(entry["rows"])
                     entries.append(entry)
         assert first is not None
@@ -262,7 +208,7 @@ class ShardSet:
 
     def has_split(self, split: str) -> bool:
         """Whether the folder also has rows of `split`."""
-        parts = _part_folders(self.folder)
+        parts = part_folders(self.folder)
         return any(entry["split"] == split for part in parts for entry in read_manifest(part)["files"])
 
     def __len__(self) -> int:
@@ -277,7 +223,7 @@ class ShardSet:
                 raise IndexError(f"row {index} of {len(self)}")
             file = bisect.bisect_right(self._ends, index)
             if file not in self._open:
-                self._open[file] = ArrayFile.open(self._files[file])
+                self._open[file] = ArrayFile.open(self.files[file][0])
             start = self._ends[file - 1] if file else 0
             for name in columns:
                 out[name].append(self._open[file].arrays[name][index - start])
@@ -290,13 +236,25 @@ class ShardSet:
         return {**self.__dict__, "_open": {}}  # a mapped file would travel as a copy of its content
 
 
+def damage(sets: Sequence[ShardSet], share: slice = slice(None), quiet: bool = False) -> checksums.Damaged | None:
+    """Read the files of some sets and compare their checksums: the first that is damaged, named, or None.
+
+    `share`: of the list of all files, those to read; processes share them.
+    """
+    files = [one for rows in sets for one in rows.files][share]
+    size = sum(path.stat().st_size for path, _ in files)
+    with console.bar("checking data (MiB)", round(size / 2**20, 1), quiet=quiet, late=True) as bar:
+        return checksums.first_damaged(files, "shard", _AGAIN, lambda read: bar.advance(read / 2**20))
+
+
 def _source_rows(manifests: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[SourceRows]:
     """The rows of each source, over the parts of a set; empty where a file's source, or a source's share, is not told."""
     if any("source" not in entry for entry in entries):
         return []
     described = manifests[0]["sources"]
     taught = [
-        sum(manifest["sources"][number]["taught_tokens"] for manifest in manifests) for number in range(len(described))
+        sum(manifest["sources"][number].get("taught_tokens") or 0 for manifest in manifests)
+        for number in range(len(described))
     ]
     rows: dict[int, list[int]] = {}
     start = 0

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,16 +16,17 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, is_out_of_space, write_json
+from dcoder_cli.base.locks import try_lock
 from dcoder_cli.data.dropped import SourceStopped
-from dcoder_cli.data.shards import MANIFEST
+from dcoder_cli.data.manifest import MANIFEST
 
 
 class Workspace:
     """`units/`, `tokenizer/` and `out/` under `.OUT.partial`."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self.root = out.parent / f".{out.name}.partial"
+        self.out = Path(os.path.realpath(out))  # a link stays where it is
+        self.root = self.out.parent / f".{self.out.name}.partial"
         self.units = self.root / "units"
         self.tokenizer = self.root / "tokenizer"
         self.result = self.root / "out"
@@ -89,12 +89,8 @@ def open_workspace(out: Path, overwrite: bool) -> Iterator[Workspace]:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
         with open(workspace.root / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another dcoder tokenize is writing {str(out)!r}; wait for it or choose another"
-                ) from None
+            if not try_lock(lock):
+                raise UserError(f"another dcoder tokenize is writing {str(out)!r}; wait for it or choose another")
             try:
                 yield workspace
             except BaseException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import write_json
 from dcoder_cli.data.holes import room
+from dcoder_cli.data.manifest import FORMAT_VERSION
 from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
-from dcoder_cli.data.shards import ABSENT, FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
+from dcoder_cli.data.shards import ABSENT, token_dtype, write_hashed
 from dcoder_cli.data.sources import Source
 from dcoder_cli.model.tokenizer import tokenizer_hash
 
@@ -44,13 +43,6 @@ def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path:
         "settings": {key: value for key, value in asdict(settings).items() if key not in _UNTOLD},
         "filters": filters,
     }
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write `manifest` into `folder`; returns it as a reader will see it."""
-    write_json(folder / MANIFEST, manifest)
-    seen: dict[str, Any] = json.loads(json.dumps(manifest))
-    return seen
 
 
 def nothing_left(what: str, remedy: str, read: int, dropped: str, sources: Sequence[Source]) -> UserError:
@@ -84,9 +76,9 @@ def write_rows(
         for source, part in _parts(name, split):
             for arrays, filling in blocks(chosen, part, length, dtype, special):
                 path = folder / f"{name}-{number:05d}.safetensors"
-                sha256 = write_arrays(path, arrays, {"kind": kind, "split": name})
+                hashes = write_hashed(path, arrays, {"kind": kind, "split": name})
                 count = len(arrays["tokens"])
-                files.append({"file": path.name, "split": name, "rows": count, "sha256": sha256, **source})
+                files.append({"file": path.name, "split": name, "rows": count, **hashes, **source})
                 if source and kind == "pretrain":
                     files[-1]["padding"] = filling
                 number, rows, padding = number + 1, rows + count, padding + filling

@@ -10,12 +10,14 @@ import gc
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import build
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.schema import Format
 from dcoder_cli.experiments.effects import Values
 from dcoder_cli.experiments.quantities import HELD_OUT, Quantity, StudySettings, View, has_kinds, load_suite, views
 from dcoder_cli.experiments.seeds import Replicate
@@ -79,7 +81,7 @@ class Measures:
         """What `make` measures, kept under all that decides it."""
         path = self.replicate.folder / "measures" / f"{role}.json"
         if role not in self._kept:
-            self._kept[role] = jsonl.document(path) if path.is_file() else {}
+            self._kept[role] = _kept(path) if path.is_file() else {}
         kept, key = self._kept[role], f"{name} {json.dumps(about, sort_keys=True)}"
         if key not in kept:
             self.announce(f"seed {self.replicate.seed}: measure {role}, {name}")
@@ -199,3 +201,20 @@ class Measures:
             values = first_step_profile(model, [list(prompt.prefix)], length)["confidence"]
             result[item.task_id] = sum(values[:near]) / near - sum(values[near:]) / (length - near)
         return result
+
+
+def _kept(path: Path) -> dict[str, dict[str, Values]]:
+    """Measurements by what decides them. Raises UserError where one is none."""
+    values = jsonl.document(path, "measurements")
+    MEASURED.check({"kept": values}, f"measurements {str(path)!r}")
+    return values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """measures/ROLE.json, below a name of ours."""
+
+    kept: dict[str, dict[str, dict[str, Any]]]
+
+
+MEASURED = Format("measurements", Measured, "remove the file, and they are made again")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli import __version__
-from dcoder_cli.base import jsonl, presets
+from dcoder_cli.base import presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, require_space, write_json
 from dcoder_cli.base.machine import cores
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.ranges import Count, Range, Scale, check_number
-from dcoder_cli.data.shards import read_manifest
+from dcoder_cli.base.schema import Format
+from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments import processes, stages
 from dcoder_cli.experiments import seeds as replicates
@@ -208,4 +209,14 @@ def _note(out: Path, asked: dict[str, Any], ran_with: dict[str, Any]) -> None:
 def _before(out: Path) -> dict[str, Any] | None:
     """What a call has noted in a folder; None where there was none."""
     note = out / _SETTINGS
-    return jsonl.document(note) if note.is_file() else None
+    return _STARTED.document(note) if note.is_file() else None
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a folder's note must hold, beside what is asked for and compared as it stands."""
+
+    ran_with: list[dict[str, Any]] = field(default_factory=list)
+
+
+_STARTED = Format("settings of a study", Started, "choose another --out")

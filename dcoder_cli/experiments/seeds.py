@@ -11,6 +11,7 @@ from pathlib import Path
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.schema import Format
 from dcoder_cli.experiments.stages import Announce, Pipeline
 from dcoder_cli.model.sizes import SIZES
 
@@ -171,6 +172,16 @@ def _shared(out: Path) -> Path:
     return out / "shared"
 
 
+@dataclass(frozen=True)
+class Made:
+    """made.json, below a name of ours."""
+
+    made: dict[str, str]
+
+
+_MADE = Format("list of what is made", Made, "remove it, and what it lists is made again")
+
+
 class _Record:
     """Name -> path of what is finished below a folder; what a stopped attempt left is removed before the next.
 
@@ -182,7 +193,11 @@ class _Record:
 
     def made(self) -> dict[str, str]:
         """What is finished, by paths within the folder, which may be moved."""
-        return jsonl.document(self.path) if self.path.is_file() else {}
+        if not self.path.is_file():
+            return {}
+        found = jsonl.document(self.path, _MADE.what)
+        _MADE.check({"made": found}, f"{_MADE.what} {str(self.path)!r}")
+        return found
 
     def once(self, name: str, make: Callable[[], Path | None]) -> Path:
         """What `make` makes in `folder`/`name`; it returns the path, or None for that folder."""

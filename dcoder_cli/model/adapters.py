@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.schema import Format, Least
 from dcoder_cli.model import checkpoint
 from dcoder_cli.model.layouts import Layout
 
@@ -47,6 +48,19 @@ class Base:
     def stored_dtype(self) -> torch.dtype:
         """Of merged weights, and of the base before it is made 4-bit."""
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What merging needs of peft's adapter_config.json."""
+
+    r: Annotated[int, Least(1)]
+    lora_alpha: float
+
+
+_AGAIN = "copy the checkpoint again"
+_OF_BASE = Format("adapter's base", Base, _AGAIN)
+_SHAPE = Format("adapter's config", AdapterShape, _AGAIN)
 
 
 @dataclass(frozen=True)
@@ -111,12 +125,13 @@ def read(folder: Path, layout: Layout) -> tuple[dict[str, Tensor], Mapping[str, 
     """What `write` wrote: state, peft's config, base. Raises whatever a damaged file raises; the caller names the folder."""
     from safetensors.torch import load_file
 
+    checkpoint.check_files(folder.parent, [folder / name for name in (_WEIGHTS, _CONFIG, _BASE)], "adapter file")
     stored = load_file(folder / _WEIGHTS)
     state = {}
     for key, value in stored.items():
         module, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         state[f"{layout.to_ours(f'{module}.weight').removesuffix('.weight')}.lora_{part}"] = value
-    return state, jsonl.document(folder / _CONFIG), Base(**jsonl.document(folder / _BASE))
+    return state, _SHAPE.document(folder / _CONFIG), _OF_BASE.read(folder / _BASE)
 
 
 def stands_alone(folder: Path) -> bool:
@@ -162,6 +177,8 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
         for key in [key for key in state if ".lora_A." in key]:
             name = key.replace(".lora_A.", ".")
             weights[name] = merge(weights[name], state[key], state[key.replace(".lora_A.", ".lora_B.")], scale)
+    except Damaged:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the adapter in {str(folder)!r} cannot be read ({type(error).__name__})") from None
     return {key: value.to(device, dtype) for key, value in weights.items()}
@@ -174,12 +191,7 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def base_of(folder: Path) -> Base:
     """What a checkpoint's adapter lies on. Raises UserError where that cannot be read."""
-    try:
-        return Base(**jsonl.document(folder / FOLDER / _BASE))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{str(folder)!r} holds an adapter but not what it lies on ({type(error).__name__} in {FOLDER}/{_BASE}); copy the checkpoint again"
-        ) from None
+    return _OF_BASE.read(folder / FOLDER / _BASE)
 
 
 def _find_base(folder: Path, base: Base) -> Path:

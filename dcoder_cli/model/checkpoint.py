@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base import checksums, console, jsonl
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, write_json
 from dcoder_cli.base.runs import checkpoint_of
@@ -18,7 +19,11 @@ from dcoder_cli.model import formats
 from dcoder_cli.model.layouts import Layout
 from dcoder_cli.model.tokenizer import load_tokenizer
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # of the hub
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_TEXTS = (  # config and tokenizer, which people edit
+    "config.", "generation_config.", "tokenizer", "special_tokens", "added_tokens", "vocab.", "merges.", "chat_template",
+)  # fmt: skip
+INDEX = "model.safetensors.index.json"
 _SHARD_SIZE = "5GB"  # the Hugging Face default of the systems we exchange checkpoints with
 
 
@@ -71,7 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: one is missing, or it is not clear which are meant.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / INDEX
     files = [single]
     if index.is_file():
         files = [folder / name for name in _listed(index)]
@@ -86,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             hint = formats.instead(folder) if files == [single] else formats.broken_off(folder)
             hint = hint or "; copy the checkpoint again"
-            raise UserError(f"weights file {str(file)!r} is missing{hint}")
+            raise Damaged(f"weights file {str(file)!r} is missing{hint}", file)
     return files
 
 
@@ -108,7 +113,9 @@ def read_weights(folder: Path, layout: Layout, device: torch.device, dtype: torc
     Raises:
         UserError: a file is truncated or no safetensors file.
     """
-    return dict(each_weight(folder, layout, device, dtype))
+    weights = dict(each_weight(folder, layout, device, dtype))
+    tell_of_changes(folder)  # all could be read: what cannot be is one line
+    return weights
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,13 @@ def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch
     """Every weight by its transformers key, read straight to `device` and cast to `dtype`, one at a time.
 
     Raises:
-        UserError: a file is truncated or no safetensors file.
+        UserError: a file is truncated, no safetensors file, or not as the folder's checksums have it.
     """
     from safetensors import SafetensorError, safe_open
 
+    check_files(folder, [folder / INDEX])
     for file in weight_files(folder):
+        check_files(folder, [file])  # one at a time: what was just read is read again from memory
         try:
             with safe_open(file, framework="pt", device=str(device)) as handle:
                 for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
@@ -167,11 +176,33 @@ def each_weight(folder: Path, layout: Layout, device: torch.device, dtype: torch
             raise broken(file, error) from None
 
 
+def check_files(folder: Path, files: Iterable[Path], what: str = "weights file") -> None:
+    """Whether files of a checkpoint are as they were written, by its checksums.json; one without is taken as it is.
+
+    Raises:
+        Damaged: one is not; it is named.
+    """
+    checksums.check(folder, files, what, f"copy the checkpoint again, or if you replaced it, remove {checksums.RECORD}")
+
+
+def tell_of_changes(folder: Path) -> None:
+    """A line of warning where config or tokenizer are not as they were written: edited, which is allowed, or damaged."""
+    names = checksums.changed(folder, _TEXTS)
+    told = f"{', '.join(names)} of {str(folder)!r} changed since the checkpoint was written; copy it again, or if you made the change, all is well"
+    if names and told not in _told:
+        _told.add(told)
+        console.warn(told)
+
+
+_told: set[str] = set()  # so that a folder that is read twice is told of once
+
+
 def broken(file: Path, error: Exception) -> UserError:
     """The refusal of a weights file that cannot be read."""
     if formats.is_pointer(file):
         return formats.pointer(file)
-    return UserError(f"weights file {str(file)!r} is truncated or not safetensors ({one_line(error)}); copy it again")
+    why = f"is truncated or not safetensors ({one_line(error)})"
+    return Damaged(f"weights file {str(file)!r} {why}; copy it again", file)
 
 
 def read_tokenizer(folder: Path) -> Any | None:
@@ -229,6 +260,7 @@ def write(
     """
     with atomic_folder(folder) as temporary:
         write_into(temporary, config, weights, layout, tokenizer, answer_length)
+        checksums.write_record(temporary)
 
 
 def write_into(
@@ -278,7 +310,7 @@ def write_weights(folder: Path, shapes: Mapping[str, Tensor], whole: Callable[[s
             save_file(kept, folder / file, metadata={"format": "pt"})
     if writes and plan.is_sharded:
         index = {"metadata": {"format": "pt", **plan.metadata}, "weight_map": plan.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / INDEX, index)
 
 
 def write_beside(folder: Path, config: Mapping[str, Any], tokenizer: Any | None, answer_length: int | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcoder_cli.base import jsonl
+from dcoder_cli.base import checksums, jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space, write_json
 from dcoder_cli.base.functions import short
@@ -152,6 +152,11 @@ def write(export: Export, out: Path, texts: Mapping[str, str], told: Told | None
         UserError: no room on the disk, a damaged file, or a number that the new format cannot hold.
     """
     require_space(out, export.bytes + 2**20, "the exported weights")
+    below = adapters.below(export.folder)
+    if not export.merges:  # where it does, they are checked as they are read
+        files = sorted({one.file for one in export.weights.values()})
+        checkpoint.check_files(below, [below / checkpoint.INDEX, *files])
+        checkpoint.tell_of_changes(below)
     with atomic_folder(out) as temporary:
         _write_weights(export, temporary, told or (lambda _: None))
         write_json(temporary / "config.json", export.config)
@@ -162,6 +167,7 @@ def write(export: Export, out: Path, texts: Mapping[str, str], told: Told | None
             _write_adapter(export.folder / adapters.FOLDER, temporary / adapters.FOLDER)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
+        checksums.write_record(temporary)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -230,7 +236,7 @@ def _write_weights(export: Export, folder: Path, told: Told) -> None:
     if not export.merges and export.dtype is None and all(map(_readable, files)):
         for file in files:
             _copy(file, folder / file.name, told)
-        index = files[0].parent / "model.safetensors.index.json"
+        index = files[0].parent / checkpoint.INDEX
         if index.is_file():
             _copy(index, folder / index.name, told)
         return

@@ -6,15 +6,16 @@ The model sees as many of the latest turns as fit its context beside `max_new_to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from dcoder_cli.base import config, jsonl
+from dcoder_cli.base import config
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.schema import Format
 from dcoder_cli.decoding import sampler, trajectory
 from dcoder_cli.decoding.requests import Settings, with_length
 from dcoder_cli.decoding.trajectory import Trajectory
@@ -135,10 +136,8 @@ class Session:
         Raises:
             UserError: no such file, or no messages in it that alternate between user and assistant.
         """
-        record = jsonl.document(path, "conversation")
-        messages = record.get("messages")
-        if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-            raise UserError(f"{str(path)!r} has no list 'messages' of role and content; write one with /save")
+        record = _SAVED.document(path)
+        messages = record["messages"]
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         chat.system_message(system)
         spoken = messages[1:] if system is not None else messages
@@ -146,8 +145,6 @@ class Session:
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise UserError(f"the messages of {str(path)!r} do not alternate between user and assistant")
         given = record.get("settings", self.given)
-        if not isinstance(given, dict):
-            raise UserError(f"'settings' in {str(path)!r} is no mapping of keys; write one with /save")
         settings = config.build(Settings, given, where=f"the settings in {str(path)!r}")
         self.reset()
         self.system, self.given, self.settings = system, given, settings
@@ -161,8 +158,23 @@ class Session:
         _write(lambda: trajectory.write(path, self.trajectories), path)
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+@dataclass(frozen=True)
+class SavedMessage:
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class SavedConversation:
+    """What /save writes."""
+
+    messages: list[SavedMessage]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+_SAVED = Format("conversation", SavedConversation, "write one with /save")
 
 
 def _write(write: Callable[[], None], path: str | Path) -> None:

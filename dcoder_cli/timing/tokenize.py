@@ -22,6 +22,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.data.filters import FilterSettings
+from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.data.packing import unpack
 from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
 from dcoder_cli.data.records import TextMapping, texts_of
@@ -133,7 +134,7 @@ def _documents(ours: Callable[[], dict[str, Any]]) -> list[list[int]]:
 
 
 def _engine(settings: PretrainSettings) -> str:
-    return str(jsonl.document(Path(settings.out) / "manifest.json")["engine"])
+    return str(read_manifest(settings.out)["engine"])
 
 
 def _plain(source: Path, tokenizer: str, out: Path) -> list[list[int]]:

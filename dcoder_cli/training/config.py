@@ -127,6 +127,8 @@ class StageConfig:
         activation_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the blocks.
         kernels: liger = fused RMSNorm, rotary embedding and SwiGLU of liger-kernel (arXiv 2410.10989; a GPU only).
+        check_data: read all rows once, before the first step, and compare their checksums; a set of hundreds of GB takes the
+            time of reading it from its disk.
         prefetch: steps whose rows are read and noised ahead, by a thread, while the device computes; 0 = none; null = 2 on
             a GPU (PyTorch's DataLoader), 0 on a CPU, where the thread takes the time that it saves.
         weighting: elbo (1/t), uniform, or cart (Dream).
@@ -161,6 +163,7 @@ class StageConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     kernels: Literal["none", "liger"] = "none"
+    check_data: bool = True
     prefetch: Annotated[int, Range(0, 1000, also=", or null for the device's default")] | None = None
     weighting: Literal["elbo", "uniform", "cart"] = "elbo"
     cart_p: Between = 0.1

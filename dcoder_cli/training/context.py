@@ -22,7 +22,7 @@ from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import checkpoint, kernels
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.special_ids import warn_of_mask
-from dcoder_cli.training import optimizers, saving, setup, sharded, tracking
+from dcoder_cli.training import damage, optimizers, saving, setup, sharded, tracking
 from dcoder_cli.training import record as records
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
@@ -110,7 +110,7 @@ class Context:
             UserError: the folder is not one to begin in, or to resume as now asked; the precision or the tracker is not to
                 be had.
         """
-        folder = RunFolder.check(out, resume)
+        folder = RunFolder.check(out, resume, hold=dry is None)
         record = records.make(stage, model, data, config, **tracking.to_record(track))
         if resume:
             records.check_resumed(folder.config(), record, begun=folder.last() > 0)
@@ -124,16 +124,10 @@ class Context:
 
     def load_model(self, name: str) -> Model:
         """The model to train: `name`, or the run's last checkpoint. Raises UserError, see `setup.load_model`."""
-        self.model = setup.load_model(
-            self.accelerator,
-            self.folder,
-            self.resume,
-            name,
-            self.config,
-            self.stage,
-            self.sharded,
-            self.dry is not None,
-        )
+        with damage.resuming(self.folder, self.start):
+            self.model = setup.load_model(
+                self.accelerator, self.folder, self.resume, name, self.config, self.stage, self.sharded, self.dry is not None
+            )  # fmt: skip
         self.weights_from = self.last_checkpoint() if self.start else checkpoint.find(name)
         if self.accelerator.is_main_process:
             warn_of_mask(self.model.findings)
@@ -178,14 +172,16 @@ class Context:
         if self.sharded:
             sharded.shard(module, self.model, self.config.precision, device)
             if self.model.adapter is None:
-                sharded.receive(module, self.model, self.weights_from)
+                with damage.resuming(self.folder, self.start):
+                    sharded.receive(module, self.model, self.weights_from)
             self.module, self.optimizer = module, optimizers.make_optimizer(module, self.config.optimizer)
         else:
             optimizer = optimizers.make_optimizer(module, self.config.optimizer)
             self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.state = dict(state)
         if self.start:
-            self.state = saving.load_training_state(self.last_checkpoint(), self.module, self.optimizer)
+            with damage.resuming(self.folder, self.start):
+                self.state = saving.load_training_state(self.last_checkpoint(), self.module, self.optimizer)
 
     def collecting(self, last: bool) -> AbstractContextManager[Any]:
         """Around the backward pass of a micro-batch: gradients meet at the step's last one.
@@ -259,6 +255,7 @@ class Context:
         finally:
             if self.track is not None:
                 self.accelerator.end_training()
+            self.folder.release()
 
     def stop_asked(self) -> bool:
         """Whether any process was asked to stop (before the last update, of several processes); all processes must call it."""

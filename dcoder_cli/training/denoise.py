@@ -19,7 +19,7 @@ from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import plans
+from dcoder_cli.training import damage, plans
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
 from dcoder_cli.training.context import Context, DryRun
 from dcoder_cli.training.evaluation import evaluate
@@ -87,7 +87,7 @@ def train(
         UserError: anything wrong with the input, before the first step.
         WorkFailed: the loss or a gradient became NaN or infinite; see `Context.update`.
     """
-    ready = _ready(stage, model_name, data, out, config, resume, device, track, preset)
+    ready = _ready(stage, model_name, data, out, config, resume, device, track, preset, quiet=quiet)
     context, shards, heldout, total_steps = ready.context, ready.shards, ready.heldout, ready.total_steps
     model, accelerator = context.model, context.accelerator
     if (
@@ -218,6 +218,7 @@ def _ready(
     track: Tracking | None,
     preset: Preset | None,
     dry: DryRun | None = None,
+    quiet: bool = True,
 ) -> _Ready:
     shards = ShardSet.open(data, "train")
     heldout = ShardSet.open(data, "heldout") if shards.has_split("heldout") else None
@@ -231,6 +232,8 @@ def _ready(
     context = Context.open(
         stage, STAGE_NAMES[stage], model_name, data, out, config, resume, device, track, preset, dry
     )  # fmt: skip
+    if config.check_data and dry is None:
+        damage.check_data([shards] if heldout is None else [shards, heldout], quiet)
     model = context.load_model(model_name)
     _check(stage, model, shards, config, context.processes)
     model.answer_length = answer_length(shards)

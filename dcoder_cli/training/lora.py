@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model import adapters, checkpoint
@@ -282,10 +283,11 @@ def load_adapter(model: Model, folder: Path) -> None:
             raise ValueError("other layers")
         for key, value in live.items():
             value.copy_(state[key])
+    except Damaged:
+        raise
     except Exception as error:
-        raise UserError(
-            f"the adapter in {str(folder)!r} cannot be read ({type(error).__name__}); remove that folder to resume from the one before"
-        ) from None
+        told = f"the adapter in {str(folder)!r} cannot be read ({type(error).__name__}); copy the checkpoint again"
+        raise Damaged(told, folder / adapters.FOLDER) from None
     differs = _differs_from_older(model, folder) if older else None
     if not older and base.dtype != model.adapter.base.dtype:
         raise UserError(

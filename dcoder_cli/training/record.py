@@ -9,6 +9,7 @@ from typing import Any
 
 from dcoder_cli.base.config import build, read_yaml, to_dict
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.run_files import read_run
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.grpo.config import GrpoConfig
 
@@ -49,7 +50,7 @@ def make(stage: int, model: str, data: str, config: StageConfig | GrpoConfig, **
     Raises:
         UserError: the data's manifest cannot be read.
     """
-    from dcoder_cli.data.shards import fingerprint
+    from dcoder_cli.data.manifest import fingerprint
 
     return {
         "stage": stage,
@@ -133,8 +134,8 @@ def of_run(out: Path, stage: int) -> dict[str, Any]:
         raise UserError(
             f"run folder {str(out)!r} has no config.yaml, so there is nothing to resume; start without --resume"
         )
-    record = read_yaml(out / "config.yaml")
-    found = record.get("stage")
+    record = read_run(out / "config.yaml")
+    found = record["stage"]
     if found != stage:
         other = "resume it with `dcoder train-stage`" if stage == 4 else "resume it with that stage"
         other = "resume it with `dcoder grpo`" if found == 4 else other

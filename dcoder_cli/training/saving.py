@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base import checksums
 from dcoder_cli.base.files import atomic_folder, put_in_place, require_space
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.base.schema import Format
 from dcoder_cli.model import checkpoint as checkpoints
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import lora, optimizers, sharded
+from dcoder_cli.training import damage, lora, optimizers, sharded
 from dcoder_cli.training.config import LoraConfig
 from dcoder_cli.training.gathered import load_whole_state, whole, whole_state
 
@@ -106,10 +108,20 @@ def _save_sharded(
     for name, one in extra.items():
         sharded.save_weights(temporary / "training" / name, one)
     accelerator.wait_for_everyone()
+    parts = _sums_of_parts(accelerator, temporary)
     if first:
         checkpoints.write_beside(temporary, config, model.tokenizer, model.answer_length)
         _write_state(temporary, state)
+        checksums.write_record(temporary, parts)
         put_in_place(temporary, target)
+
+
+def _sums_of_parts(accelerator: Any, folder: Path) -> dict[str, checksums.Sums]:
+    """The checksums of what each process has just written, read by it: of another node's it has nothing in memory."""
+    mine = [name for name in checksums.names(folder) if Path(name).name.startswith(f"__{accelerator.process_index}_")]
+    told: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(told, checksums.sums_of_several(folder, mine))
+    return {name: sums for one in told for name, sums in one.items()}
 
 
 def _save_adapted(
@@ -158,11 +170,29 @@ def _whole(
         config = model.stored_config(stage=stage)
         checkpoints.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
         _write_state(temporary, state)
+        checksums.write_record(temporary)
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
     (folder / "training").mkdir(exist_ok=True)
     torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / "training" / "state.pt")
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """state.pt: what both loops count, and of the one and the other. Numbers may be NaN."""
+
+    torch_rng: torch.Tensor
+    tail: list[Any]
+    best: Any = None
+    waited: int = 0
+    heldout: dict[str, Any] | None = None
+    before: dict[str, Any] | None = None
+    updates: int | None = None
+    flat: list[Any] | None = None
+
+
+_STATE = Format("training state", SavedState, "copy the checkpoint again")
 
 
 def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, Any]:
@@ -171,9 +201,10 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
     The weights were loaded with the model.
 
     Raises:
-        UserError: the checkpoint's training state is damaged.
+        Damaged: the checkpoint's training state is.
     """
     training = folder / "training"
+    damage.check_state(folder, [OPTIMIZER_PARTS, "optimizer.pt", "state.pt"])
     try:
         if (training / OPTIMIZER_PARTS).is_dir():
             sharded.load_optimizer(training / OPTIMIZER_PARTS, module, optimizer)
@@ -181,10 +212,13 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
             value = torch.load(training / "optimizer.pt", map_location="cpu", weights_only=True)
             load_whole_state(optimizer, value)
         state: dict[str, Any] = torch.load(training / "state.pt", map_location="cpu", weights_only=True)
+        _STATE.check(state, "state.pt")
+        torch.set_rng_state(state["torch_rng"])
     except Exception as error:
-        raise UserError(
-            f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); remove that folder to resume from the one before"
+        raise checksums.Damaged(
+            f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); copy the checkpoint again",
+            training,
         ) from None
     optimizers.check_state(optimizer)
-    torch.set_rng_state(state["torch_rng"])
-    return state
+    told = {field.name: field.default for field in fields(SavedState) if field.default is not MISSING}
+    return {**told, **state}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model.backbone import Model, skeleton
-from dcoder_cli.training import sharded
+from dcoder_cli.training import damage, sharded
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs
@@ -69,6 +70,7 @@ def load_reference(reference: EntryLogProbs, training: Path, kl_coef: float) -> 
             f"kl_coef = {kl_coef} cannot be switched on when resuming: this run began without a reference, and its checkpoints "
             "hold none; keep kl_coef = 0 or start a new run"
         )
+    damage.check_state(training.parent, [REFERENCE_FILE, REFERENCE_PARTS])
     try:
         if parts.is_dir():
             sharded.load_weights(parts, reference)
@@ -76,6 +78,6 @@ def load_reference(reference: EntryLogProbs, training: Path, kl_coef: float) -> 
             state = torch.load(file, map_location="cpu", weights_only=True)
             sharded.load_whole(reference, state)
     except Exception as error:
-        raise UserError(
-            f"reference {str(file)!r} cannot be read ({type(error).__name__}); remove {str(training.parent)!r} to resume from the checkpoint before"
+        raise Damaged(
+            f"reference {str(file)!r} cannot be read ({type(error).__name__}); copy the checkpoint again", file
         ) from None

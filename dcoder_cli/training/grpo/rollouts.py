@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base import jsonl
+from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file
-from dcoder_cli.base.jsonl import objects
 from dcoder_cli.decoding.requests import Settings, encode_prompt
 from dcoder_cli.decoding.sampler import decode
 from dcoder_cli.decoding.trajectory import Trajectory
@@ -133,7 +135,8 @@ def roll_out(
 
 def save_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     """Keep a scored rollout, so that a run killed while it updates need not decode and judge again."""
-    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+    digest = hashlib.sha256()
+    with atomic_file(path) as temporary, open(temporary, "wb") as handle:
         for item in rollouts:
             record = {
                 "place": item.place,
@@ -145,19 +148,34 @@ def save_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
                 "total": _or_none(item.reward.total),
                 "status": item.reward.status,
             }
-            handle.write(json.dumps(record) + "\n")
+            line = json.dumps(record).encode() + b"\n"
+            digest.update(line)
+            handle.write(line)
+        handle.write(seal(digest))  # without it a file is half of one
 
 
 def load_rollouts(path: Path) -> list[Rollout]:
-    """A rollout kept by `save_rollouts`. Raises UserError for a damaged file."""
+    """A rollout kept by `save_rollouts`. Raises UserError where it is not as it was written."""
+    remedy = "remove it, and it is sampled again"
     try:
-        return [_rollout(record) for _, record in objects(path, "kept rollout")]
+        data = jsonl.read(path, "kept rollout")
+        if data[-_SEAL:] != seal(hashlib.sha256(data[:-_SEAL])):
+            raise Damaged(f"kept rollout {str(path)!r} is damaged or was changed; {remedy}", path)
+        return [_rollout(record) for _, record in jsonl.objects(path, "kept rollout") if "seal" not in record]
+    except Damaged:
+        raise
     except UserError as error:
-        raise UserError(f"{error}; or remove it, and it is sampled again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"kept rollout {str(path)!r} is damaged ({type(error).__name__}); remove it, and it is sampled again"
-        ) from None
+        raise UserError(f"{error}; or {remedy}") from None
+    except (ValueError, KeyError, TypeError) as error:  # of an earlier release
+        raise Damaged(f"kept rollout {str(path)!r} is damaged ({type(error).__name__}); {remedy}", path) from None
+
+
+def seal(digest: Any) -> bytes:
+    """The last line of a kept rollout: the SHA-256 of all before it."""
+    return json.dumps({"seal": digest.hexdigest()}).encode() + b"\n"
+
+
+_SEAL = len(seal(hashlib.sha256()))
 
 
 def _rollout(record: dict[str, Any]) -> Rollout:

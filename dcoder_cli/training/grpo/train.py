@@ -15,13 +15,13 @@ from dcoder_cli.base.files import write_jsonl
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder
+from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.data.rl import load_prompts
-from dcoder_cli.data.shards import read_manifest
 from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import try_estimator
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.training import plans, setup, sharded
+from dcoder_cli.training import damage, plans, setup, sharded
 from dcoder_cli.training.context import Context, DryRun
 from dcoder_cli.training.grpo.config import GrpoConfig
 from dcoder_cli.training.grpo.estimate import EntryLogProbs, smallest
@@ -90,14 +90,16 @@ def train(
         model = context.model
         context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "flat": [], "updates": 0})
         state = context.state
-        state.setdefault("updates", context.start * config.inner_iterations)  # checkpoints of before it was counted
-        state.setdefault("flat", [])
+        if state.get("updates") is None:  # checkpoints of before it was counted
+            state["updates"] = context.start * config.inner_iterations
+        state["flat"] = state.get("flat") or []
         learner = Learner(
             context, config, prompts, ready.prompt_ids, RowOrder(len(prompts), config.seed), ready.rewarder,
             make_reference(context, config),
         )  # fmt: skip
         if context.start and learner.reference is not None and learner.reference_is_a_copy:
-            load_reference(learner.reference, context.last_checkpoint() / "training", config.kl_coef)
+            with damage.resuming(context.folder, context.start):
+                load_reference(learner.reference, context.last_checkpoint() / "training", config.kl_coef)
         _begin(learner)
         began, stopped, after = time.perf_counter(), None, None
 
