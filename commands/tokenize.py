@@ -95,6 +95,10 @@ NEEDS = {
             "--hard all keeps every row; leave one of them out",
         ),
         Needs(
+            ("hard", "hard_mean", "hard_spread"), lambda call: not call["from_code"],
+            "it is of rows with inferences, and functions of --from-code have none; leave it out",
+        ),
+        Needs(
             ("unsafe_exec",), lambda call: call["from_code"],
             "nothing is run but the references of --from-code; leave it out",
         ),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import doctest
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import CodeFile, code_files, parse
-from dcoder_cli.data.code_functions import Found, functions, text_of
+from dcoder_cli.data.code_functions import TOO_DEEP, Found, functions, text_of
 from dcoder_cli.data.code_names import Bindings, Unmet, bindings, needs
 from dcoder_cli.data.code_pairs import arguments_in_words
 from dcoder_cli.data.records import Record
@@ -39,8 +40,8 @@ def questions(piece: Piece) -> Iterator[Record]:
             name = f"{found.where} {found.name}"
             try:
                 yield Record(name, {"id": name, **_question(file, bound, found)})
-            except Unmet as unmet:
-                yield Record(name, found.text, str(unmet))
+            except (Unmet, RecursionError) as problem:
+                yield Record(name, found.text, str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
 
 
 def _question(file: CodeFile, bound: Bindings, found: Found) -> dict[str, Any]:
@@ -101,7 +102,9 @@ def _tests(examples: list[doctest.Example], name: str) -> dict[str, str]:
         if problem is not None:
             problems.append(problem)
             continue
-        wanted = ast.parse(example.want.strip(), mode="eval").body
+        expected = parse(example.want.strip())
+        assert expected is not None and isinstance(expected.body[0], ast.Expr)
+        wanted = expected.body[0].value
         holds = ast.Assert(ast.Compare(asked, [ast.Eq()], [wanted]))
         test = "\n".join([*_needed(setup, asked), ast.unparse(holds)])
         tests.setdefault(test, ast.unparse(wanted))
@@ -120,7 +123,8 @@ def _why_no_test(example: doctest.Example, asked: ast.expr, calls: bool) -> str 
     if not example.want.strip():
         return "doctest without a result"
     try:
-        value = ast.literal_eval(example.want.strip())
+        with warnings.catch_warnings(action="ignore"):
+            value = ast.literal_eval(example.want.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return "expects no plain value"
     return "expects no plain value" if "Ellipsis" in repr(value) else None

@@ -11,6 +11,7 @@ from dcoder_cli.data.code_files import CodeFile, parse
 from dcoder_cli.data.code_names import OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.docstrings import summary
 
+TOO_DEEP = "nested too deeply"
 _FEWEST_NODES = 10  # of syntax in a body (ours): `return self.size` has 3, a call that hands everything on about 8
 _MOST_LINES = 60  # of a function without its docstring (ours): HumanEval's longest answer has 30
 _MOST_TOLD = 160  # characters of a docstring beside (ours)
@@ -59,8 +60,8 @@ def functions(file: CodeFile) -> Iterator[Found]:
         try:
             _check(node, text)
             yield _whole(file, found, owner, bound)
-        except Unmet as unmet:
-            yield replace(found, problem=str(unmet))
+        except (Unmet, RecursionError) as problem:
+            yield replace(found, problem=str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
 
 
 def _walk(body: list[ast.stmt]) -> Iterator[tuple[Function, ast.ClassDef | None]]:
@@ -87,7 +88,7 @@ def text_of(file: CodeFile, node: ast.stmt) -> str:
     first = first_line(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else node.lineno
     lines = file.lines[first - 1 : node.end_lineno]
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
-    return "\n".join(line.removeprefix(indent).rstrip() if line.strip() else "" for line in lines)
+    return "\n".join(line.removeprefix(indent) for line in lines)
 
 
 def body_of(node: Function) -> list[ast.stmt]:
