@@ -52,9 +52,15 @@ def common(text, most=2):
 '''
 
 
-def function(examples: str, body: str = "    found = [a * 2 for _ in range(1)]\n    return found[0] + 0\n", head: str = "twice(a)") -> str:
+def function(
+    examples: str,
+    body: str = "    found = [a * 2 for _ in range(1)]\n    return found[0] + 0\n",
+    head: str = "twice(a)",
+) -> str:
     lines = "".join(f"    {line}\n" for line in examples.splitlines())
-    return f'def {head}:\n    """Return the double of a number, whatever kind of number it is.\n\n{lines}    """\n{body}'
+    return (
+        f'def {head}:\n    """Return the double of a number, whatever kind of number it is.\n\n{lines}    """\n{body}'
+    )
 
 
 TWO = ">>> twice(1)\n2\n>>> twice(4)\n8"
@@ -117,7 +123,9 @@ def test_doctests_become_asserts_and_the_reference_has_what_it_needs(tmp_path: P
         "ImportFrom", "Assign", "FunctionDef", "FunctionDef",
     ]  # fmt: skip
     question = good.value["question"]
-    assert question.startswith("Write a Python function `common` that takes `text` and `most` (by default 2). Return the words")
+    assert question.startswith(
+        "Write a Python function `common` that takes `text` and `most` (by default 2). Return the words"
+    )
     assert ">>>" not in question and "punctuation.\n" in question and tests["shown"][0] in question
     assert not any(test in question for test in tests["hidden"])
 
@@ -156,7 +164,11 @@ def test_a_reference_that_depends_on_chance_is_dropped() -> None:
         Case("first", "f", ["assert f(0) == 0", "assert f(1) == 1"], "def f(a):\n    return a\n"),
     ]
     done: list[int] = []
-    assert why_not(cases, done=lambda: done.append(1)) == ["fails its own tests", None, "a trivial answer passes its tests"]
+    assert why_not(cases, done=lambda: done.append(1)) == [
+        "fails its own tests",
+        None,
+        "a trivial answer passes its tests",
+    ]
     assert len(done) == 3
 
 
@@ -174,7 +186,9 @@ def test_passing_once_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from super().stream([(problem, text.replace("SEED", str(self.second))) for problem, text in pairs])
 
     monkeypatch.setattr(trials, "Judge", Fickle)
-    case = trials.Case("set", "f", ["assert f(0) == 1", "assert f(1) == 2"], "def f(a):\n    return a + 1 if not SEED else None\n")
+    case = trials.Case(
+        "set", "f", ["assert f(0) == 1", "assert f(1) == 2"], "def f(a):\n    return a + 1 if not SEED else None\n"
+    )
     assert trials.why_not([case]) == ["passes its tests only sometimes"]
 
 
@@ -183,7 +197,9 @@ def test_a_benchmarks_solution_is_found_and_dropped(benchmark_files: Path, tmp_p
     row = next(line.value for line in jsonl.lines(file))
     name, body = row["entry_point"], "".join(f"{line}\n" for line in row["canonical_solution"].splitlines())
     head = next(line for line in row["prompt"].splitlines() if line.startswith(f"def {name}"))
-    others = '"""Say what some numbers of ours have in common.\n\n    >>> {0}([])\n    0\n    >>> {0}([1])\n    1\n    """\n'
+    others = (
+        '"""Say what some numbers of ours have in common.\n\n    >>> {0}([])\n    0\n    >>> {0}([1])\n    1\n    """\n'
+    )
     (tmp_path / "theirs.py").write_text("from typing import List\n\n\n" + head + "\n    " + others.format(name) + body)
     (tmp_path / "good.py").write_text(GOOD)
     more = ["--decontaminate", "humaneval", "--benchmarks", benchmark_files, "--decontaminate-ngram", "8"]

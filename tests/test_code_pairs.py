@@ -131,20 +131,29 @@ def test_hostile_files_are_dropped_by_their_reasons(tmp_path: Path) -> None:
 
 
 def test_tables_with_code_are_sources_too(tmp_path: Path, tokenizer: str) -> None:
-    lines = [{"content": samples.KEPT}, {"content": samples.KEPT, "path": "x/tests/y.py"}, {"content": None}, {"other": 1}]
+    lines = [
+        {"content": samples.KEPT},
+        {"content": samples.KEPT, "path": "x/tests/y.py"},
+        {"content": None},
+        {"other": 1},
+    ]
     (tmp_path / "code.jsonl").write_text("\n".join(map(json.dumps, lines)))
     records = rows(tmp_path / "code.jsonl")
     assert tuple(kept(records)) == samples.NAMES
     assert [one.problem for one in records][-3:] == ["test file", "empty", "no column of text"]
     (tmp_path / "bad.jsonl").write_text('{"other": 1}')
-    told = refused("tokenize", "sft", "--from-code", tmp_path / "bad.jsonl", "--tokenizer", tokenizer, "--out", tmp_path / "o")
+    told = refused(
+        "tokenize", "sft", "--from-code", tmp_path / "bad.jsonl", "--tokenizer", tokenizer, "--out", tmp_path / "o"
+    )
     assert "none of the columns text, content, code" in told
 
 
 def test_gaps_are_the_benchmarks_kinds_and_make_the_function_again(tmp_path: Path) -> None:
     code = "".join(samples.function(f"def more_{n}(numbers, limit):") + "\n\n" for n in range(60)) + samples.KEPT
     (tmp_path / "many.py").write_text(code)
-    found = [record.value for record in rows(tmp_path, gaps=1.0) if isinstance(record.value, dict) and "hole" in record.value]
+    found = [
+        record.value for record in rows(tmp_path, gaps=1.0) if isinstance(record.value, dict) and "hole" in record.value
+    ]
     assert len(found) == 60 + 2, "three of the methods have but two lines"
     kinds = {"line": 0, "lines": 0, "span": 0}
     for row in found:
@@ -160,7 +169,9 @@ def test_gaps_are_the_benchmarks_kinds_and_make_the_function_again(tmp_path: Pat
     assert not [record for record in rows(tmp_path) if "(gap)" in record.name]
 
 
-def test_a_gap_is_a_row_of_prefix_hole_and_suffix_of_which_the_hole_alone_is_noised(tmp_path: Path, tokenizer: str) -> None:
+def test_a_gap_is_a_row_of_prefix_hole_and_suffix_of_which_the_hole_alone_is_noised(
+    tmp_path: Path, tokenizer: str
+) -> None:
     from dcoder_cli.model.tokenizer import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
@@ -190,14 +201,19 @@ def test_a_gap_is_a_row_of_prefix_hole_and_suffix_of_which_the_hole_alone_is_noi
         flags = [0] * len(asked.prefix) + [1] * places + [0] * len(asked.suffix)
         rest = 256 - len(row)
         expected[tuple(row + [pad] * rest)] = flags + [2] * rest
-    found = {tuple(map(int, ids)): list(map(int, flags)) for ids, flags in zip(columns["tokens"], columns["eligible"], strict=True)}
+    found = {
+        tuple(map(int, ids)): list(map(int, flags))
+        for ids, flags in zip(columns["tokens"], columns["eligible"], strict=True)
+    }
     chats = [ids for ids, flags in found.items() if flags[-1] == 1]
     assert {ids: flags for ids, flags in found.items() if ids not in chats} == expected and len(chats) == 1
     assert manifest["sources"][0]["taught_tokens"] == sum(flags.count(1) for flags in found.values())
     batch = read_batch(shards, range(5), range(5), 0, 1.0, RowRules(0, 0, keep_first=False))
     flags_BL = np.array([found[tuple(ids.tolist())] for ids in batch.ids_BL])
     assert batch.attention_mask_BL is not None
-    assert (batch.eligible_BL.numpy() == (flags_BL == 1)).all() and (batch.attention_mask_BL.numpy() == (flags_BL != 2)).all()
+    assert (batch.eligible_BL.numpy() == (flags_BL == 1)).all() and (
+        batch.attention_mask_BL.numpy() == (flags_BL != 2)
+    ).all()
     early = read_batch(shards, range(5), range(5), 0, 0.0, RowRules(0, 0, False, conditional_phase_in=1.0))
     assert (early.eligible_BL.numpy() == (flags_BL != 2)).all(), "what is not there is never noised"
     assert answer_length(shards) == found[chats[0]].count(1), "gaps do not say how long answers are"
@@ -225,7 +241,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(60):
         words = " ".join(rng.choices(["alpha", "beta", "gamma", "delta", "eta", "theta"], k=20))
         body = "".join(f"    total += {rng.randrange(10**9)} * limit ** {rng.randrange(9)}\n" for _ in range(12))
-        code = samples.function(f"def more_{number}(numbers, limit):", f'"""Return numbers {words}."""', samples._BODY[:14] + body)
+        code = samples.function(
+            f"def more_{number}(numbers, limit):", f'"""Return numbers {words}."""', samples._BODY[:14] + body
+        )
         (folder / f"m{number:02}.py").write_text(code + "    return total\n")
     (folder / "copy.py").write_text((folder / "m07.py").read_text())
     (folder / "near.py").write_text((folder / "m09.py").read_text().replace("return total", "return total  # all"))
@@ -244,7 +262,9 @@ def test_any_workers_and_a_kill_leave_the_same_bytes(
     arguments = ["tokenize", "sft", "--from-code", str(corpus), *options]
     manifest = json.loads(said(*arguments, "--out", tmp_path / "one", "--workers", "1", "--json"))
     assert manifest["settings"]["from_code"] and manifest["filters"]["near_duplicates"] == 0.7
-    assert manifest["dropped"]["exact duplicate"]["documents"] == manifest["dropped"]["near duplicate"]["documents"] >= 1
+    assert (
+        manifest["dropped"]["exact duplicate"]["documents"] == manifest["dropped"]["near duplicate"]["documents"] >= 1
+    )
     pairs = manifest["splits"]["train"]["documents"] + manifest["splits"]["heldout"]["documents"]
     assert 60 + 15 < pairs < 60 + 45, "a gap for half of them"
     script = tmp_path / "run.py"
@@ -269,9 +289,23 @@ def test_a_benchmarks_problem_is_found_and_dropped(benchmark_files: Path, tmp_pa
     planted = row["prompt"].rstrip() + "\n" + row["canonical_solution"]
     (tmp_path / "ours.py").write_text(samples.KEPT)
     (tmp_path / "theirs.py").write_text(planted)
-    common = [str(tmp_path), "--from-code", "--tokenizer", tokenizer, "--seq-len", "2048", "--gaps", "1", "--heldout", "0"]
+    common = [
+        str(tmp_path),
+        "--from-code",
+        "--tokenizer",
+        tokenizer,
+        "--seq-len",
+        "2048",
+        "--gaps",
+        "1",
+        "--heldout",
+        "0",
+    ]
     told = {}
-    for name, more in (("with", ["--decontaminate", "humaneval", "--benchmarks", str(benchmark_files)]), ("without", [])):
+    for name, more in (
+        ("with", ["--decontaminate", "humaneval", "--benchmarks", str(benchmark_files)]),
+        ("without", []),
+    ):
         manifest = json.loads(said("tokenize", "sft", *common, *more, "--out", tmp_path / "out" / name, "--json"))
         told[name] = manifest["splits"]["train"]["documents"], manifest["dropped"].get("contaminated by humaneval")
     assert told["without"] == (told["with"][0] + 2, None), "the request and the gap"

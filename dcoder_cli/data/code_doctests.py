@@ -15,7 +15,7 @@ from typing import Any
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import CodeFile, code_files, parse
 from dcoder_cli.data.code_functions import TOO_DEEP, Found, functions, text_of
-from dcoder_cli.data.code_names import Bindings, Unmet, bindings, needs
+from dcoder_cli.data.code_names import Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.code_pairs import arguments_in_words
 from dcoder_cli.data.records import Record
 from dcoder_cli.data.sources import Piece
@@ -36,7 +36,7 @@ def questions(piece: Piece) -> Iterator[Record]:
             yield file
             continue
         bound = bindings(file.tree)
-        for found in functions(file):
+        for found in functions(file, _has_doctest):
             name = f"{found.where} {found.name}"
             try:
                 yield Record(name, {"id": name, **_question(file, bound, found)})
@@ -44,9 +44,13 @@ def questions(piece: Piece) -> Iterator[Record]:
                 yield Record(name, found.text, str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
 
 
+def _has_doctest(node: Function) -> bool:
+    return ">>>" in (ast.get_docstring(node, clean=False) or "")
+
+
 def _question(file: CodeFile, bound: Bindings, found: Found) -> dict[str, Any]:
     docstring = ast.get_docstring(found.node, clean=False)
-    if docstring is None or ">>>" not in docstring:
+    if docstring is None or not _has_doctest(found.node):
         raise Unmet("no doctest")
     if found.method:
         raise Unmet("method")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dcoder_cli.data.code_files import CodeFile, parse
@@ -50,13 +50,19 @@ class Found:
         return f"{self.before}\n\n\n{self.text}" if self.before else self.text
 
 
-def functions(file: CodeFile) -> Iterator[Found]:
-    """All functions of a file's top level and methods of its classes, in order; not those within functions."""
+def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: True) -> Iterator[Found]:
+    """All functions of a file's top level and methods of its classes, in order; not those within functions.
+
+    `wanted`: which of them are looked at any further than for their text.
+    """
     bound = bindings(file.tree)
     for node, owner in _walk(file.tree.body):
         where = f"{file.name}:{node.lineno}"
         text = text_of(file, node)
         found = Found(node.name, where, node, text, method=owner is not None)
+        if not wanted(node):
+            yield found
+            continue
         try:
             _check(node, text)
             yield _whole(file, found, owner, bound)
