@@ -120,7 +120,7 @@ def test_hostile_files_are_dropped_by_their_reasons(tmp_path: Path) -> None:
     )
     (tmp_path / "mark.py").write_bytes(b"\xef\xbb\xbf" + samples.function().replace("\n", "\r\n").encode())
     unary = "- " * 600 + "1"  # parses, and is too deep for what walks it by recursion
-    (tmp_path / "unary.py").write_text(f"limit = {unary}\n\n\n" + samples.function("def more(numbers):"))
+    (tmp_path / "unary.py").write_text(samples.function(f"def more(numbers, limit={unary}):"))
     found = {record.name.partition(":")[0]: record for record in rows(tmp_path)}
     told = {name: found[name].problem for name in samples.FILES}
     assert told == {name: reason for name, (_, reason) in samples.FILES.items()}

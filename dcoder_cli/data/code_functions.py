@@ -6,9 +6,10 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dcoder_cli.data.code_files import CodeFile, parse
-from dcoder_cli.data.code_names import OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
+from dcoder_cli.data.code_names import MUCH, OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.docstrings import summary
 
 TOO_DEEP = "nested too deeply"
@@ -56,6 +57,7 @@ def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: Tru
     `wanted`: which of them are looked at any further than for their text.
     """
     bound = bindings(file.tree)
+    members: dict[ast.ClassDef | None, _Members] = {None: _Members({}, {}, set())}
     for node, owner in _walk(file.tree.body):
         where = f"{file.name}:{node.lineno}"
         text = text_of(file, node)
@@ -65,7 +67,9 @@ def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: Tru
             continue
         try:
             _check(node, text)
-            yield _whole(file, found, owner, bound)
+            if owner is not None and owner not in members:
+                members[owner] = _members(owner)
+            yield _whole(file, found, owner, members[owner], bound)
         except (Unmet, RecursionError) as problem:
             yield replace(found, problem=str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
 
@@ -146,7 +150,7 @@ def same(one: ast.AST, other: Function) -> bool:
         return False
 
 
-def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bindings) -> Found:
+def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, members: _Members, bound: Bindings) -> Found:
     """`found` with header, and what must be there. Raises Unmet where that is too much."""
     node = found.node
     shift = node.lineno - first_line(node)
@@ -164,16 +168,16 @@ def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bind
         ):
             context.append(_stub(file, helper))
     if len(context) > _MOST_HELPERS:
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     within = ""
     if owner is not None:
         within = file.lines[owner.lineno - 1].strip()
         if not within.endswith(":"):
             raise Unmet("class of another layout")
-        context.append(_class(file, owner, node))
+        context.append(_class(file, owner, members, node))
     told = "\n\n\n".join(context)
     if told.count("\n") >= _MOST_CONTEXT or _FENCE.search(told + before):
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     constants = bool(required.constants)
     return replace(found, header=header, before=before, constants=constants, context=told, within=within)
 
@@ -194,7 +198,7 @@ def _stub(file: CodeFile, node: Function | ast.ClassDef) -> str:
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
     if not lines[-1].rstrip().endswith(":"):
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     return "\n".join([*lines, f'    """{told}"""' if told else "    ..."])
 
 
@@ -206,7 +210,30 @@ def _told(node: Function | ast.ClassDef) -> str:
     return "" if '"""' in told or "\\" in told or told.endswith('"') or len(told) > 2 * _MOST_TOLD else told
 
 
-def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
+class _Members(NamedTuple):
+    """What a class shows: its methods and its attributes by name, and what the method that makes it sets."""
+
+    methods: dict[str, Function]
+    attributes: dict[str, ast.stmt]
+    made: set[str]
+
+
+def _members(owner: ast.ClassDef) -> _Members:
+    found = _Members({}, {}, set())
+    for one in owner.body:
+        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.methods.setdefault(one.name, one)
+        elif isinstance(one, (ast.Assign, ast.AnnAssign)):
+            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
+                if isinstance(target, ast.Name):
+                    found.attributes[target.id] = one
+    maker = found.methods.get("__init__")
+    if maker is not None and maker.args.args:
+        found.made.update(_attributes(maker, maker.args.args[0].arg))
+    return found
+
+
+def _class(file: CodeFile, owner: ast.ClassDef, members: _Members, method: Function) -> str:
     """A class as far as a method uses it: its head, attributes, the method that makes it, and signatures of others.
 
     Raises:
@@ -217,18 +244,9 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
     used = set() if is_static or not names else _attributes(method, names[0])
     if any(isinstance(one, ast.Name) and one.id == "super" for one in ast.walk(method)):
         raise Unmet("needs what its class inherits")
-    methods: dict[str, Function] = {}
-    attributes: dict[str, ast.stmt] = {}
-    for one in owner.body:
-        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            methods.setdefault(one.name, one)
-        elif isinstance(one, (ast.Assign, ast.AnnAssign)):
-            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
-                if isinstance(target, ast.Name):
-                    attributes[target.id] = one
+    methods, attributes, made = members
     used -= {method.name}
     maker = methods.get("__init__")
-    made = _attributes(maker, maker.args.args[0].arg) if maker is not None and maker.args.args else set()
     if used - set(methods) - set(attributes) - made - {"__class__", "__dict__", "__name__"}:
         raise Unmet("needs what its class inherits")
     parts = [file.lines[owner.lineno - 1].strip()]
@@ -246,7 +264,7 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
 
 def _shown(file: CodeFile, node: ast.stmt, most: int) -> str:
     if (node.end_lineno or 0) - node.lineno >= most:
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     return "\n".join(f"    {line}" if line else "" for line in text_of(file, node).split("\n"))
 
 
