@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import doctest
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dcoder_cli.data import docstrings
@@ -17,11 +17,15 @@ from dcoder_cli.data.code_files import CodeFile, code_files, parse
 from dcoder_cli.data.code_functions import TOO_DEEP, Found, functions, text_of
 from dcoder_cli.data.code_names import Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.code_pairs import arguments_in_words
+from dcoder_cli.data.dropped import Dropped
+from dcoder_cli.data.problems import RlProblem
 from dcoder_cli.data.records import Record
 from dcoder_cli.data.sources import Piece
 
 _SHOWS_FROM = 3  # calls, of which the first is told (ours): it fixes the form of arguments and result
 _LONGEST_REFERENCE = 200  # lines (ours)
+# For problems, in order, why their tests cannot be used, or None; what runs references is above this package.
+Trial = Callable[[Sequence[RlProblem]], list[str | None]]
 _SETUP = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.FunctionDef)
 
 
@@ -165,3 +169,12 @@ def _reference(file: CodeFile, bound: Bindings, found: Found) -> str:
     if program.count("\n") > _LONGEST_REFERENCE:
         raise Unmet("needs much else of its file")
     return program
+
+
+def tried(problems: list[RlProblem], trial: Trial, dropped: Dropped) -> list[RlProblem]:
+    """Those whose reference passes their tests, and trivial answers do not."""
+    reasons = trial(problems)
+    for problem, reason in zip(problems, reasons, strict=True):
+        if reason is not None:
+            dropped.add(reason, problem.task_id)
+    return [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]

@@ -13,10 +13,10 @@ import numpy as np
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
-from dcoder_cli.data.holes import room
+from dcoder_cli.data.holes import ABSENT, room
 from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
-from dcoder_cli.data.shards import ABSENT, FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
+from dcoder_cli.data.shards import FORMAT_VERSION, MANIFEST, token_dtype, write_arrays
 from dcoder_cli.data.sources import Source
 from dcoder_cli.model.tokenizer import tokenizer_hash
 
