@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -49,10 +49,6 @@ Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
 Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
-FromCode = Annotated[
-    bool,
-    typer.Option("--from-code", help="Make them from the functions of Python code: files, or rows with text or code."),
-]
 _FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
 _COMMON = (
     Needs(
@@ -101,6 +97,10 @@ NEEDS = {
         Needs(
             ("hard_mean", "hard_spread"), lambda call: call["hard"] != "all",
             "--hard all keeps every row; leave one of them out",
+        ),
+        Needs(
+            ("hard", "hard_mean", "hard_spread"), lambda call: not call["from_code"],
+            "it is of rows with inferences, and functions of --from-code have none; leave it out",
         ),
         Needs(
             ("unsafe_exec",), lambda call: call["from_code"],
@@ -237,10 +237,8 @@ def sft(
         typer.Option(help="Fills rows and ends answers; default the tokenizer's, or <|dlm_pad|>.", show_default=False),
     ] = "",
     system: options.System = None,
-    from_code: FromCode = False,
-    gaps: Annotated[
-        float, typer.Option(help="From code: the share of functions that become a text with a gap too.")
-    ] = 0.5,
+    from_code: options.FromCode = False,
+    gaps: Annotated[float, typer.Option(help="From code: share of functions that become a text with a gap too.")] = 0.5,
     seed: options.Seed = 0,
     heldout: Annotated[
         float, typer.Option(help="Share of samples held out, by their content.", callback=options.within(0, below=1))
@@ -332,7 +330,7 @@ def rl(
     complete: Annotated[
         bool, typer.Option("--complete/--no-complete", help="Also offer questions as code to complete.")
     ] = True,
-    from_code: FromCode = False,
+    from_code: options.FromCode = False,
     unsafe_exec: options.UnsafeExec = False,
     baseline: Annotated[
         str, typer.Option(help="constant: no credit for tests that the best constant answer passes; none: for each.")
@@ -361,6 +359,7 @@ def rl(
     _check(context, sources)
     from dcoder_cli.data.filters import FilterSettings
     from dcoder_cli.data.rl import RlSettings, plan_rl, tokenize_rl
+    from dcoder_cli.execution.trials import tried
 
     filters = FilterSettings(
         exact_duplicates=exact_duplicates,
@@ -390,21 +389,7 @@ def rl(
         overwrite=overwrite,
         quiet=json,
     )
-    _run(plan_rl, partial(tokenize_rl, trial=_trial(unsafe_exec, json)), settings, dry_run, json)
-
-
-def _trial(unsafe: bool, quiet: bool) -> Callable[[Sequence[Any]], list[str | None]]:
-    """What runs the references of problems from code, in the sandbox, with a bar."""
-
-    def run(problems: Sequence[Any]) -> list[str | None]:
-        from dcoder_cli.base.console import bar
-        from dcoder_cli.execution.trials import Case, why_not
-
-        cases = [Case(one.task_id, one.entry_point, [*one.shown, *one.hidden], one.reference) for one in problems]
-        with bar("running references", len(cases), quiet=quiet) as progress:
-            return why_not(cases, unsafe, progress.advance)
-
-    return run
+    _run(plan_rl, partial(tokenize_rl, trial=partial(tried, unsafe=unsafe_exec, quiet=json)), settings, dry_run, json)
 
 
 def _check(context: typer.Context, sources: list[str]) -> None:
@@ -418,40 +403,11 @@ def _check(context: typer.Context, sources: list[str]) -> None:
 def _run(plan: Callable[..., Any], tokenize: Callable[..., Any], settings: Any, dry_run: bool, json: bool) -> None:
     if dry_run:
         return plans.show(plan(settings), json)
+    from dcoder_cli.data.remarks import show
+
     begin = time.monotonic()
-    _show(tokenize(settings), settings.out, time.monotonic() - begin, json)
+    show(tokenize(settings), settings.out, time.monotonic() - begin, json)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> None:
-    from rich.table import Table
-
-    from dcoder_cli.base import console
-    from dcoder_cli.data.remarks import remarks
-
-    if as_json:
-        console.emit_json({"out": out, "seconds": round(seconds, 3), **manifest})
-        return
-    screen = console.stdout()
-    table = Table(title=f"{manifest['kind']}: {out}")
-    for name in ("split", "rows", "documents", "tokens", "padding"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for name, split in manifest["splits"].items():
-        counts = (split.get(key) for key in ("rows", "documents", "tokens", "padding_tokens"))
-        table.add_row(name, *("" if count is None else f"{count:,}" for count in counts))
-    screen.print(table)
-    if manifest["dropped"]:
-        table = Table(title="dropped")
-        for name in ("reason", "documents", "for example"):
-            table.add_column(name, justify="right" if name == "documents" else "left")
-        for reason, entry in manifest["dropped"].items():
-            table.add_row(reason, f"{entry['documents']:,}", entry["examples"][0] if entry["examples"] else "")
-        screen.print(table)
-    for line in remarks(manifest):
-        screen.print(line, markup=False)
-    screen.print(
-        f"tokenizer {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens; {seconds:.1f} s"
-    )

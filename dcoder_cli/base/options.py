@@ -32,6 +32,10 @@ DryRun = Annotated[
 UnsafeExec = Annotated[
     bool, typer.Option("--unsafe-exec", help="Run model-written code without a sandbox where none holds.")
 ]
+FromCode = Annotated[
+    bool,
+    typer.Option("--from-code", help="Make them from the functions of Python code: files, or rows with text or code."),
+]
 StepScale = Annotated[
     float | None,
     typer.Option(

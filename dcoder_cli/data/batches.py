@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data.shards import ABSENT, TAUGHT, ShardSet
+from dcoder_cli.data.holes import ABSENT, TAUGHT
+from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.tokenizer import tokenizer_hash

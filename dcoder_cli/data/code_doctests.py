@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import ast
 import doctest
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import CodeFile, code_files, parse
-from dcoder_cli.data.code_functions import Found, functions, text_of
-from dcoder_cli.data.code_names import Bindings, Unmet, bindings, needs
+from dcoder_cli.data.code_functions import TOO_DEEP, Found, functions, text_of
+from dcoder_cli.data.code_names import Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.code_pairs import arguments_in_words
+from dcoder_cli.data.dropped import Dropped
+from dcoder_cli.data.problems import RlProblem
 from dcoder_cli.data.records import Record
 from dcoder_cli.data.sources import Piece
 
 _SHOWS_FROM = 3  # calls, of which the first is told (ours): it fixes the form of arguments and result
 _LONGEST_REFERENCE = 200  # lines (ours)
+# For problems, in order, why their tests cannot be used, or None; what runs references is above this package.
+Trial = Callable[[Sequence[RlProblem]], list[str | None]]
 _SETUP = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.FunctionDef)
 
 
@@ -35,17 +40,21 @@ def questions(piece: Piece) -> Iterator[Record]:
             yield file
             continue
         bound = bindings(file.tree)
-        for found in functions(file):
+        for found in functions(file, _has_doctest):
             name = f"{found.where} {found.name}"
             try:
                 yield Record(name, {"id": name, **_question(file, bound, found)})
-            except Unmet as unmet:
-                yield Record(name, found.text, str(unmet))
+            except (Unmet, RecursionError) as problem:
+                yield Record(name, found.text, str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
+
+
+def _has_doctest(node: Function) -> bool:
+    return ">>>" in (ast.get_docstring(node, clean=False) or "")
 
 
 def _question(file: CodeFile, bound: Bindings, found: Found) -> dict[str, Any]:
     docstring = ast.get_docstring(found.node, clean=False)
-    if docstring is None or ">>>" not in docstring:
+    if docstring is None or not _has_doctest(found.node):
         raise Unmet("no doctest")
     if found.method:
         raise Unmet("method")
@@ -101,7 +110,9 @@ def _tests(examples: list[doctest.Example], name: str) -> dict[str, str]:
         if problem is not None:
             problems.append(problem)
             continue
-        wanted = ast.parse(example.want.strip(), mode="eval").body
+        expected = parse(example.want.strip())
+        assert expected is not None and isinstance(expected.body[0], ast.Expr)
+        wanted = expected.body[0].value
         holds = ast.Assert(ast.Compare(asked, [ast.Eq()], [wanted]))
         test = "\n".join([*_needed(setup, asked), ast.unparse(holds)])
         tests.setdefault(test, ast.unparse(wanted))
@@ -120,7 +131,8 @@ def _why_no_test(example: doctest.Example, asked: ast.expr, calls: bool) -> str 
     if not example.want.strip():
         return "doctest without a result"
     try:
-        value = ast.literal_eval(example.want.strip())
+        with warnings.catch_warnings(action="ignore"):
+            value = ast.literal_eval(example.want.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return "expects no plain value"
     return "expects no plain value" if "Ellipsis" in repr(value) else None
@@ -157,3 +169,12 @@ def _reference(file: CodeFile, bound: Bindings, found: Found) -> str:
     if program.count("\n") > _LONGEST_REFERENCE:
         raise Unmet("needs much else of its file")
     return program
+
+
+def tried(problems: list[RlProblem], trial: Trial, dropped: Dropped) -> list[RlProblem]:
+    """Those whose reference passes their tests, and trivial answers do not."""
+    reasons = trial(problems)
+    for problem, reason in zip(problems, reasons, strict=True):
+        if reason is not None:
+            dropped.add(reason, problem.task_id)
+    return [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]

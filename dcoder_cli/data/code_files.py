@@ -68,8 +68,7 @@ def _read(piece: Piece) -> CodeFile | Record:
     name = piece.name.lower()
     if not next((name.removesuffix(end) for end in COMPRESSIONS if name.endswith(end)), name).endswith(".py"):
         return Record(piece.name, "", "not Python")
-    data = jsonl.read(piece.path)
-    if len(data) > 4 * _LONGEST:
+    if piece.end > 4 * _LONGEST or len(data := jsonl.read(piece.path)) > 4 * _LONGEST:
         return Record(piece.name, "", "file too large")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from dcoder_cli.data.code_files import CodeFile, parse
-from dcoder_cli.data.code_names import OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
+from dcoder_cli.data.code_names import MUCH, OWN_PACKAGE, Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.docstrings import summary
 
+TOO_DEEP = "nested too deeply"
 _FEWEST_NODES = 10  # of syntax in a body (ours): `return self.size` has 3, a call that hands everything on about 8
 _MOST_LINES = 60  # of a function without its docstring (ours): HumanEval's longest answer has 30
 _MOST_TOLD = 160  # characters of a docstring beside (ours)
@@ -49,18 +51,27 @@ class Found:
         return f"{self.before}\n\n\n{self.text}" if self.before else self.text
 
 
-def functions(file: CodeFile) -> Iterator[Found]:
-    """All functions of a file's top level and methods of its classes, in order; not those within functions."""
+def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: True) -> Iterator[Found]:
+    """All functions of a file's top level and methods of its classes, in order; not those within functions.
+
+    `wanted`: which of them are looked at any further than for their text.
+    """
     bound = bindings(file.tree)
+    members: dict[ast.ClassDef | None, _Members] = {None: _Members({}, {}, set())}
     for node, owner in _walk(file.tree.body):
         where = f"{file.name}:{node.lineno}"
         text = text_of(file, node)
         found = Found(node.name, where, node, text, method=owner is not None)
+        if not wanted(node):
+            yield found
+            continue
         try:
             _check(node, text)
-            yield _whole(file, found, owner, bound)
-        except Unmet as unmet:
-            yield replace(found, problem=str(unmet))
+            if owner is not None and owner not in members:
+                members[owner] = _members(owner)
+            yield _whole(file, found, owner, members[owner], bound)
+        except (Unmet, RecursionError) as problem:
+            yield replace(found, problem=str(problem) if isinstance(problem, Unmet) else TOO_DEEP)
 
 
 def _walk(body: list[ast.stmt]) -> Iterator[tuple[Function, ast.ClassDef | None]]:
@@ -87,7 +98,7 @@ def text_of(file: CodeFile, node: ast.stmt) -> str:
     first = first_line(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else node.lineno
     lines = file.lines[first - 1 : node.end_lineno]
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
-    return "\n".join(line.removeprefix(indent).rstrip() if line.strip() else "" for line in lines)
+    return "\n".join(line.removeprefix(indent) for line in lines)
 
 
 def body_of(node: Function) -> list[ast.stmt]:
@@ -139,7 +150,7 @@ def same(one: ast.AST, other: Function) -> bool:
         return False
 
 
-def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bindings) -> Found:
+def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, members: _Members, bound: Bindings) -> Found:
     """`found` with header, and what must be there. Raises Unmet where that is too much."""
     node = found.node
     shift = node.lineno - first_line(node)
@@ -157,16 +168,16 @@ def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, bound: Bind
         ):
             context.append(_stub(file, helper))
     if len(context) > _MOST_HELPERS:
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     within = ""
     if owner is not None:
         within = file.lines[owner.lineno - 1].strip()
         if not within.endswith(":"):
             raise Unmet("class of another layout")
-        context.append(_class(file, owner, node))
+        context.append(_class(file, owner, members, node))
     told = "\n\n\n".join(context)
     if told.count("\n") >= _MOST_CONTEXT or _FENCE.search(told + before):
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     constants = bool(required.constants)
     return replace(found, header=header, before=before, constants=constants, context=told, within=within)
 
@@ -187,7 +198,7 @@ def _stub(file: CodeFile, node: Function | ast.ClassDef) -> str:
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
     if not lines[-1].rstrip().endswith(":"):
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     return "\n".join([*lines, f'    """{told}"""' if told else "    ..."])
 
 
@@ -199,7 +210,30 @@ def _told(node: Function | ast.ClassDef) -> str:
     return "" if '"""' in told or "\\" in told or told.endswith('"') or len(told) > 2 * _MOST_TOLD else told
 
 
-def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
+class _Members(NamedTuple):
+    """What a class shows: its methods and its attributes by name, and what the method that makes it sets."""
+
+    methods: dict[str, Function]
+    attributes: dict[str, ast.stmt]
+    made: set[str]
+
+
+def _members(owner: ast.ClassDef) -> _Members:
+    found = _Members({}, {}, set())
+    for one in owner.body:
+        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.methods.setdefault(one.name, one)
+        elif isinstance(one, (ast.Assign, ast.AnnAssign)):
+            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
+                if isinstance(target, ast.Name):
+                    found.attributes[target.id] = one
+    maker = found.methods.get("__init__")
+    if maker is not None and maker.args.args:
+        found.made.update(_attributes(maker, maker.args.args[0].arg))
+    return found
+
+
+def _class(file: CodeFile, owner: ast.ClassDef, members: _Members, method: Function) -> str:
     """A class as far as a method uses it: its head, attributes, the method that makes it, and signatures of others.
 
     Raises:
@@ -210,18 +244,9 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
     used = set() if is_static or not names else _attributes(method, names[0])
     if any(isinstance(one, ast.Name) and one.id == "super" for one in ast.walk(method)):
         raise Unmet("needs what its class inherits")
-    methods: dict[str, Function] = {}
-    attributes: dict[str, ast.stmt] = {}
-    for one in owner.body:
-        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            methods.setdefault(one.name, one)
-        elif isinstance(one, (ast.Assign, ast.AnnAssign)):
-            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
-                if isinstance(target, ast.Name):
-                    attributes[target.id] = one
+    methods, attributes, made = members
     used -= {method.name}
     maker = methods.get("__init__")
-    made = _attributes(maker, maker.args.args[0].arg) if maker is not None and maker.args.args else set()
     if used - set(methods) - set(attributes) - made - {"__class__", "__dict__", "__name__"}:
         raise Unmet("needs what its class inherits")
     parts = [file.lines[owner.lineno - 1].strip()]
@@ -239,7 +264,7 @@ def _class(file: CodeFile, owner: ast.ClassDef, method: Function) -> str:
 
 def _shown(file: CodeFile, node: ast.stmt, most: int) -> str:
     if (node.end_lineno or 0) - node.lineno >= most:
-        raise Unmet("needs much else of its file")
+        raise Unmet(MUCH)
     return "\n".join(f"    {line}" if line else "" for line in text_of(file, node).split("\n"))
 
 

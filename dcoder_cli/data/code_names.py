@@ -16,7 +16,9 @@ from dcoder_cli.data.code_files import CodeFile
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 OWN_PACKAGE, NOWHERE, STATE = "needs the rest of its package", "uses names of nowhere", "needs the state of its module"
-_MOST_CONSTANT = 4  # lines (ours): longer ones are tables
+MUCH = "needs much else of its file"
+# Ours: longer constants are tables; and a hostile file must not be read again for each of its functions.
+_MOST_CONSTANT, _MOST_CONSTANT_CHARACTERS, _MOST_DEFINITION, _MOST_BESIDE = 4, 600, 200, 20
 _KNOWN = frozenset(dir(builtins)) | {"__name__", "__class__"}
 
 
@@ -133,17 +135,23 @@ def needs(code: str, file: CodeFile, found: Bindings, deep: bool = False) -> Nee
             imports[name] = found.imports[name]
         elif name in found.constants:
             statement = found.constants[name]
-            if (statement.end_lineno or 0) - statement.lineno >= _MOST_CONSTANT:
+            last = statement.end_lineno or statement.lineno
+            written = file.lines[statement.lineno - 1 : last]
+            if len(written) > _MOST_CONSTANT or sum(map(len, written)) > _MOST_CONSTANT_CHARACTERS:
                 raise Unmet("needs a long table")
             constants[statement.lineno] = statement
             waiting += sorted(free_names(ast.unparse(statement)))
         elif name in found.definitions:
             one = found.definitions[name]
             definitions[one.lineno] = one
+            if deep and (one.end_lineno or 0) - one.lineno > _MOST_DEFINITION:
+                raise Unmet(MUCH)
             if deep:
                 waiting += sorted(free_names(ast.unparse(one)))
         else:
             raise Unmet(NOWHERE)
+        if len(constants) + len(definitions) > _MOST_BESIDE:
+            raise Unmet(MUCH)
     return Needs(
         _lines_of(imports), [constants[at] for at in sorted(constants)], [definitions[at] for at in sorted(definitions)]
     )

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dcoder_cli.data import docstrings
-from dcoder_cli.data.code_files import CodeFile, code_files
-from dcoder_cli.data.code_functions import Found, body_of, functions
+from dcoder_cli.data.code_files import code_files
+from dcoder_cli.data.code_functions import TOO_DEEP, Found, body_of, functions
 from dcoder_cli.data.code_surprises import too_many
 from dcoder_cli.data.holes import cut, remade
 from dcoder_cli.data.records import Record, TextMapping, first_record
@@ -68,10 +68,13 @@ def rows(piece: Piece, gaps: float) -> Iterator[Record]:
             yield file
             continue
         for found in functions(file):
-            yield from _rows_of(file, found, gaps)
+            try:
+                yield from list(_rows_of(found, gaps))
+            except RecursionError:  # `ast` walks some of it by recursion
+                yield Record(f"{found.where} {found.name}", found.text, TOO_DEEP)
 
 
-def _rows_of(file: CodeFile, found: Found, gaps: float) -> Iterator[Record]:
+def _rows_of(found: Found, gaps: float) -> Iterator[Record]:
     docstring = ast.get_docstring(found.node, clean=False)
     name = f"{found.where} {found.name}"
     problem = found.problem or (

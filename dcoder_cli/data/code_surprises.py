@@ -7,12 +7,14 @@ files and paths, of arrays) and those of imported modules are no surprise, nor i
 from __future__ import annotations
 
 import ast
+import collections
 import datetime
 import io
 import pathlib
 import re
 import types
 
+from dcoder_cli.data.code_files import parse
 from dcoder_cli.data.code_names import Function
 
 _MOST = 0  # surprises that are forgiven (ours, from reading: with one, 82 of 100 pairs were good)
@@ -21,6 +23,7 @@ _TYPES = (
     UnicodeDecodeError, SyntaxError, StopIteration, ImportError, type, object, property, io.StringIO, io.BytesIO, io.TextIOWrapper,
     io.FileIO, io.BufferedReader, pathlib.Path, re.Pattern, re.Match, datetime.datetime, datetime.date, datetime.timedelta,
     types.FunctionType, types.ModuleType, types.FrameType, types.CodeType, types.GeneratorType, types.TracebackType, types.MethodType,
+    collections.Counter, collections.OrderedDict, collections.deque, collections.defaultdict,
 )  # fmt: skip
 # Of arrays, tensors and tables, and of what is passed around as often.
 _ARRAYS = re.findall(
@@ -52,9 +55,10 @@ def surprises(node: Function, program: str, request: str) -> list[str]:
         program: its text with its imports, of which the names' attributes are known.
     """
     told = set(_TOLD.findall(request))
+    tree = parse(program)
     modules = {
         alias.asname or alias.name.partition(".")[0]
-        for one in ast.walk(ast.parse(program))
+        for one in (ast.walk(tree) if tree is not None else ())
         if isinstance(one, (ast.Import, ast.ImportFrom))
         for alias in one.names
     }

@@ -17,6 +17,9 @@ from dcoder_cli.data.code_files import parse
 from dcoder_cli.data.code_functions import Found, body_of, first_line, same
 
 INFILL_LENGTHS = (8, 16, 32, 64)  # ours: the gap's tokens are not told, the likeliest of these lengths is taken
+# Values of `eligible` in rows: the answer (of a gap: in it), and behind a text with a gap, where there is nothing and nothing
+# looks; 0 is what was given.
+TAUGHT, ABSENT = 1, 2
 _MOST_LINES = 12  # of a hole (ours): 95% of the benchmark's have no more
 
 

@@ -27,8 +27,8 @@ from dcoder_cli.data.engine import choose_encoder, run_proven
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.formats import ChatEncoder, sample_of
 from dcoder_cli.data.manifest import MANIFEST, parse_part, part_name, write_manifest
-from dcoder_cli.data.plans import estimate_tokens, plan_of
-from dcoder_cli.data.records import TextMapping, first_record, texts_of
+from dcoder_cli.data.plans import check_first, estimate_tokens, plan_of
+from dcoder_cli.data.records import TextMapping, texts_of
 from dcoder_cli.data.selection import select
 from dcoder_cli.data.shards import LONGEST_ROW
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
@@ -203,7 +203,7 @@ def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
             raise UserError(f"--gaps {settings.gaps} must be a share from 0 to 1")
         check_tables(sources, units)
     else:
-        _check_first(sources, units, _reader(kind, mapping))
+        check_first(sources, units, _reader(kind, mapping))
     size = sum(unit.bytes for unit in mine)
     require_space(out.parent, size // 4, "the tokens")  # a lower bound: dense code takes about half its size
     return _Ready(out, tokenizer, sources, units, mine, contamination, notes)
@@ -241,23 +241,6 @@ def _check_length(length: int, tokenizer: PreTrainedTokenizerBase | None) -> Non
 
 def _reader(kind: str, mapping: TextMapping) -> Callable[[dict[str, Any], str], object]:
     return mapping.text if kind == "pretrain" else sample_of
-
-
-def _check_first(
-    sources: Sequence[Source], units: Sequence[Unit], read: Callable[[dict[str, Any], str], object]
-) -> None:
-    """Read the first record of each source, so that a wrong column shows at once."""
-    for number, source in enumerate(sources):
-        first = next(unit for unit in units if unit.source == number)
-        record = first_record(first.pieces)
-        if record is None:
-            continue
-        if isinstance(record.value, dict):
-            read(record.value, record.name)
-        elif read is sample_of:
-            raise UserError(
-                f"source {source.location!r} holds text files; sft needs .jsonl, .json, .parquet or hub:NAME, or --from-code"
-            )
 
 
 def _plan(kind: str, settings: Settings, units: Sequence[Unit], tokenizer: Any) -> dict[str, Any]:

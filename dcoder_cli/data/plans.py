@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import human_bytes
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.data.records import TextMapping, texts_of
+from dcoder_cli.data.formats import sample_of
+from dcoder_cli.data.records import TextMapping, first_record, texts_of
 from dcoder_cli.data.sources import Source, Unit
 
 _SAMPLED = 1_000_000  # characters of each source (ours): enough for tokens a character within a few percent
@@ -83,3 +85,20 @@ def estimate_tokens(
 
 def _compressed(path: str) -> bool:
     return path.endswith((".gz", ".zst"))
+
+
+def check_first(
+    sources: Sequence[Source], units: Sequence[Unit], read: Callable[[dict[str, Any], str], object]
+) -> None:
+    """Read the first record of each source, so that a wrong column shows at once. Raises UserError for one."""
+    for number, source in enumerate(sources):
+        first = next(unit for unit in units if unit.source == number)
+        record = first_record(first.pieces)
+        if record is None:
+            continue
+        if isinstance(record.value, dict):
+            read(record.value, record.name)
+        elif read is sample_of:
+            raise UserError(
+                f"source {source.location!r} holds text files; sft needs .jsonl, .json, .parquet or hub:NAME, or --from-code"
+            )

@@ -23,3 +23,34 @@ def remarks(manifest: dict[str, Any]) -> Iterator[str]:
             f"the best constant answer passes {constants['mean_share']:.0%} of a question's hidden tests in the mean, and half or "
             f"more on {constants['half_or_more']:,} of {constants['questions']:,}"
         )
+
+
+def show(manifest: dict[str, Any], out: str, seconds: float, as_json: bool) -> None:
+    """Print a manifest's tables of rows and of what was dropped, and its remarks; or all of it as JSON."""
+    from rich.table import Table
+
+    from dcoder_cli.base import console
+
+    if as_json:
+        console.emit_json({"out": out, "seconds": round(seconds, 3), **manifest})
+        return
+    screen = console.stdout()
+    table = Table(title=f"{manifest['kind']}: {out}")
+    for name in ("split", "rows", "documents", "tokens", "padding"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for name, split in manifest["splits"].items():
+        counts = (split.get(key) for key in ("rows", "documents", "tokens", "padding_tokens"))
+        table.add_row(name, *("" if count is None else f"{count:,}" for count in counts))
+    screen.print(table)
+    if manifest["dropped"]:
+        table = Table(title="dropped")
+        for name in ("reason", "documents", "for example"):
+            table.add_column(name, justify="right" if name == "documents" else "left")
+        for reason, entry in manifest["dropped"].items():
+            table.add_row(reason, f"{entry['documents']:,}", entry["examples"][0] if entry["examples"] else "")
+        screen.print(table)
+    for line in remarks(manifest):
+        screen.print(line, markup=False)
+    screen.print(
+        f"tokenizer {manifest['tokenizer']['name']}, {manifest['tokenizer']['vocab_size']:,} tokens; {seconds:.1f} s"
+    )

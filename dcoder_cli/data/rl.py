@@ -9,7 +9,7 @@ reference solution's signature.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.data.code_doctests import questions
+from dcoder_cli.data.code_doctests import Trial, questions, tried
 from dcoder_cli.data.code_pairs import check_tables
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
@@ -79,10 +79,6 @@ class RlSettings:
     quiet: bool = False
 
 
-# For problems, in order, why their tests cannot be used, or None; what runs references is above this package.
-Trial = Callable[[Sequence[RlProblem]], list[str | None]]
-
-
 def tokenize_rl(settings: RlSettings, trial: Trial | None = None) -> dict[str, Any]:
     """Rows to `prompts.jsonl` in `settings.out`; returns the manifest. One process; a stopped run starts again.
 
@@ -108,7 +104,7 @@ def tokenize_rl(settings: RlSettings, trial: Trial | None = None) -> dict[str, A
         read = len(problems) + dropped.count()
         if settings.from_code:
             assert trial is not None
-            problems = _tried(problems, trial, dropped)
+            problems = tried(problems, trial, dropped)
         _check_effects(problems, settings)
         shares: list[float] = []
         for problem in _progress("making prompts", _hard(problems, settings, dropped), settings.quiet):
@@ -226,15 +222,6 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
-
-
-def _tried(problems: list[RlProblem], trial: Trial, dropped: Dropped) -> list[RlProblem]:
-    """Those whose reference passes their tests, and trivial answers do not."""
-    reasons = trial(problems)
-    for problem, reason in zip(problems, reasons, strict=True):
-        if reason is not None:
-            dropped.add(reason, problem.task_id)
-    return [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
 
 
 def _problems(

@@ -3,8 +3,7 @@
 A folder holds `manifest.json` and `SPLIT-NNNNN.safetensors` files, SPLIT being `train` or `heldout`. Kinds:
 
 - `pretrain`: `tokens` [rows, L] and `document_ids` [rows, L] uint16 (the document's index within its row).
-- `sft`: `tokens` [rows, L] and `eligible` [rows, L] uint8 (1: the answer, its end of turn and the pads after it; 0: the prompt). A text
-  with a gap: 0 around the gap, 1 in it, 2 behind the text, where there is nothing and nothing looks.
+- `sft`: `tokens` [rows, L] and `eligible` [rows, L] uint8 (1: the answer, its end of turn, the pads after it; of a gap see `holes`).
 - `rl`: no rows; `prompts.jsonl`, read with `dcoder_cli.data.rl.load_prompts`.
 
 A held-out file holds one source's rows; its manifest entry names the source by number, and counts the padding at its end.
@@ -33,7 +32,6 @@ from dcoder_cli.data.manifest import hashes_of, part_folders, read_manifest
 
 SPLITS = ("train", "heldout")
 COLUMNS = {"pretrain": ("tokens", "document_ids"), "sft": ("tokens", "eligible")}
-TAUGHT, ABSENT = 1, 2  # values of `eligible`; 0: given
 LONGEST_ROW = 65_536  # document_ids are uint16 and a row of L tokens may hold L documents
 _AGAIN = "copy the data again, or make it again with: dcoder tokenize"
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}

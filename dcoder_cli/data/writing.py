@@ -11,11 +11,11 @@ import numpy as np
 
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data.holes import room
+from dcoder_cli.data.holes import ABSENT, room
 from dcoder_cli.data.manifest import FORMAT_VERSION
 from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
-from dcoder_cli.data.shards import ABSENT, token_dtype, write_hashed
+from dcoder_cli.data.shards import token_dtype, write_hashed
 from dcoder_cli.data.sources import Source
 from dcoder_cli.model.tokenizer import tokenizer_hash
 

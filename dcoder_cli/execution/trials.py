@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from dcoder_cli.base.console import bar
+from dcoder_cli.data.problems import RlProblem
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
 
@@ -55,6 +57,13 @@ def why_not(cases: Sequence[Case], unsafe: bool = False, done: Callable[[], None
                 if verdict.passed and reasons[left[at]] is None:
                     reasons[left[at]] = "a trivial answer passes its tests"
     return reasons
+
+
+def tried(problems: Sequence[RlProblem], unsafe: bool, quiet: bool) -> list[str | None]:
+    """`why_not` of questions with references, with a bar."""
+    cases = [Case(one.task_id, str(one.entry_point), [*one.shown, *one.hidden], str(one.reference)) for one in problems]
+    with bar("running references", len(cases), quiet=quiet) as progress:
+        return why_not(cases, unsafe, progress.advance)
 
 
 def _reason(verdict: Verdict) -> str | None:
