@@ -49,6 +49,14 @@ Benchmarks = Annotated[
     str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
 ]
 Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
+
+
+def _held_out(what: str) -> Any:
+    return typer.Option(
+        "--heldout", help=f"Share of {what} held out, by their content.", callback=options.within(0, below=1)
+    )
+
+
 _FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
 _COMMON = (
     Needs(
@@ -132,9 +140,7 @@ def pretrain(
     ] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row (DiffuCoder stage 1: 4096).")] = 4096,
     seed: options.Seed = 0,
-    heldout: Annotated[
-        float, typer.Option(help="Share of documents held out, by their content.", callback=options.within(0, below=1))
-    ] = 0.005,
+    heldout: Annotated[float, _held_out("documents")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     column: Annotated[
@@ -238,11 +244,11 @@ def sft(
     ] = "",
     system: options.System = None,
     from_code: options.FromCode = False,
-    gaps: Annotated[float, typer.Option(help="From code: share of functions that become a text with a gap too.")] = 0.5,
+    gaps: Annotated[
+        float, typer.Option(help="From code: share that becomes a text with a gap too.", callback=options.within(0, 1))
+    ] = 0.5,
     seed: options.Seed = 0,
-    heldout: Annotated[
-        float, typer.Option(help="Share of samples held out, by their content.", callback=options.within(0, below=1))
-    ] = 0.005,
+    heldout: Annotated[float, _held_out("samples")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     extensions: Extensions = [],  # noqa: B006
@@ -337,9 +343,7 @@ def rl(
     ] = "none",
     system: options.System = None,
     seed: options.Seed = 0,
-    heldout: Annotated[
-        float, typer.Option(help="Share of questions held out, by their content.", callback=options.within(0, below=1))
-    ] = 0.0,
+    heldout: Annotated[float, _held_out("questions")] = 0.0,
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,

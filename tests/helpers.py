@@ -87,7 +87,8 @@ def make_model(
     folder: Path, ar: bool = False, seed: int = 0, context: int = 128, tokenizer: Any | None = None, **shape: Any
 ) -> Path:
     """A tiny random checkpoint with a tokenizer."""
-    from dcoder_cli.model.convert import ar_config_with_tokenizer, random_model, to_diffusion
+    from dcoder_cli.model.convert import to_diffusion
+    from dcoder_cli.model.fresh import ar_config_with_tokenizer, random_model
     from dcoder_cli.model.sizes import config_of
 
     tokenizer = tokenizer or make_tokenizer()

@@ -38,7 +38,7 @@ from test_sampling_memory import COMBINATIONS  # noqa: E402
 from dcoder_cli import generate, load  # noqa: E402
 from dcoder_cli.decoding import proposal  # noqa: E402
 from dcoder_cli.decoding.sampler import Infill  # noqa: E402
-from dcoder_cli.model import checkpoint  # noqa: E402
+from dcoder_cli.model import storing  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Elsewhere(Place):
 
 
 PRETEND = Elsewhere("cpu", "tiny")
-real_drawn, real_write, real_save = places.drawn, checkpoint.write_into, torch.save
+real_drawn, real_write, real_save = places.drawn, storing.write_into, torch.save
 
 
 def drawn(folder: Any, on: Any, dtype: Any, held: Any = None, lively: bool = False) -> Any:
@@ -182,7 +182,7 @@ def bodies(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     patched = [
-        mock.patch.object(checkpoint, "write_into", write),
+        mock.patch.object(storing, "write_into", write),
         *(
             mock.patch.object(module, "drawn", drawn)
             for module in (places, benches, test_gpu_logits, test_gpu_sampling)

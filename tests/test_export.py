@@ -292,7 +292,7 @@ def test_where_the_public_code_would_compute_something_else_there_is_no_auto_map
 @pytest.mark.parametrize("merged", [True, False], ids=["merged", "adapter alone"])
 def test_a_lora_checkpoint_has_whole_weights_and_its_adapter(merged: bool, model: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from dcoder_cli.model import checkpoint
+    from dcoder_cli.model import storing
     from dcoder_cli.training.config import LoraConfig
     from dcoder_cli.training.lora import adapter_state, add_adapter, merged_weights, write_adapter
 
@@ -304,7 +304,7 @@ def test_a_lora_checkpoint_has_whole_weights_and_its_adapter(merged: bool, model
     source = tmp_path / "source"
     source.mkdir()
     weights = dict(merged_weights(tuned)) if merged else {}
-    checkpoint.write_into(source, tuned.stored_config(stage="sft"), weights, tuned.layout, tuned.tokenizer)
+    storing.write_into(source, tuned.stored_config(stage="sft"), weights, tuned.layout, tuned.tokenizer)
     if not merged:
         (source / "model.safetensors").unlink(missing_ok=True)
     write_adapter(tuned, adapter_state(tuned), source)

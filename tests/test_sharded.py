@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from sharded_runs import FSDP, command, env, launched
 
 from dcoder_cli import load
-from dcoder_cli.model import checkpoint
+from dcoder_cli.model import checkpoint, storing
 
 SETS = [
     "--set=precision=fp32", "--set=global_batch=12", "--set=micro_batch=2", "--set=steps=8", "--set=evaluate_every=4",
@@ -338,9 +338,9 @@ def test_weights_are_written_file_by_file(tmp_path: Path, monkeypatch: pytest.Mo
     weights = {f"w{number}": torch.full((1000,), float(number)) for number in range(5)}
     shapes = {name: torch.empty(1000, device="meta") for name in weights}
     asked: list[str] = []
-    checkpoint.write_weights(tmp_path, shapes, lambda name: asked.append(name) or weights[name], writes=False)
+    storing.write_weights(tmp_path, shapes, lambda name: asked.append(name) or weights[name], writes=False)
     assert asked == list(weights) and not list(tmp_path.iterdir())
-    checkpoint.write_weights(tmp_path, shapes, weights.__getitem__, writes=True)
+    storing.write_weights(tmp_path, shapes, weights.__getitem__, writes=True)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 3 and all(file.stat().st_size < 9500 for file in files)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values
+from dcoder_cli.model import adapters, attention, checkpoint, identity, key_values, storing
 from dcoder_cli.model.agreement import check_stored, check_weights
 from dcoder_cli.model.layouts import Layout, layout_of, network_of, rotary_of, shift_of, transformers_config
 from dcoder_cli.model.special_ids import Finding, SpecialIds, resolve
@@ -218,7 +218,7 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, **record: Any) -> None:
         """Write the model as a checkpoint folder; `record` is added to the config's `dcoder` section."""
-        checkpoint.write(
+        storing.write(
             Path(folder),
             self.stored_config(**record),
             weights or self.network.state_dict(),

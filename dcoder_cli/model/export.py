@@ -21,7 +21,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, require_space, write_json
 from dcoder_cli.base.functions import short
 from dcoder_cli.base.runs import model_labels
-from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer
+from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer, storing
 from dcoder_cli.model.agreement import check_stored
 from dcoder_cli.model.backbone import choose_dtype, empty_network
 from dcoder_cli.model.layouts import BLOCKS, Layout, layout_of, other_shift, shift_of, transformers_config
@@ -259,7 +259,7 @@ def _write_weights(export: Export, folder: Path, told: Told) -> None:
             told(empty[key].numel() * empty[key].element_size())
             return _cast(value, empty[key].dtype, key)
 
-        checkpoint.write_weights(folder, empty, whole, True)
+        storing.write_weights(folder, empty, whole, True)
 
 
 def _readable(file: Path) -> bool:

@@ -10,7 +10,6 @@ name (docs/extending.md).
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.functions import short
-from dcoder_cli.model import config_values, formats
+from dcoder_cli.model import config_values, formats, llada
 from dcoder_cli.model.public_code import A2D_LLAMA, A2D_QWEN2, A2D_QWEN3, DREAM, LLADA, PublicCode
 
 Config = Mapping[str, Any]
@@ -122,107 +121,6 @@ def _qwen_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _llada_config(config: Config) -> dict[str, Any]:
-    unsupported = [
-        key
-        for key in (
-            "alibi",
-            "include_bias",
-            "include_qkv_bias",
-            "attention_layer_norm",
-            "bias_for_layer_norm",
-            "input_emb_norm",
-            "scale_logits",
-            "multi_query_attention",
-            "clip_qkv",
-        )
-        if config.get(key)
-    ]
-    published = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True}
-    unsupported += [
-        f"{key} = {short(config[key])}" for key, value in published.items() if _given(config, key, value) != value
-    ]
-    if unsupported:
-        raise UserError(
-            f"this LLaDA config uses {', '.join(unsupported)}, which no published LLaDA has; dcoder reads the published layout only"
-        )
-    return {
-        "vocab_size": _given(config, "embedding_size", None) or config["vocab_size"],
-        "hidden_size": config["d_model"],
-        "intermediate_size": _llada_width(config),
-        "num_hidden_layers": config["n_layers"],
-        "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": _given(config, "n_kv_heads", config["n_heads"]),
-        "max_position_embeddings": _given(config, "max_sequence_length", 4096),
-        "rms_norm_eps": _given(config, "rms_norm_eps", 1e-5),
-        "rope_theta": _given(config, "rope_theta", 5e5),
-        "tie_word_embeddings": _given(config, "weight_tying", False),
-    }
-
-
-def _given(config: Config, key: str, default: Any) -> Any:
-    """A value of a config, or its default where that is null or left out."""
-    value = config.get(key)
-    return default if value is None else value
-
-
-def _llada_width(config: Config) -> Any:
-    if config.get("mlp_hidden_size") is not None:
-        return config["mlp_hidden_size"]
-    width = config["mlp_ratio"] * config["d_model"]
-    return int(width) if width == int(width) else width
-
-
-_LLADA_NAMES = {
-    "vocab_size": "embedding_size or vocab_size",
-    "hidden_size": "d_model",
-    "intermediate_size": "mlp_hidden_size",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "max_position_embeddings": "max_sequence_length",
-    "tie_word_embeddings": "weight_tying",
-}
-
-
-_LLADA_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "ff_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-}
-_LLADA_TOP = {
-    "model.transformer.wte.weight": "model.embed_tokens.weight",
-    "model.transformer.ln_f.weight": "model.norm.weight",
-    "model.transformer.ff_out.weight": "lm_head.weight",
-}
-_BLOCK_BACK = {ours: theirs for theirs, ours in _LLADA_BLOCK.items()}
-_TOP_BACK = {ours: theirs for theirs, ours in _LLADA_TOP.items()}
-
-
-def _llada_to_ours(key: str) -> str:
-    if key in _LLADA_TOP:
-        return _LLADA_TOP[key]
-    match = re.fullmatch(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.weight", key)
-    if match and match[2] in _LLADA_BLOCK:
-        return f"model.layers.{match[1]}.{_LLADA_BLOCK[match[2]]}.weight"
-    return key
-
-
-def _llada_to_stored(key: str) -> str:
-    if key in _TOP_BACK:
-        return _TOP_BACK[key]
-    match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.weight", key)
-    if match and match[2] in _BLOCK_BACK:
-        return f"model.transformer.blocks.{match[1]}.{_BLOCK_BACK[match[2]]}.weight"
-    return key
-
-
 def _same(key: str) -> str:
     return key
 
@@ -232,8 +130,8 @@ def _same(key: str) -> str:
 LAYOUTS: dict[str, Layout] = {
     "Dream": Layout("Dream", "qwen2", True, True, _qwen_config, _same, _same, public=DREAM, plain=True),
     "llada": Layout(
-        "LLaDA", "llama", True, False, _llada_config, _llada_to_ours, _llada_to_stored,
-        rule="confidence", protocol="llada", public=LLADA, names=_LLADA_NAMES,  # low-confidence remasking: LLaDA's own sampler
+        "LLaDA", "llama", True, False, llada.to_config, llada.to_ours, llada.to_stored,
+        rule="confidence", protocol="llada", public=LLADA, names=llada.NAMES,  # low-confidence remasking: LLaDA's own sampler
     ),
     # low_confidence remasking: dLLM's examples/a2d and its evaluation
     "a2d-qwen2": Layout("A2D-Qwen2", "qwen2", True, False, _qwen_config, _same, _same, rule="confidence", public=A2D_QWEN2),

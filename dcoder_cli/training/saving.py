@@ -15,7 +15,7 @@ from dcoder_cli.base import checksums
 from dcoder_cli.base.files import atomic_folder, put_in_place, require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.base.schema import Format
-from dcoder_cli.model import checkpoint as checkpoints
+from dcoder_cli.model import storing
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import damage, lora, optimizers, sharded
 from dcoder_cli.training.config import LoraConfig
@@ -99,18 +99,18 @@ def _save_sharded(
     accelerator.wait_for_everyone()
     config = model.stored_config(stage=stage)
     weights = model.network.state_dict()
-    names = checkpoints.stored_names(weights, config, model.layout)
+    names = storing.stored_names(weights, config, model.layout)
     shapes = {
         name: torch.empty(weights[key].shape, dtype=weights[key].dtype, device="meta") for name, key in names.items()
     }
-    checkpoints.write_weights(temporary, shapes, lambda name: whole(weights[names[name]]), first)
+    storing.write_weights(temporary, shapes, lambda name: whole(weights[names[name]]), first)
     sharded.save_optimizer(temporary / "training" / OPTIMIZER_PARTS, module, optimizer)
     for name, one in extra.items():
         sharded.save_weights(temporary / "training" / name, one)
     accelerator.wait_for_everyone()
     parts = _sums_of_parts(accelerator, temporary)
     if first:
-        checkpoints.write_beside(temporary, config, model.tokenizer, model.answer_length)
+        storing.write_beside(temporary, config, model.tokenizer, model.answer_length)
         _write_state(temporary, state)
         checksums.write_record(temporary, parts)
         put_in_place(temporary, target)
@@ -168,7 +168,7 @@ def _whole(
             torch.save(value, temporary / "training" / name)
         yield temporary
         config = model.stored_config(stage=stage)
-        checkpoints.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
+        storing.write_into(temporary, config, weights, model.layout, model.tokenizer, model.answer_length)
         _write_state(temporary, state)
         checksums.write_record(temporary)
 
