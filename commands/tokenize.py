@@ -12,6 +12,19 @@ import typer
 from dcoder_cli.base import options
 from dcoder_cli.base import plan as plans
 from dcoder_cli.base.options import Needs
+from dcoder_cli.base.source_options import (
+    Benchmarks,
+    Decontaminate,
+    Exact,
+    Exclude,
+    Extensions,
+    Ngram,
+    Shard,
+    Sources,
+    Tokenizer,
+    Workers,
+    held_out,
+)
 
 app = typer.Typer(
     help="Turn text, code, JSONL, Parquet or hub data into packed shards.",
@@ -21,41 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_SOURCES = (
-    "Folders, files (.py .jsonl .json .parquet .txt, .gz, .zst) or hub:NAME[:CONFIG][:SPLIT]; SRC@3 takes it thrice."
-)
-Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help=_SOURCES, show_default=False)]
-Tokenizer = Annotated[str, options.TOKENIZER]
-Workers = Annotated[
-    int,
-    typer.Option(
-        help="Worker processes; 0: one for each core. The result is the same.", callback=options.within(0, 4096)
-    ),
-]
-Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
-Extensions = Annotated[
-    list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")
-]
-Exclude = Annotated[
-    list[str], typer.Option("--exclude", help="Leave out paths of this pattern, such as test* (may repeat).")
-]
-Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur, such as humaneval,mbpp.")]
-Ngram = Annotated[
-    int,
-    typer.Option(help="Words in a row that count as an overlap with a benchmark.", callback=options.within(2, 10_000)),
-]
-Benchmarks = Annotated[
-    str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
-]
-Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
-
-
-def _held_out(what: str) -> Any:
-    return typer.Option(
-        "--heldout", help=f"Share of {what} held out, by their content.", callback=options.within(0, below=1)
-    )
-
 
 _FILTERS = "it is of the filters of source files, and --code-filters none, or sources without any, leave them off"
 _COMMON = (
@@ -140,7 +118,7 @@ def pretrain(
     ] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row (DiffuCoder stage 1: 4096).")] = 4096,
     seed: options.Seed = 0,
-    heldout: Annotated[float, _held_out("documents")] = 0.005,
+    heldout: Annotated[float, held_out("documents")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     column: Annotated[
@@ -248,7 +226,7 @@ def sft(
         float, typer.Option(help="From code: share that becomes a text with a gap too.", callback=options.within(0, 1))
     ] = 0.5,
     seed: options.Seed = 0,
-    heldout: Annotated[float, _held_out("samples")] = 0.005,
+    heldout: Annotated[float, held_out("samples")] = 0.005,
     workers: Workers = 0,
     shard: Shard = "1/1",
     extensions: Extensions = [],  # noqa: B006
@@ -343,7 +321,7 @@ def rl(
     ] = "none",
     system: options.System = None,
     seed: options.Seed = 0,
-    heldout: Annotated[float, _held_out("questions")] = 0.0,
+    heldout: Annotated[float, held_out("questions")] = 0.0,
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     exact_duplicates: Exact = True,

@@ -1,0 +1,44 @@
+"""The options that `dcoder tokenize`'s three commands share: sources, and what of them is left out. Never torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dcoder_cli.base import options
+
+_SOURCES = (
+    "Folders, files (.py .jsonl .json .parquet .txt, .gz, .zst) or hub:NAME[:CONFIG][:SPLIT]; SRC@3 takes it thrice."
+)
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help=_SOURCES, show_default=False)]
+Tokenizer = Annotated[str, options.TOKENIZER]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Worker processes; 0: one for each core. The result is the same.", callback=options.within(0, 4096)
+    ),
+]
+Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
+Extensions = Annotated[
+    list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")
+]
+Exclude = Annotated[
+    list[str], typer.Option("--exclude", help="Leave out paths of this pattern, such as test* (may repeat).")
+]
+Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur, such as humaneval,mbpp.")]
+Ngram = Annotated[
+    int,
+    typer.Option(help="Words in a row that count as an overlap with a benchmark.", callback=options.within(2, 10_000)),
+]
+Benchmarks = Annotated[
+    str, typer.Option(help="Folder with one subfolder a benchmark; default $DCODER_BENCHMARKS.", show_default=False)
+]
+Exact = Annotated[bool, typer.Option("--exact-duplicates/--no-exact-duplicates", help="Drop exact copies.")]
+
+
+def held_out(what: str) -> Any:
+    """The option of the share of `what` that is held out."""
+    return typer.Option(
+        "--heldout", help=f"Share of {what} held out, by their content.", callback=options.within(0, below=1)
+    )
