@@ -149,8 +149,9 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     **{
         name: ("--model {model}", _EVALUATION)
         for name in TASKS
-        if name not in ("eval humaneval-infilling", "eval bigcodebench", "eval gsm8k")
+        if name not in ("eval humaneval-infilling", "eval bigcodebench", "eval gsm8k", "eval livecodebench")
     },
+    "eval livecodebench": ("--model {model}", {**_EVALUATION, "--since": "2024-08-01", "--until": "2025-01-31"}),
     "eval gsm8k": (
         "--model {model}", {key: value for key, value in _EVALUATION.items() if key not in ("--workers", "--unsafe-exec")}
     ),
@@ -225,7 +226,17 @@ TESTED_ELSEWHERE = {
     "export --json": "test_export.py", "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
 }  # fmt: skip
 # These two carry no option in a test's text: the calls below are the tests.
-_ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
+_ONE_OF = {
+    "--since",
+    "--until",
+    "--subset",
+    "--data",
+    "--python",
+    "--infill-lengths",
+    "--max-new-tokens",
+    "--workers",
+    "--unsafe-exec",
+}
 
 REFUSED = {
     "bench generate": [
@@ -272,7 +283,7 @@ REFUSED = {
           "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t", "--dry-run", "--nproc 2")),
         "--model {model} --task gsm8k --unsafe-exec", "--model {model} --prompts {prompts} --sensitivity --tie-break left",
     ],
-    "eval micro": ["--infill-lengths 8", "--python py"],
+    "eval micro": ["--infill-lengths 8", "--python py", "--since 2024-08-01", "--until 2025-01-31"],
     "eval humaneval-infilling": ["--max-new-tokens 8", "--set max_new_tokens=8"],
     "eval gsm8k": ["--workers 2", "--unsafe-exec"],
     "eval judge": [
@@ -431,12 +442,14 @@ def test_what_is_tested_elsewhere_stands_there(entry: str) -> None:
     assert f'"{entry.split()[-1]}"' in (Path(__file__).parent / TESTED_ELSEWHERE[entry]).read_text(), entry
 
 
-# The ten benchmarks share one function: three of them stand for all.
+# The benchmarks share one function: three of them stand for all, and a fourth has dates.
 _RUN = [
     (name, option)
     for name, (_, known) in EFFECTS.items()
-    if name not in TASKS or name in ("eval humaneval-infilling", "eval bigcodebench", "eval micro")
+    if name not in TASKS
+    or name in ("eval humaneval-infilling", "eval bigcodebench", "eval micro", "eval livecodebench")
     for option in known
+    if name != "eval livecodebench" or option in ("--since", "--until")
     if option != "--nproc"  # it changes where the same is asked: tests/test_nproc.py
 ]
 
