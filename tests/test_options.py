@@ -582,6 +582,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--mode": "the one to decode in, or those to measure",
         "--column": "the text of a row, or the answers of a sample",
         "--train-tokenizer": "a size, or the files",
+        "--until": "the end of what is measured, or a last date",
         "--near-duplicates": "documents, or samples", "--heldout": "documents, samples, questions", "--seq-len": "DiffuCoder's, by stage",
     }  # fmt: skip
     texts: dict[str, dict[str, str]] = {}
