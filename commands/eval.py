@@ -38,20 +38,20 @@ def _root() -> None:
 
 _BESIDE = suites.names(lambda one: isinstance(one.judged, ByUnittests))
 _TEXTS = suites.names(lambda one: isinstance(one.judged, ByAnswer))
+_DATED = suites.names(lambda one: one.dated)
 _GAPS = suites.names(lambda one: one.gaps)
 _RUNS_CODE = (
     Needs(("python",), lambda call: call["task"] in _BESIDE, f"it is of {', '.join(_BESIDE)}; leave it out"),
     Needs(
-        ("unsafe_exec", "workers"), lambda call: call["task"] not in _TEXTS,
-        f"{', '.join(_TEXTS)} runs no code; leave it out",
+        ("unsafe_exec", "workers"), lambda call: call["task"] not in _TEXTS, f"{', '.join(_TEXTS)} runs no code; leave it out",
     ),
 )  # fmt: skip
 NEEDS = (
     *_RUNS_CODE,
+    Needs(("since", "until"), lambda call: call["task"] in _DATED, f"it is of {', '.join(_DATED)}; leave it out"),
     Needs(("infill_lengths",), lambda call: call["task"] in _GAPS, f"it is of {', '.join(_GAPS)}; leave it out"),
     Needs(
-        ("max_new_tokens",), lambda call: call["task"] not in _GAPS,
-        "--infill-lengths says how long a gap may be; use that, or leave it out",
+        ("max_new_tokens",), lambda call: call["task"] not in _GAPS, "--infill-lengths says how long a gap may be; use that, or leave it out",
     ),
 )  # fmt: skip
 
@@ -64,6 +64,8 @@ def evaluate(
     n: options.Samples = 1,
     limit: options.Limit = None,
     subset: options.Subset = None,
+    since: options.Since = None,
+    until: options.Until = None,
     data: options.Benchmark = None,
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="diffucoder, dream, qwen or llada [by the checkpoint].")
@@ -115,7 +117,7 @@ def evaluate(
         unused.refuse_for_kind(written, one)
     chosen = sweep.Options(
         subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or protocols.INFILL_LENGTHS, n,
-        known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written,
+        known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written, since, until,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)
     check_folder(place)

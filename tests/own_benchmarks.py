@@ -32,6 +32,14 @@ def _mbpp_plus(row: Row, place: int) -> Row:
     return {**row, "task_id": f"Mbpp/{place + 1 if place < 4 else _SPECIAL + place}"}
 
 
+def _crux(row: Row, place: int) -> Row:
+    return {**row, "id": f"sample_{place}"}
+
+
+def _contest(release: int) -> Callable[[Row, int], Row]:
+    return lambda row, place: {**row, "question_id": f"{row['question_id']}.{release}.{place}"}
+
+
 def _same(row: Row, place: int) -> Row:
     return row
 
@@ -55,6 +63,13 @@ FILES: tuple[tuple[str, str, int, Callable[[Row, int], Row]], ...] = (
     ("bigcodebench", "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, _numbered("BigCodeBench")),
     ("gsm8k", "gsm8k/test.jsonl.gz", 1319, _same),
     ("gsm8k-train", "gsm8k/train.jsonl.gz", 40, _other_trays),
+    ("cruxeval", "cruxeval/cruxeval.jsonl", 800, _crux),
+    ("livecodebench", "livecodebench/test.jsonl", 400, _contest(1)),
+    ("livecodebench", "livecodebench/test2.jsonl", 111, _contest(2)),
+    ("livecodebench", "livecodebench/test3.jsonl", 101, _contest(3)),
+    ("livecodebench", "livecodebench/test4.jsonl", 101, _contest(4)),
+    ("livecodebench", "livecodebench/test5.jsonl", 167, _contest(5)),
+    ("livecodebench", "livecodebench/test6.jsonl", 175, _contest(6)),
     ("infilling-single", "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz", 1033, _suffixed),
     ("infilling-multi", "humaneval_infilling/HumanEval-MultiLineInfilling.jsonl.gz", 5815, _suffixed),
     ("infilling-span", "humaneval_infilling/HumanEval-RandomSpanInfillingLight.jsonl.gz", 164, _suffixed),
@@ -75,6 +90,9 @@ def write(folder: Path) -> Path:
         text = json.dumps(repeated) if ".json." in file else "".join(json.dumps(row) + "\n" for row in repeated)
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".gz":
+            path.write_text(text, encoding="utf-8")
+            continue
         with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as handle:
             handle.write(text)
     return folder

@@ -28,7 +28,7 @@ MAY_NAME = {
     "benchmarks/oracles.py": "facts of EvalPlus's tasks, for evalplus.py",
     "benchmarks/data.py": "the cache of the package evalplus is a place of data",
 }
-NAMES = re.compile(r"humaneval|mbpp|evalplus|bigcodebench|gsm8k|micro(?!.?batch)", re.IGNORECASE)
+NAMES = re.compile(r"humaneval|mbpp|evalplus|bigcodebench|gsm8k|cruxeval|livecodebench|micro(?!.?batch)", re.IGNORECASE)
 
 
 @pytest.fixture

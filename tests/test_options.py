@@ -157,8 +157,9 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     **{
         name: ("--model {model}", _EVALUATION)
         for name in TASKS
-        if name not in ("eval humaneval-infilling", "eval bigcodebench", "eval gsm8k")
+        if name not in ("eval humaneval-infilling", "eval bigcodebench", "eval gsm8k", "eval livecodebench")
     },
+    "eval livecodebench": ("--model {model}", {**_EVALUATION, "--since": "2024-08-01", "--until": "2025-01-31"}),
     "eval gsm8k": (
         "--model {model}", {key: value for key, value in _EVALUATION.items() if key not in ("--workers", "--unsafe-exec")}
     ),
@@ -234,7 +235,17 @@ TESTED_ELSEWHERE = {
     "export --json": "test_export.py", "plot --json": "test_plot.py", "plot --out": "test_plot.py", "plot --metric": "test_plot.py",
 }  # fmt: skip
 # These two carry no option in a test's text: the calls below are the tests.
-_ONE_OF = {"--subset", "--data", "--python", "--infill-lengths", "--max-new-tokens", "--workers", "--unsafe-exec"}
+_ONE_OF = {
+    "--since",
+    "--until",
+    "--subset",
+    "--data",
+    "--python",
+    "--infill-lengths",
+    "--max-new-tokens",
+    "--workers",
+    "--unsafe-exec",
+}
 
 REFUSED = {
     "bench generate": [
@@ -285,7 +296,7 @@ REFUSED = {
           "--dtype float32", "--sensitivity", "--limit 3", "--data {text}", "--unsafe-exec", "--end-id 3", "--tokenizer t", "--dry-run", "--nproc 2")),
         "--model {model} --task gsm8k --unsafe-exec", "--model {model} --prompts {prompts} --sensitivity --tie-break left",
     ],
-    "eval micro": ["--infill-lengths 8", "--python py"],
+    "eval micro": ["--infill-lengths 8", "--python py", "--since 2024-08-01", "--until 2025-01-31"],
     "eval humaneval-infilling": ["--max-new-tokens 8", "--set max_new_tokens=8"],
     "eval gsm8k": ["--workers 2", "--unsafe-exec"],
     "eval judge": [
@@ -444,12 +455,14 @@ def test_what_is_tested_elsewhere_stands_there(entry: str) -> None:
     assert f'"{entry.split()[-1]}"' in (Path(__file__).parent / TESTED_ELSEWHERE[entry]).read_text(), entry
 
 
-# The ten benchmarks share one function: three of them stand for all.
+# The benchmarks share one function: three of them stand for all, and a fourth has dates.
 _RUN = [
     (name, option)
     for name, (_, known) in EFFECTS.items()
-    if name not in TASKS or name in ("eval humaneval-infilling", "eval bigcodebench", "eval micro")
+    if name not in TASKS
+    or name in ("eval humaneval-infilling", "eval bigcodebench", "eval micro", "eval livecodebench")
     for option in known
+    if name != "eval livecodebench" or option in ("--since", "--until")
     if option != "--nproc"  # it changes where the same is asked: tests/test_nproc.py
 ]
 
@@ -582,6 +595,7 @@ def test_an_option_has_one_help_text_in_all_commands() -> None:
         "--mode": "the one to decode in, or those to measure",
         "--column": "the text of a row, or the answers of a sample",
         "--train-tokenizer": "a size, or the files",
+        "--until": "the end of what is measured, or a last date",
         "--near-duplicates": "documents, or samples", "--heldout": "documents, samples, questions", "--seq-len": "DiffuCoder's, by stage",
     }  # fmt: skip
     texts: dict[str, dict[str, str]] = {}

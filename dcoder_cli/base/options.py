@@ -73,6 +73,8 @@ Seed = Annotated[int, _SEED]
 
 # ---- benchmarks
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many tasks.")]
+Since = Annotated[str | None, typer.Option("--since", help="Only tasks published since this date, such as 2024-08-01.")]
+Until = Annotated[str | None, typer.Option("--until", help="Only tasks published until this date, such as 2025-01-31.")]
 Subset = Annotated[str | None, typer.Option("--subset", help="A part of the benchmark.")]
 Benchmark = Annotated[
     Path | None, typer.Option("--data", help=f"The benchmark's file [{BENCHMARKS_VARIABLE}, hub or a cache].")

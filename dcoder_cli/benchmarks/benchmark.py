@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,13 +29,16 @@ class OwnPrompt:
 
     Attributes:
         chat: messages for an instruct model; `chat_stops`: where its answer is cut.
-        plain: text for a base model, with `plain_stops`.
+        plain: text for a base model, with `plain_stops`; "" where there is none, and then `no_plain` says why and what to do.
+        answer: the solution in an answer, given its text up to a stop and whether it is a chat's; None: the protocol's way.
     """
 
     chat: tuple[Mapping[str, str], ...]
     plain: str
     chat_stops: tuple[str, ...] = ()
     plain_stops: tuple[str, ...] = ()
+    no_plain: str = ""
+    answer: Callable[[str, bool], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Item:
         reference: a right solution, as a program (worked examples use it).
         own: the prompt of the kind `own`.
         names: what the tests use by name, of which a solution may define some beside its function (Mbpp/367 has a class).
+        day: when it was published, where the benchmark is `dated`.
     """
 
     task_id: str
@@ -66,6 +71,7 @@ class Item:
     reference: str = ""
     own: OwnPrompt | None = None
     names: frozenset[str] = frozenset()
+    day: date | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,17 @@ Problems = Callable[["Suite", "Judge", "Told | None"], Mapping[str, "Problem"]]
 
 @dataclass(frozen=True)
 class ByTests:
-    """Judged by tests outside the candidate's process; `problems` makes those of a suite's items, by task id."""
+    """Judged by tests outside the candidate's process.
+
+    Attributes:
+        problems: makes those of a suite's items, by task id. Where tests are large, a mapping that makes each when asked.
+        program: the program that is put to the tests, from a task's solution; None: the solution itself.
+        large: a problem's tests may take megabytes, so that few samples may wait to be judged.
+    """
 
     problems: Problems
+    program: Callable[[Item, str], str] | None = None
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,8 @@ class Benchmark:
         in_package: the tasks are inside the package, so no file can be given.
         parts: the benchmarks that its name stands for on the command line; empty: itself alone.
         mean: the score that is the mean of the parts' main scores; "" where each part keeps its own.
-        settings: of the sampler, over the protocol's; None takes one out.
+        settings: of the sampler, over the protocol's; None takes one out. `subset_settings`: over these, by subset.
+        dated: its items have dates, so that a window of them can be chosen.
         published: metric -> column of `published.TABLE`, for each subset.
     """
 
@@ -146,12 +161,17 @@ class Benchmark:
     parts: tuple[str, ...] = ()
     mean: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    subset_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dated: bool = False
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark's tasks to run: `items` are asked, of `total` without --limit; the rest is as in `Loaded`."""
+    """A benchmark's tasks to run: `items` are asked, of `total` without --limit; the rest is as in `Loaded`.
+
+    `window`: the first and the last date that was asked for, where there is one.
+    """
 
     benchmark: Benchmark
     subset: str
@@ -161,6 +181,12 @@ class Suite:
     origin: str
     sha256: str
     total: int
+    window: tuple[date | None, date | None] = (None, None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's settings that are the benchmark's own."""
+        return {**self.benchmark.settings, **self.benchmark.subset_settings.get(self.subset, {})}
 
     @property
     def task(self) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,22 @@ class BenchmarkSource:
     Attributes:
         name: in messages and in `dcoder doctor`.
         file: place below the benchmarks folder.
-        count: number of tasks; anything else is refused.
+        count: number of tasks, anything else is refused; None where files of any number are published.
         hub: dataset on the hub, with configuration and splits (joined in order).
         fields: every row has these, under the names of the original files.
         evalplus: name and version of the release that the package evalplus keeps in its cache (there with the same fields).
+        hub_file: the file's name on the hub, where it is read as it is; None: by splits.
     """
 
     name: str
     file: str
-    count: int
+    count: int | None
     hub: str | None
     config: str | None
     splits: tuple[str, ...]
     fields: tuple[str, ...]
     evalplus: tuple[str, str] | None = None
+    hub_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ def find(source: BenchmarkSource, file: str | Path | None = None) -> BenchmarkRo
     """
     name, path = source.name, locate(source, file)
     if path is not None:
-        found = BenchmarkRows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
+        found = _local(name, path)
     else:
         found = _from_hub(source)
-    if len(found.rows) != source.count:
+    if source.count is not None and len(found.rows) != source.count:
         raise UserError(
             f"{name} from {found.origin} has {len(found.rows)} tasks and must have {source.count}; fetch the whole file"
         )
@@ -78,6 +80,10 @@ def find(source: BenchmarkSource, file: str | Path | None = None) -> BenchmarkRo
     return found
 
 
+def _local(name: str, path: Path) -> BenchmarkRows:
+    return BenchmarkRows(name, tuple(_read(path)), str(path), hashlib.sha256(jsonl.read(path)).hexdigest())
+
+
 def locate(source: BenchmarkSource, file: str | Path | None = None) -> Path | None:
     """The local file that `find` would read; None where it would ask the hub."""
     if file is not None:
@@ -87,7 +93,11 @@ def locate(source: BenchmarkSource, file: str | Path | None = None) -> Path | No
     folder = os.environ.get(BENCHMARKS_VARIABLE)
     if folder:
         place = Path(folder) / source.file
-        for path in (place, place.with_suffix("")):  # as published, or decompressed
+        for path in (
+            place,
+            place.with_suffix(""),
+            place.with_name(place.name + ".gz"),
+        ):  # as published, or (de)compressed
             if path.is_file():
                 return path
     kept = source.evalplus
@@ -124,6 +134,11 @@ def _from_hub(source: BenchmarkSource) -> BenchmarkRows:
         raise UserError(f"no data for {source.name}: {ways}")
     fail_at_once_offline()
     try:
+        if source.hub_file is not None:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(source.hub, source.hub_file, repo_type="dataset"))
+            return replace(_local(source.name, path), origin=f"hub:{source.hub}/{source.hub_file}")
         from datasets import load_dataset
 
         rows: list[dict[str, Any]] = []

@@ -205,12 +205,17 @@ def summarize(
         "scores": scoring.scores(suite, rows),
         "counts": scoring.counts(chosen, rows),
         "rates": scoring.rates(chosen.values()),
-        "data": {"version": suite.version, "origin": suite.origin, "sha256": suite.sha256},
+        "data": {"version": suite.version, "origin": suite.origin, "sha256": suite.sha256, **_window(suite)},
         "sandbox_tier": "+".join(tiers) or tier or None,
         "low_trust": any(row.get("low_trust") for row in rows),
         "environment": environment(),
     }
     return Result(record, rows)
+
+
+def _window(suite: Suite) -> dict[str, str]:
+    """The dates that were chosen by, as results.json has them."""
+    return {name: str(day) for name, day in zip(("since", "until"), suite.window, strict=True) if day is not None}
 
 
 def _decoded(

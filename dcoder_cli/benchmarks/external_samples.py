@@ -11,7 +11,7 @@ from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.jsonl import objects
 from dcoder_cli.benchmarks.benchmark import Item, Row, Suite
-from dcoder_cli.execution.extract import code_block, defines, extract_solution
+from dcoder_cli.execution.extract import code_block, defines, extract_solution, truncate_at_stops
 
 # In this order. Texts of the last two go on after the prompt: EvalPlus' `completion`, and `resps` of
 # lm-evaluation-harness's logged samples, a list for each request.
@@ -34,7 +34,7 @@ def read_samples(file: Path, suite: Suite, column: str | None = None, extract: b
     Raises:
         UserError: unreadable, empty, or a line that is not JSON, lacks the texts or names an unknown task; it is named.
     """
-    if extract and not any(item.entry_point for item in suite.items):
+    if extract and not any(item.entry_point or (item.own and item.own.answer) for item in suite.items):
         raise UserError(f"--extract is for code, and {suite.name} reads its answers from any text; leave it out")
     items = {item.task_id: item for item in suite.items}
     numbers = _by_number(items)
@@ -111,6 +111,8 @@ def _program(item: Item, text: str, continues: bool, extract: bool) -> str:
     whole = item.prompt + text + item.suffix if item.kind in _OPEN else text
     if not extract:
         return whole if continues else text
+    if item.own is not None and item.own.answer is not None:
+        return item.own.answer(truncate_at_stops(text, item.own.chat_stops), True)
     alone = extract_solution(text, item.entry_point, also=item.names)
     if item.kind not in _OPEN or defines(alone, item.entry_point):
         return alone

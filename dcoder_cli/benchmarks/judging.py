@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dcoder_cli.base.errors import UserError
@@ -11,6 +12,8 @@ from dcoder_cli.benchmarks.benchmark import ByAnswer, ByTests, ByUnittests, Item
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.execution.problem import Problem, Verdict
 from dcoder_cli.execution.unittests import judge_unittests
+
+_WAITING = 32  # ours: samples of large problems that may wait or run, each with its tests in memory
 
 
 class Judging:
@@ -44,7 +47,8 @@ class Judging:
         self._python, self._unsafe = python, unsafe
         self.tier = ""
         self._judged = suite.benchmark.judged
-        self._problems: dict[str, Problem] = {}
+        self._problems: Mapping[str, Problem] = {}
+        self._room: threading.Semaphore | None = None
         if isinstance(self._judged, ByUnittests):
             check_interpreter(suite.task, python, unsafe)
             self._pool = ThreadPoolExecutor(workers)
@@ -52,7 +56,8 @@ class Judging:
             self._judge = Judge(workers, unsafe=unsafe)
             self.tier = str(self._judge.tier)
             try:
-                self._problems = dict(self._judged.problems(suite, self._judge, progress))
+                self._problems = self._judged.problems(suite, self._judge, progress)
+                self._room = threading.Semaphore(_WAITING) if self._judged.large else None
             except BaseException:
                 self.close()
                 raise
@@ -71,7 +76,7 @@ class Judging:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, item: Item, sample: int, solution: str) -> Future[Row]:
-        """Judge one sample; the future's result is its row of judged.jsonl."""
+        """Judge one sample; the future's result is its row of judged.jsonl. Waits while many large problems are judged."""
         done: Future[Row] = Future()
         if isinstance(self._judged, ByAnswer):
             done.set_result(_answered(self._judged, item, sample, solution))
@@ -79,7 +84,13 @@ class Judging:
         future: Future[Verdict]
         if isinstance(self._judged, ByTests):
             assert self._judge is not None
-            future = self._judge.submit(self._problems[item.task_id], solution)
+            program = solution if self._judged.program is None else self._judged.program(item, solution)
+            room = self._room
+            if room is not None:
+                room.acquire()
+            future = self._judge.submit(self._problems[item.task_id], program)
+            if room is not None:
+                future.add_done_callback(lambda _: room.release())
         else:
             assert self._judged is not None and self._pool is not None and self._python is not None
             job, python = self._judged.job(item, solution), self._python

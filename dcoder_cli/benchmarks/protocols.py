@@ -88,7 +88,11 @@ class Protocol:
             return Ask(Infill(item.prompt, item.suffix))
         bos = self.name == "dream" and not self.instruct  # Dream's harness sets add_bos_token
         if item.own is not None:
-            return Ask(list(item.own.chat)) if self.instruct else Ask(item.own.plain, bos=bos)
+            if self.instruct:
+                return Ask(list(item.own.chat))
+            if item.own.no_plain:
+                raise UserError(f"{suite.name} cannot ask base models here: {item.own.no_plain}")
+            return Ask(item.own.plain, bos=bos)
         return self._chat(item) if self.instruct else Ask(self._plain(item, suite), bos=bos)
 
     def _chat(self, item: Item) -> Ask:
@@ -125,6 +129,8 @@ class Protocol:
     def solution(self, item: Item, text: str, prefill: str = "") -> str:
         """The program (for questions the answer) in a model's text."""
         cut = truncate_at_stops(text, self.stops(item))
+        if item.own is not None and item.own.answer is not None:
+            return item.own.answer(cut, self.instruct)
         if not item.entry_point:
             return cut
         if item.kind == "infill":

@@ -6,6 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from dcoder_cli.base.config import nearest
@@ -21,6 +22,8 @@ MODULES = (
     "dcoder_cli.benchmarks.evalplus",
     "dcoder_cli.benchmarks.bigcodebench",
     "dcoder_cli.benchmarks.gsm8k",
+    "dcoder_cli.benchmarks.livecodebench",
+    "dcoder_cli.benchmarks.cruxeval",
     "dcoder_cli.benchmarks.infilling",
     "dcoder_cli.benchmarks.micro",
 )
@@ -80,7 +83,14 @@ def right(metric: str) -> Callable[[Row], bool]:
     return next(one.metrics[metric] for one in table().values() if metric in one.metrics)
 
 
-def load(task: str, subset: str | None = None, file: str | Path | None = None, limit: int | None = None) -> Suite:
+def load(
+    task: str,
+    subset: str | None = None,
+    file: str | Path | None = None,
+    limit: int | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> Suite:
     """The items of a task.
 
     Args:
@@ -88,11 +98,17 @@ def load(task: str, subset: str | None = None, file: str | Path | None = None, l
         subset: one of the benchmark's; default the first.
         file: the data, else they are looked for as `data.find` does.
         limit: only the first so many items.
+        since, until: only items of these dates and between, written 2025-01-31, of a benchmark that is dated.
 
     Raises:
-        UserError: an unknown task or subset; data not found, incomplete or broken.
+        UserError: an unknown task or subset; data not found, incomplete or broken; a window without a task.
     """
     one = find(task)
+    window = _date("--since", since), _date("--until", until)
+    if window != (None, None) and not one.dated:
+        raise UserError(f"{task} has no dates to choose by; leave {'--until' if since is None else '--since'} out")
+    if None not in window and window[0] > window[1]:  # type: ignore[operator]
+        raise UserError(f"--since {since} is after --until {until}; swap them")
     if one.load is None:
         raise UserError(f"task {task!r} is made of {' and '.join(one.parts)}; name one of them")
     if subset is not None and subset not in one.subsets:
@@ -104,11 +120,38 @@ def load(task: str, subset: str | None = None, file: str | Path | None = None, l
     suite = Suite(
         one, chosen, found.items, found.examples, found.version, found.origin, found.sha256, len(found.items)
     )  # fmt: skip
+    if window != (None, None):
+        suite = _within(suite, *window)
     if limit is None:
         return suite
     if limit < 1:
         raise UserError(f"--limit {limit} must be at least 1")
     return only(suite, suite.items[:limit])
+
+
+def _date(flag: str, text: str | None) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{flag} {text!r} is no date; write it as 2025-01-31") from None
+
+
+def _within(suite: Suite, since: date | None, until: date | None) -> Suite:
+    """The suite's items of a window of dates, both ends included."""
+    dates = [item.day or date.min for item in suite.items]
+    chosen = tuple(
+        item
+        for item, day in zip(suite.items, dates, strict=True)
+        if (since is None or since <= day) and (until is None or day <= until)
+    )
+    if not chosen:
+        asked = " and ".join(f"{word} {day}" for word, day in (("since", since), ("until", until)) if day is not None)
+        raise UserError(
+            f"{suite.name} from {suite.origin} has no task {asked}; its dates are {min(dates)} to {max(dates)}"
+        )
+    return replace(suite, items=chosen, window=(since, until))
 
 
 def only(suite: Suite, items: tuple[Item, ...]) -> Suite:

@@ -62,6 +62,8 @@ class Options:
     python: str | None = None
     unsafe: bool = False
     written: Mapping[str, str] = field(default_factory=dict)
+    since: str | None = None
+    until: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ def _parts(task: str, options: Options) -> list[Suite]:
     """The suites of a task's parts, all that they need looked for."""
     names = suites.parts(task)
     suites.check_file(task, options.data)
-    parts = [suites.load(part, options.subset, options.data, options.limit) for part in names]
+    parts = [
+        suites.load(part, options.subset, options.data, options.limit, options.since, options.until) for part in names
+    ]
     if isinstance(suites.find(task).judged, ByUnittests):
         check_interpreter(task, options.python, options.unsafe)
     return parts
@@ -231,7 +235,7 @@ def _setups(
     model: Model, protocol: Protocol, suite: Suite, options: Options, announce: Announce
 ) -> dict[tuple[float, int], Setup]:
     """The evaluation at each temperature and speed, all settings checked."""
-    settings = config.merge(protocol.settings(suite.kind, suite.benchmark.settings), options.settings)
+    settings = config.merge(protocol.settings(suite.kind, suite.settings), options.settings)
     if suite.kind == "infill" and "instruct" in options.written and _same_gaps(protocol):
         raise UserError(
             f"{options.written['instruct']} has no effect: {suite.name} shows the code around a gap, never a chat; leave it out"
@@ -250,7 +254,7 @@ def _setups(
         )
     temperatures = options.temperatures or (settings["temperature"],)
     unused.refuse(options.written, {**settings, "temperature": max(temperatures)}, lambda: model.is_diffusion)
-    protocols_own = _filled({"rule": model.default_rule, **protocol.settings(suite.kind, suite.benchmark.settings)})
+    protocols_own = _filled({"rule": model.default_rule, **protocol.settings(suite.kind, suite.settings)})
     infill = suite.kind == "infill"
     found = {}
     for temperature, speed in itertools.product(temperatures, options.speeds):

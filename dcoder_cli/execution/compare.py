@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal, DecimalException
 from typing import Any
 
 from dcoder_cli.execution import codec
@@ -46,7 +47,7 @@ class Comparison:
         """Whether `answer` is right for `arguments`. Errors in comparing count as wrong."""
         try:
             verdict = self._oracle(arguments, answer, expected, self._tolerance)
-            if self._oracle is _polynomial_root:
+            if self._oracle in _FINAL:
                 return bool(verdict)
             exact = bool(answer == expected) if verdict is None else verdict
             self.expects(expected)
@@ -67,6 +68,27 @@ def _lines(text: str) -> list[str]:
     while lines and not lines[-1]:
         lines.pop()
     return lines
+
+
+def same_numbers(written: str, expected: str) -> bool:
+    """`same_output` with blanks before lines apart too, and lines that hold equal numbers: "1.50 2" is "1.5 2.0".
+
+    Numbers are compared as decimals, exactly: this is LiveCodeBench's rule, which knows no closeness.
+    """
+    one, other = ([line.strip() for line in text.strip().split("\n")] for text in (written, expected))
+    return len(one) == len(other) and all(map(_same_line, one, other))
+
+
+def _same_line(line: str, expected: str) -> bool:
+    if line == expected:
+        return True
+    try:
+        return [Decimal(word) for word in line.split()] == [Decimal(word) for word in expected.split()]
+    except (DecimalException, ValueError):
+        return False
+
+
+OUTPUTS: dict[str, Callable[[str, str], bool]] = {"lines": same_output, "numbers": same_numbers}
 
 
 def _is_floats(value: Any) -> bool:
@@ -94,6 +116,10 @@ def _close(answer: Any, expected: Any, tolerance: float) -> bool:
 
 def _equal(arguments: list[Any], answer: Any, expected: Any, tolerance: float) -> bool | None:
     return None
+
+
+def _exactly(arguments: list[Any], answer: Any, expected: Any, tolerance: float) -> bool | None:
+    return bool(answer == expected)
 
 
 def _same_set(arguments: list[Any], answer: Any, expected: Any, tolerance: float) -> bool | None:
@@ -139,8 +165,11 @@ def _polynomial_root(arguments: list[Any], answer: Any, expected: Any, tolerance
     return bool(abs(value) <= tolerance)
 
 
+_FINAL = (_polynomial_root, _exactly)  # what these say stands: closeness is not tried
+
 ORACLES: dict[str, Oracle] = {
     "equal": _equal,
+    "exact": _exactly,
     "same-set": _same_set,
     "not-none": _not_none,
     "anything": _anything,

@@ -12,7 +12,7 @@ from typing import Any
 
 from dcoder_cli.base.errors import UserError, one_line, valid_text
 from dcoder_cli.execution import codec, testcode
-from dcoder_cli.execution.compare import ORACLES
+from dcoder_cli.execution.compare import ORACLES, OUTPUTS
 
 STATUSES = ("passed", "failed", "timeout", "syntax", "memory", "infrastructure")
 CALL_SECONDS = 4.0  # EvalPlus: the least time an input gets
@@ -62,6 +62,7 @@ class Problem:
         setup: code that runs before the tests and may use the candidate's names.
         calls: calls with expected values, in one or two groups (`base`, `plus`).
         programs: pairs of standard input and expected standard output.
+        output: how what programs wrote is compared, a key of `compare.OUTPUTS`.
         oracle: how answers to `calls` are compared, a key of `compare.ORACLES`; `tolerance`: absolute, for floats.
         seconds: limit of wall-clock time for one call from a test, one program, and for loading the candidate.
         total_seconds: the same for everything; by default what the parts may take, at most MOST_SECONDS.
@@ -78,6 +79,7 @@ class Problem:
     setup: str = ""
     calls: tuple[Calls, ...] = ()
     programs: tuple[tuple[str, str], ...] = ()
+    output: str = "lines"
     oracle: str = "equal"
     tolerance: float = 0.0
     seconds: float = CALL_SECONDS
@@ -92,6 +94,10 @@ class Problem:
             raise UserError(f"problem {self.task_id!r} has {found}; give it tests, calls or programs")
         if self.oracle not in ORACLES:
             raise UserError(f"problem {self.task_id!r} names the oracle {self.oracle!r}; known: {', '.join(ORACLES)}")
+        if self.output not in OUTPUTS:
+            raise UserError(
+                f"problem {self.task_id!r} compares outputs by {self.output!r}; known: {', '.join(OUTPUTS)}"
+            )
         if not self.programs and not self.entry_point.isidentifier():
             raise UserError(f"problem {self.task_id!r} names {self.entry_point!r} as its function; give a Python name")
         for name in ("prelude", "setup", "tests"):
@@ -140,7 +146,7 @@ class Problem:
             texts = [text for group in cases for arguments, expected, _ in group for text in (arguments, expected)]
             job = {"kind": "calls", "groups": groups, "oracle": self.oracle, "tolerance": self.tolerance}
         elif self.programs:
-            job = {"kind": "programs", "programs": self.programs}
+            job = {"kind": "programs", "programs": self.programs, "output": self.output}
         else:
             names, modules = self._names
             job = {

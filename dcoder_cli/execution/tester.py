@@ -18,7 +18,7 @@ from typing import Any
 from dcoder_cli.execution import codec, handlers
 from dcoder_cli.execution.channel import Channel, Gone
 from dcoder_cli.execution.codec import Remote, Unfit
-from dcoder_cli.execution.compare import Comparison, same_output
+from dcoder_cli.execution.compare import OUTPUTS, Comparison
 from dcoder_cli.execution.exchange import Candidate, NoValue, Stopped
 
 _RANK = ("passed", "failed", "memory", "timeout", "syntax", "broken")  # the worst that happened names the verdict
@@ -177,6 +177,7 @@ class _Job:
 
     def _programs(self) -> None:
         self._passed.append(0)
+        same = OUTPUTS[self._problem["output"]]
         for place, (text, expected) in enumerate(self._problem["programs"]):
             if place:  # every run of a program is a fresh process
                 with self._noting(f"test {place + 1}"):
@@ -184,7 +185,7 @@ class _Job:
             right = False
             with self._noting(f"test {place + 1}"):
                 written = self._candidate.program(text, self._problem["seconds"])
-                right = type(written) is str and same_output(written, expected)
+                right = type(written) is str and same(written, expected)
                 if not right:
                     raise AssertionError("wrong output")
             self._passed[-1] += right
