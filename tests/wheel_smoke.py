@@ -27,7 +27,7 @@ def main() -> None:
         assert (home / name / "__init__.py").is_file()
     for name in COMMANDS:
         assert "--help" in dcoder(name, "--help"), name
-    assert "paper" in json.loads(dcoder("presets", "list", "--json"))
+    assert "paper" in json.loads(dcoder("presets", "list", "--json"))["presets"]
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.py")
         text.write_text("def add(a, b):\n    return a + b\n" * 100)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +20,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from dcoder_cli.base.files import json_line
 
 
 def rank() -> int:
@@ -89,17 +90,26 @@ def write_terminal(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def emit_json(value: Any) -> None:
-    """One JSON document on stdout, rank 0 only. NaN and infinity become null: JSON has neither."""
+# Of what every command prints with --json (docs/formats.md). Up where a key goes, changes its type or its meaning; new
+# keys leave it.
+SCHEMA_VERSION = 1
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of stdout, `schema_version` first; rank 0 only. The one place where commands print JSON.
+
+    NaN and infinity become null: JSON has neither. What no UTF-8 can hold stands as escapes.
+    """
+    assert "schema_version" not in value
     if rank() == 0:
-        sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line({"schema_version": SCHEMA_VERSION, **_finite(value)}))
         sys.stdout.flush()
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
