@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import importlib
-import io
 import os
 import signal
 import sys
@@ -22,9 +20,9 @@ from dcoder_cli.base.errors import (
     StoppedByUser,
     UserError,
     WorkFailed,
+    clipped,
     is_out_of_memory,
     one_line,
-    short,
 )
 from dcoder_cli.base.files import is_out_of_space
 from dcoder_cli.base.machine import bound_threads
@@ -144,8 +142,6 @@ def process() -> None:
 def main() -> None:
     """Run the command line: exit 0, 1 (the work failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
     bound_threads()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text (a path's stray byte) shows as an escape
-        sys.stdout.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notices about Dream's model_type mislead
     typer.BadParameter.__bases__[0].show = _show_usage_error  # type: ignore[attr-defined]  # UsageError, typer's own or click's
     try:
@@ -163,8 +159,6 @@ def main() -> None:
         if "RANK" in os.environ and any(words in str(error) for words in _PEER_GONE):
             time.sleep(_GRACE)  # the launcher tells which one, and ends this one
             _fail("another process of this run ended, and this one with it", 1)
-        if isinstance(error, OSError) and error.errno in _NO_PATH:
-            _fail(f"{str(error.filename)!r} is no path here: {error.strerror}; name another", 2)
         if is_out_of_memory(error):
             _fail("out of memory; ask for smaller or fewer batches, shorter rows, fewer samples or a smaller model", 1)
         if not is_out_of_space(error):
@@ -174,14 +168,10 @@ def main() -> None:
         _fail(f"no space left on the disk{where}; free some space or choose another --out", 2)
 
 
-# A name that no file can have, wherever it was met: what only asks whether a file is there raises these too.
-_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
-
-
 def _show_usage_error(error: Any, file: Any = None) -> None:
     """A wrong option or command in one line, as every other wrong input; click prints three."""
     where = error.ctx.command_path if error.ctx is not None else "dcoder"
-    message = short(one_line(error.format_message()).rstrip("."))
+    message = error.format_message().rstrip(".")
     print(f"error: {message}; see `{where} --help`", file=file or sys.stderr)
 
 
@@ -190,7 +180,7 @@ _GRACE = 10.0  # seconds in which the first process would have failed too, if wh
 
 def _fail(message: str, code: int) -> None:
     """Say what is wrong, once: the first process, or the one that it is wrong for, when the launcher has not ended it by then."""
-    message = short(message)
+    message = clipped(message)
     rank = int(os.environ.get("RANK", "0"))
     if rank and code != STOPPED:
         time.sleep(_GRACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -20,8 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-from dcoder_cli.base.files import json_line
 
 
 def rank() -> int:
@@ -98,11 +97,17 @@ SCHEMA_VERSION = 1
 def emit_json(value: Mapping[str, Any]) -> None:
     """One JSON object on a line of stdout, `schema_version` first; rank 0 only. The one place where commands print JSON.
 
-    NaN and infinity become null: JSON has neither. What no UTF-8 can hold stands as escapes.
+    NaN and infinity become null: JSON has neither. What stdout's encoding lacks stands as escapes.
     """
     assert "schema_version" not in value
     if rank() == 0:
-        sys.stdout.write(json_line({"schema_version": SCHEMA_VERSION, **_finite(value)}))
+        value = {"schema_version": SCHEMA_VERSION, **_finite(value)}
+        line = json.dumps(value, ensure_ascii=False)
+        try:
+            line.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = json.dumps(value)
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 

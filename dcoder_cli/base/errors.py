@@ -34,7 +34,7 @@ def one_line(text: object) -> str:
 _LONGEST = 1000  # characters of a message (ours): a wrong value may be a whole file
 
 
-def short(text: str) -> str:
+def clipped(text: str) -> str:
     """`text` with its middle left out where it is long: what is wrong stands at its beginning, the remedy at its end."""
     if len(text) <= _LONGEST:
         return text
