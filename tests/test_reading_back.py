@@ -36,7 +36,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in ("2", "10"):
             said(*f"train-stage 1 --preset cpu-tiny --model m --data d --device cpu {small} --set log_every=1 --set seed={seed}"
                  f" --out runs/seed-{seed}".split())  # fmt: skip
-        said(*["eval", "micro", "--model", "m", "--model", "n", "--limit", "1", "--max-new-tokens", "4", "--out", "scores"])
+        said(
+            *[
+                "eval",
+                "micro",
+                "--model",
+                "m",
+                "--model",
+                "n",
+                "--limit",
+                "1",
+                "--max-new-tokens",
+                "4",
+                "--out",
+                "scores",
+            ]
+        )
         said(*["generate", "--model", "m", "--max-new-tokens", "4", "--trajectories", "t.jsonl", "a", "b"])
     return root
 
