@@ -74,10 +74,10 @@ def cases() -> list[Case]:
 
 
 def drawn(every: int, seed: int) -> list[Case]:
-    """One in so many, of each command and of each kind of value, the same ones for a seed."""
-    chosen = cases()
-    random.Random(seed).shuffle(chosen)
-    return chosen[::every]
+    """One in so many of each kind of value, in other places for another seed."""
+    shuffled = cases()
+    random.Random(seed).shuffle(shuffled)
+    return [case for kind in HOSTILE for case in [one for one in shuffled if one.kind == kind][::every]]
 
 
 def make_traps(root: Path) -> dict[str, str]:

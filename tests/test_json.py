@@ -37,7 +37,7 @@ grpo --measure-variance --draws 2 {G} --reward own_reward:length --out variance
 generate --model m --max-new-tokens 4 --trajectories t.jsonl a b
 generate --model m --max-new-tokens 4 --infill a<FILL>b
 chat --model m --set max_new_tokens=4
-arness --model m --prompts prompts.jsonl --max-new-tokens 6 --sensitivity --n 2 --out order
+arness --model m --prompts prompts.jsonl --max-new-tokens 6 --sensitivity --n 2
 eval micro --model run/checkpoints/last --limit 1 --max-new-tokens 4 --out one
 eval micro --model m --model odd --limit 1 --max-new-tokens 4 --speed 1,2 --out several
 eval judge one/samples.jsonl --task micro --out judged

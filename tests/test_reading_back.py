@@ -177,6 +177,6 @@ def test_what_is_none_is_named(reader: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=str(number)) as told:
             reader(file)
         assert "\n" not in str(told.value)
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 99)[:-9])
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"reveal_step": [0]}\n' * 99)[:-9])
     with pytest.raises(UserError, match="is damaged"):
         reader(tmp_path / "cut.jsonl.gz")

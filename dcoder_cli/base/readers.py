@@ -6,6 +6,7 @@ that the commands give their files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -165,18 +166,12 @@ def _files(path: Path, name: str, what: str, remedy: str) -> Iterator[tuple[Path
         yield file, str(file.parent.relative_to(path))
 
 
-def _natural(file: Path) -> list[tuple[int, str]]:
-    """Names in order, numbers by size: step-9 before step-10."""
-    text, pieces, digits = str(file), [], ""
-    for char in [*text, "\0"]:
-        if char.isascii() and char.isdigit():
-            digits += char
-            continue
-        if digits:
-            pieces.append((int(digits), digits))
-        digits = ""
-        pieces.append((0, char))
-    return pieces
+def _natural(file: Path) -> list[list[tuple[int, str]]]:
+    """Paths in order, part by part, numbers by size: step-9 before step-10."""
+    return [
+        [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"([0-9]+)", part) if piece]
+        for part in file.parts
+    ]
 
 
 def _packed(file: Path) -> Path | None:
