@@ -7,11 +7,13 @@ counts as trouble, is in fuzzing.py.
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
 import fuzzing
 import pytest
+from helpers import refused
 from test_options import ALL, places  # noqa: F401  # a fixture
 
 # TEMPORARY: what main.py does of this kind when the streams' and arguments' check is there. Empty this set then; it takes
@@ -51,8 +53,8 @@ def _run(cases: list[fuzzing.Case], ground: dict[str, str], monkeypatch: pytest.
 def test_a_draw_of_all_commands_options_and_hostile_values(
     ground: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = fuzzing.drawn(every=90, seed=15)
-    assert len(cases) > 300 and {case.kind for case in cases} == set(fuzzing.HOSTILE)
+    cases = fuzzing.drawn(every=115, seed=15)
+    assert len(cases) > 250 and {case.kind for case in cases} == set(fuzzing.HOSTILE)
     assert not (wrong := _run(cases, ground, monkeypatch)), wrong
 
 
@@ -68,6 +70,30 @@ def test_no_command_is_left_out() -> None:
     assert set(ALL) - tried - {"doctor", "presets list", "quickstart"} == {
         name for name in ALL if name.startswith("eval ") and name not in fuzzing._STAND_FOR_ALL
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("generate --model {model} --n 99999999999999999999 a", "is not in the range|less than or equal|--n"),
+        ("arness --model {model} --prompts {prompts} --n 2147483648", "--n"),
+        ("eval micro --model {model} --workers 2147483648", "--workers"),
+        ("generate --model {model} --nproc 1000 --device cpu a", "--nproc 1000 is more than the .* lower it"),
+        (
+            "train-stage 1 --model {model} --data d --nproc 1_000 --device cpu --preset cpu-tiny",
+            "--nproc 1000 is more than",
+        ),
+        ("presets slurm 8x80gb --stage sft --partition 'a\nrm -rf b'", "--partition .* has no place in a job script"),
+        ("presets slurm 8x80gb --stage sft --time '1\r2'", "--time .* has no place in a job script"),
+        ("presets slurm 8x80gb --stage sft --out '\x1b[2J'", "--out .* has no place in a job script"),
+        (f"presets show {'a' * 100_000}", r"unknown preset 'a+ \.\.\([0-9,]+ characters\)\.\. .*released"),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_what_it_found(line: str, told: str, ground: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzzing.replace_engines(monkeypatch)
+    message = refused(*shlex.split(line.format(**ground)))
+    assert re.search(told, message) and len(message) < 1500, message[:2000]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ chat --model m --set max_new_tokens=4
 arness --model m --prompts prompts.jsonl --max-new-tokens 6 --sensitivity --n 2
 eval micro --model run/checkpoints/last --limit 1 --max-new-tokens 4 --out one
 eval micro --model m --model odd --limit 1 --max-new-tokens 4 --speed 1,2 --out several
-eval judge one/samples.jsonl --task micro --out judged
+eval judge one/micro/samples.jsonl --task micro --out judged
 export run --out exported
 plot run
 bench judge --programs 2 --repeats 1
