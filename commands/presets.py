@@ -22,7 +22,7 @@ def list_presets(json: options.Json = False) -> None:
     """Name every preset and what it is for."""
     rows = {name: _headline(name) for name in presets.names()}
     if json:
-        console.emit_json(rows)
+        console.emit_json({"presets": rows})
         return
     for name, line in rows.items():
         console.stdout().print(f"{name:14}  {line}", markup=False)
@@ -43,7 +43,7 @@ def show(
             raise UserError(f"preset {name!r} has no section {section!r}; it has {', '.join(values)}")
         values = values[section]
     if json:
-        console.emit_json(values)
+        console.emit_json({"preset": name, "section": section, "values": values})
     elif section is not None:
         import yaml
 

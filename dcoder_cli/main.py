@@ -17,7 +17,15 @@ from typer.core import TyperGroup
 
 from dcoder_cli import __version__
 from dcoder_cli.base.console import visible
-from dcoder_cli.base.errors import STOPPED, StoppedByUser, UserError, WorkFailed, one_line
+from dcoder_cli.base.errors import (
+    STOPPED,
+    StoppedByUser,
+    UserError,
+    WorkFailed,
+    clipped,
+    is_out_of_memory,
+    one_line,
+)
 from dcoder_cli.base.files import is_out_of_space
 from dcoder_cli.base.locks import release_all
 from dcoder_cli.base.machine import bound_threads
@@ -171,6 +179,8 @@ def main() -> None:
         if "RANK" in os.environ and any(words in str(error) for words in _PEER_GONE):
             time.sleep(_GRACE)  # the launcher tells which one, and ends this one
             _fail("another process of this run ended, and this one with it", 1)
+        if is_out_of_memory(error):
+            _fail("out of memory; ask for smaller or fewer batches, shorter rows, fewer samples or a smaller model", 1)
         place = getattr(error, "filename", None)
         if isinstance(error, OSError) and place is None and unwritten is not None:
             _fail(f"stdout cannot be written: {error.strerror or error}; send it elsewhere", 1)
@@ -223,7 +233,7 @@ _GRACE = 10.0  # seconds in which the first process would have failed too, if wh
 
 def _fail(message: str, code: int) -> None:
     """Say what is wrong, once: the first process, or the one that it is wrong for, when the launcher has not ended it by then."""
-    message = visible(message)
+    message = clipped(visible(message))
     told = os.environ.get("RANK", "0")
     rank = int(told) if told.isdecimal() else 0
     if rank and code != STOPPED:

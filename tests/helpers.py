@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import documented
 import numpy as np
 import pytest
 
@@ -34,6 +35,8 @@ def dcoder(*arguments: str | Path, check: bool = True, **options: Any) -> subpro
         **options,
     )
     assert not check or done.returncode == 0, done.stderr
+    if done.returncode == 0 and "--json" in arguments:
+        documented.check_output([*map(str, arguments)], done.stdout)
     return done
 
 
@@ -55,6 +58,8 @@ def said(*arguments: str | Path) -> str:
             main()
         except SystemExit as left:
             assert not left.code, (left.code, stdout.getvalue())
+    if "--json" in arguments:
+        documented.check_output([*map(str, arguments)], stdout.getvalue())
     return stdout.getvalue()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import documented
 import pytest
 import torch
 from helpers import PYTHON_TEXT, make_model, make_tokenizer, refused
@@ -70,6 +71,7 @@ def test_a_bench_runs_and_both_ways_agree(name: str, folder: Path) -> None:
     which = () if name == "judge" else ("--model", folder, "--device", "cpu")
     code, out, err = run(name, *which, *LINES[name], "--repeats", "2", "--json")
     assert code == 0 and not err, err
+    documented.check_output(["bench", name], out)
     found = json.loads(out)
     assert found["bench"] == name and found["repeats"] == 2 and found["machine"]["device"] == "cpu"
     assert len(found["cases"]) == {"generate": 4, "train": 2, "grpo": 1, "judge": 1}[name]

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
 import unit_work
 from helpers import make_model, make_tokenizer, refused
@@ -284,6 +285,11 @@ def test_the_tables_fit_a_terminal_and_start_with_the_primary_claims(
     assert text.count("p (Holm)") == 1, "exploratory claims have no p to be misread"
     assert any(line.startswith("sft ") and "0.2, 0.95, topk" in line for line in lines)
     assert "corrected by Holm for all 6" in text.replace("\n", " ").replace("  ", " ")
+    console.emit_json(result.to_json())
+    printed = capsys.readouterr().out
+    documented.check_output(["reproduce"], printed)
+    keys = documented.commands()["reproduce"]
+    assert set(documented.keys_of(keys, json.loads(printed))) >= {one for one in keys if one[-1] != "*"}
     found = result.to_json()
     assert found["claims"][2]["name"] == "grpo-hot" and found["claims"][2]["sides"][0]["by_seed"]
     assert {one["view"] for one in found["scores"]} >= {"filtered", "plain", "many hot", "paper cold", "paper hot"}

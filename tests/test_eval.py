@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
 from helpers import make_model, refused
 
@@ -45,6 +46,7 @@ def ran(*arguments: object) -> dict[str, Any]:
             main()
     finally:
         sys.argv = before
+    documented.check_output([*map(str, arguments)], stdout.getvalue())
     found: dict[str, Any] = json.loads(stdout.getvalue())
     return found
 

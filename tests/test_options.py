@@ -522,9 +522,9 @@ def test_json_and_trajectories_are_written(
     told = printed("generate", *line)
     assert len(told["tokens"]) == 4 and json.loads(file.read_text())["tokens"] == told["tokens"]
     monkeypatch.setattr(quickstart, "quickstart", lambda *_, **__: SimpleNamespace(to_json=lambda: {"made": 1}))
-    assert printed("quickstart", "--json") == {"made": 1}
+    assert printed("quickstart", "--json") == {"schema_version": 1, "made": 1}
     monkeypatch.setattr(environment, "describe", lambda: {"dcoder": "1"})
-    assert printed("doctor", "--json") == {"dcoder": "1"}
+    assert printed("doctor", "--json") == {"schema_version": 1, "dcoder": "1"}
     made = printed(
         "convert", "--init", "tiny", "--ar", "--tokenizer", places["model"], "--out", str(tmp_path / "made"), "--json"
     )

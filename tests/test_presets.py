@@ -121,7 +121,7 @@ def test_global_batch_and_schedule_are_the_papers_on_every_gpu_size() -> None:
 
 
 def test_the_command_shows_them() -> None:
-    listed = json.loads(dcoder("presets", "list", "--json").stdout)
+    listed = json.loads(dcoder("presets", "list", "--json").stdout)["presets"]
     assert set(listed) == {
         "cpu-tiny", "gpu-16gb", "gpu-24gb", "gpu-80gb", "gpu-80gb-lora", "8x80gb", "paper", "released",
     }  # fmt: skip

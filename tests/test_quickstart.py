@@ -6,10 +6,12 @@ import json
 import shlex
 from pathlib import Path
 
+import documented
 import pytest
 from dcoder_cli.commands.quickstart import _show, hints
 from helpers import refused
 
+from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.execution import judge
 from dcoder_cli.experiments import quickstart, stages
@@ -92,3 +94,17 @@ def test_the_hints_can_be_pasted_and_ask_what_the_model_can_answer(
     assert asked == [shlex.split(line) for line in hints(outcome, out)] and len(asked) == 4
     assert asked[0][-1] == "Define it's(x)." and asked[0][3] == str(out / "model")
     assert hints(quickstart.QuickstartOutcome([], samples[2:], {}, 1.0, out), out)[0].count("add(a, b)") == 1
+
+
+def test_what_it_prints_for_programs_is_what_the_documents_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps, samples = (
+        [stages.Step("tokenizer", "of code", "300 entries", 1.5, "")],
+        [quickstart.Sample("x", "y", "passed")],
+    )
+    console.emit_json(quickstart.QuickstartOutcome(steps, samples, {"stage 3 pass@1": 1.0}, 1.0, tmp_path).to_json())
+    printed = capsys.readouterr().out
+    documented.check_output(["quickstart"], printed)
+    keys = documented.commands()["quickstart"]
+    assert set(documented.keys_of(keys, json.loads(printed))) >= {one for one in keys if one[-1] != "*"}

@@ -191,7 +191,8 @@ def test_the_examples_of_the_formats_work(root: Path, tmp_path: Path, monkeypatc
     assert json.loads(prompts)["entry_point"] == "add"
 
     monkeypatch.chdir(tmp_path)
-    one, batch, estimator = blocks(root / "docs" / "formats.md", "python")
+    one, batch, estimator, readers = blocks(root / "docs" / "formats.md", "python")
+    exec(readers.splitlines()[0], {})  # what they give: test_reading_back.py
     for name, code in {"shown_reward": one, "shown_batch": batch, "shown_estimator": estimator}.items():
         (tmp_path / f"{name}.py").write_text(code)
     for module, batched in (("shown_reward", False), ("shown_batch", True)):

@@ -25,9 +25,10 @@ def main() -> None:
     for name in ("commands", "presets"):
         assert importlib.util.find_spec(name) is None, f"{name} took a top-level name"
         assert (home / name / "__init__.py").is_file()
+    assert (home / "py.typed").is_file()
     for name in COMMANDS:
         assert "--help" in dcoder(name, "--help"), name
-    assert "paper" in json.loads(dcoder("presets", "list", "--json"))
+    assert "paper" in json.loads(dcoder("presets", "list", "--json"))["presets"]
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.py")
         text.write_text("def add(a, b):\n    return a + b\n" * 100)

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,14 +116,24 @@ def write_terminal(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def emit_json(value: Any) -> None:
-    """One JSON document on stdout, rank 0 only. NaN and infinity become null: JSON has neither."""
+# Of what every command prints with --json (docs/formats.md). Up where a key goes, changes its type or its meaning; new
+# keys leave it.
+SCHEMA_VERSION = 1
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of stdout, `schema_version` first; rank 0 only. The one place where commands print JSON.
+
+    NaN and infinity become null: JSON has neither. What stdout's encoding lacks stands as escapes.
+    """
+    assert "schema_version" not in value
     if rank() == 0:
-        line = json.dumps(_finite(value), ensure_ascii=False)
+        value = {"schema_version": SCHEMA_VERSION, **_finite(value)}
+        line = json.dumps(value, ensure_ascii=False)
         try:
             line.encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:
-            line = json.dumps(_finite(value))  # as escapes, which say the same
+            line = json.dumps(value)
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -131,7 +141,7 @@ def emit_json(value: Any) -> None:
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]

@@ -29,3 +29,22 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 def one_line(text: object) -> str:
     """`text` on one line: white space folded."""
     return " ".join(str(text).split())
+
+
+_LONGEST = 1000  # characters of a message (ours): a wrong value may be a whole file
+
+
+def clipped(text: str) -> str:
+    """`text` with its middle left out where it is long: what is wrong stands at its beginning, the remedy at its end."""
+    if len(text) <= _LONGEST:
+        return text
+    begin, end = 3 * _LONGEST // 5, 3 * _LONGEST // 10
+    return f"{text[:begin]} ..({len(text) - begin - end:,} characters).. {text[-end:]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory of the machine or of a device was not to be had; torch has its own words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
+    )

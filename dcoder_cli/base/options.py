@@ -66,7 +66,8 @@ BATCH_SIZE = typer.Option(
 )
 BatchSize = Annotated[int, BATCH_SIZE]
 MaybeBatchSize = Annotated[int | None, BATCH_SIZE]
-Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt or task.")]
+# Bounds above are ours: beyond any use, and within what a machine holds.
+Samples = Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Samples of each prompt or task.")]
 LARGEST_SEED = 2**63 - 1  # that torch takes
 _SEED = typer.Option("--seed", help="Seed of everything that is drawn.", callback=within(0, LARGEST_SEED))
 Seed = Annotated[int, _SEED]
@@ -80,7 +81,7 @@ Benchmark = Annotated[
     Path | None, typer.Option("--data", help=f"The benchmark's file [{BENCHMARKS_VARIABLE}, hub or a cache].")
 ]
 Judges = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Samples judged at a time [one for each processor].")
+    int | None, typer.Option("--workers", min=1, max=1024, help="Samples judged at a time [one for each processor].")
 ]
 Python = Annotated[
     str | None,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.base.errors import UserError, WorkFailed, is_out_of_memory
 from dcoder_cli.timing.memory import PeakMemory
 
 
@@ -97,24 +97,16 @@ def _room_for(timing: Timing, ours: bool, device: torch.device) -> Iterator[None
     except Exception as error:
         if ours:
             refuse_memory(error)
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         timing.trouble, timing.result, timing.counts = "out of memory", None, None
     if timing.trouble is not None and device.type == "cuda":
         torch.cuda.empty_cache()  # only now has the error let go of what it held
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device or the machine was not to be had."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
-    )
-
-
 def refuse_memory(error: BaseException) -> None:
     """Raises WorkFailed where that is what an error says."""
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         raise WorkFailed("out of memory; ask for smaller batches, shorter rows or a smaller model") from None
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dcoder_cli.training.context import DryRun
 
 MOST = 1024  # processes on one machine; ours
+# On a CPU, where there are fewer cores: each process is a copy of everything, and a slip of the keyboard must not start
+# thousands. As many as a node has GPUs, so that its run can be tried anywhere; ours.
+_MOST_ON_CPU = 8
 
 
 def spread(processes: int | None, device: str | None = None, launch: Mapping[str, Any] | None = None) -> None:
@@ -34,7 +37,7 @@ def spread(processes: int | None, device: str | None = None, launch: Mapping[str
         launch: a preset's launch section.
 
     Raises:
-        UserError: more processes than GPUs, or a launcher has started this process already.
+        UserError: more processes than GPUs (without one: than cores, and than `_MOST_ON_CPU`), or a launcher has started this process already.
         WorkFailed: a process was killed.
     """
     if processes is None:
@@ -47,6 +50,8 @@ def spread(processes: int | None, device: str | None = None, launch: Mapping[str
     on_gpus = torch.cuda.is_available() and not str(device or "cuda").startswith("cpu")
     if on_gpus and processes > torch.cuda.device_count():
         raise UserError(f"--nproc {processes} is more than the {torch.cuda.device_count()} GPUs here; lower it")
+    if not on_gpus and processes > (most := max(_MOST_ON_CPU, cores())):
+        raise UserError(f"--nproc {processes} is more than the {most} processes that this machine may run; lower it")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     os.environ.update(environment(launch or {}))
     _run(processes, without_nproc(sys.argv[1:]))

@@ -40,8 +40,12 @@ def script(job: SlurmJob) -> str:
     """The job's script.
 
     Raises:
-        UserError: a preset, stage or hardware that is not; a preset without a GPU or without such a command.
+        UserError: a value that would break out of its line; a preset, stage or hardware that is not; a preset without a GPU or without such a command.
     """
+    told = {"PRESET": job.preset, "--time": job.time, "--partition": job.partition, "--account": job.account}
+    for name, value in {**told, **{f"--{key}": value for key, value in job.given.items()}}.items():
+        if value is not None and not value.isprintable():  # a line of its own, or no text at all
+            raise UserError(f"{name} {value!r} holds a character that has no place in a job script; leave it out")
     hardware = presets.hardware(job.preset)
     if not hardware.gpus:
         raise UserError(f"preset {job.preset!r} is for a CPU; a job script is for GPUs, such as of 8x80gb")
