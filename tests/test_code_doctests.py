@@ -155,13 +155,13 @@ def test_only_references_that_earn_their_tests_stay(tmp_path: Path, tokenizer: s
 
 
 def test_a_reference_that_depends_on_chance_is_dropped() -> None:
-    from dcoder_cli.execution.trials import Case, why_not
+    from dcoder_cli.execution.trials import Trial, why_not
 
     chance = "import os\n\n\ndef f(a):\n    seen = os.path.exists('/proc/self') and hash('some text')\n    return seen if a else a\n"
     cases = [
-        Case("chance", "f", ["assert f(0) == 0", f"assert f(1) % 2 ** 20 == {hash('some text') % 2**20}"], chance),
-        Case("sure", "f", ["assert f(0) == 0", "assert f(1) == 2"], "def f(a):\n    return 2 * a\n"),
-        Case("first", "f", ["assert f(0) == 0", "assert f(1) == 1"], "def f(a):\n    return a\n"),
+        Trial("chance", "f", ["assert f(0) == 0", f"assert f(1) % 2 ** 20 == {hash('some text') % 2**20}"], chance),
+        Trial("sure", "f", ["assert f(0) == 0", "assert f(1) == 2"], "def f(a):\n    return 2 * a\n"),
+        Trial("first", "f", ["assert f(0) == 0", "assert f(1) == 1"], "def f(a):\n    return a\n"),
     ]
     done: list[int] = []
     assert why_not(cases, done=lambda: done.append(1)) == [
@@ -186,7 +186,7 @@ def test_passing_once_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from super().stream([(problem, text.replace("SEED", str(self.second))) for problem, text in pairs])
 
     monkeypatch.setattr(trials, "Judge", Fickle)
-    case = trials.Case(
+    case = trials.Trial(
         "set", "f", ["assert f(0) == 1", "assert f(1) == 2"], "def f(a):\n    return a + 1 if not SEED else None\n"
     )
     assert trials.why_not([case]) == ["passes its tests only sometimes"]

@@ -177,13 +177,15 @@ def test_the_examples_of_the_formats_work(root: Path, tmp_path: Path, monkeypatc
     """Rows for training are read, and the reward, the batch reward and the estimator do what is said of them."""
     import torch
 
-    from dcoder_cli.data.formats import messages_of
+    from dcoder_cli.data.formats import messages_of, sample_of
+    from dcoder_cli.data.holes import Gap
     from dcoder_cli.data.problems import read_problem
     from dcoder_cli.diffusion.coupled import MaskSettings
     from dcoder_cli.diffusion.estimators import make_passes
     from dcoder_cli.training.grpo.rewards import Rewarder
 
-    chats, problems, prompts, _ = blocks(root / "docs" / "formats.md", "json")
+    chats, gap, problems, prompts, _ = blocks(root / "docs" / "formats.md", "json")
+    assert sample_of(json.loads(gap), "row") == Gap("def add(a, b):\n", "    return a + b\n", "")
     for line in chats.splitlines():
         assert [turn["role"] for turn in messages_of(json.loads(line), "row")][-2:] == ["user", "assistant"]
     coded, counted = (read_problem(json.loads(line), "row", "doc") for line in problems.splitlines())

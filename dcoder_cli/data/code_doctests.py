@@ -14,7 +14,7 @@ from typing import Any
 
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import CodeFile, code_files, parse
-from dcoder_cli.data.code_functions import TOO_DEEP, Found, functions, text_of
+from dcoder_cli.data.code_functions import TOO_DEEP, CodeFunction, functions, text_of
 from dcoder_cli.data.code_names import Bindings, Function, Unmet, bindings, needs
 from dcoder_cli.data.code_pairs import arguments_in_words
 from dcoder_cli.data.dropped import Dropped
@@ -25,7 +25,7 @@ from dcoder_cli.data.sources import Piece
 _SHOWS_FROM = 3  # calls, of which the first is told (ours): it fixes the form of arguments and result
 _LONGEST_REFERENCE = 200  # lines (ours)
 # For problems, in order, why their tests cannot be used, or None; what runs references is above this package.
-Trial = Callable[[Sequence[RlProblem]], list[str | None]]
+TrialRunner = Callable[[Sequence[RlProblem]], list[str | None]]
 _SETUP = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.FunctionDef)
 
 
@@ -52,7 +52,7 @@ def _has_doctest(node: Function) -> bool:
     return ">>>" in (ast.get_docstring(node, clean=False) or "")
 
 
-def _question(file: CodeFile, bound: Bindings, found: Found) -> dict[str, Any]:
+def _question(file: CodeFile, bound: Bindings, found: CodeFunction) -> dict[str, Any]:
     docstring = ast.get_docstring(found.node, clean=False)
     if docstring is None or not _has_doctest(found.node):
         raise Unmet("no doctest")
@@ -156,7 +156,7 @@ def _needed(setup: list[tuple[ast.stmt, str]], asked: ast.expr) -> list[str]:
     return needed[::-1]
 
 
-def _reference(file: CodeFile, bound: Bindings, found: Found) -> str:
+def _reference(file: CodeFile, bound: Bindings, found: CodeFunction) -> str:
     """The function with all of its file that it needs. Raises Unmet where something cannot go with it, or it is too much."""
     required = needs(found.text, file, bound, deep=True)
     around = [one for one in (*required.constants, *required.definitions) if one is not found.node]
@@ -171,7 +171,7 @@ def _reference(file: CodeFile, bound: Bindings, found: Found) -> str:
     return program
 
 
-def tried(problems: list[RlProblem], trial: Trial, dropped: Dropped) -> list[RlProblem]:
+def tried(problems: list[RlProblem], trial: TrialRunner, dropped: Dropped) -> list[RlProblem]:
     """Those whose reference passes their tests, and trivial answers do not."""
     reasons = trial(problems)
     for problem, reason in zip(problems, reasons, strict=True):

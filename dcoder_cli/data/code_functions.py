@@ -22,7 +22,7 @@ _SPECIAL = re.compile(r"__\w+__$")
 
 
 @dataclass(frozen=True)
-class Found:
+class CodeFunction:
     """A function that can stand without its file, or `problem`, the reason why it is left out.
 
     Attributes:
@@ -51,7 +51,7 @@ class Found:
         return f"{self.before}\n\n\n{self.text}" if self.before else self.text
 
 
-def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: True) -> Iterator[Found]:
+def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: True) -> Iterator[CodeFunction]:
     """All functions of a file's top level and methods of its classes, in order; not those within functions.
 
     `wanted`: which of them are looked at any further than for their text.
@@ -61,7 +61,7 @@ def functions(file: CodeFile, wanted: Callable[[Function], bool] = lambda _: Tru
     for node, owner in _walk(file.tree.body):
         where = f"{file.name}:{node.lineno}"
         text = text_of(file, node)
-        found = Found(node.name, where, node, text, method=owner is not None)
+        found = CodeFunction(node.name, where, node, text, method=owner is not None)
         if not wanted(node):
             yield found
             continue
@@ -150,7 +150,9 @@ def same(one: ast.AST, other: Function) -> bool:
         return False
 
 
-def _whole(file: CodeFile, found: Found, owner: ast.ClassDef | None, members: _Members, bound: Bindings) -> Found:
+def _whole(
+    file: CodeFile, found: CodeFunction, owner: ast.ClassDef | None, members: _Members, bound: Bindings
+) -> CodeFunction:
     """`found` with header, and what must be there. Raises Unmet where that is too much."""
     node = found.node
     shift = node.lineno - first_line(node)

@@ -1,6 +1,6 @@
 """What the names of a function stand for in its file: imports and constants that can go with it, and what must be told.
 
-Found by `ast` and `symtable`, which compile and run nothing.
+CodeFunction by `ast` and `symtable`, which compile and run nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Bindings:
 
 
 @dataclass
-class Needs:
+class Required:
     """What code uses besides builtins: lines of imports, constants (statements), functions and classes of its file."""
 
     imports: list[str]
@@ -112,7 +112,7 @@ def free_names(code: str) -> set[str]:
     return names - own
 
 
-def needs(code: str, file: CodeFile, found: Bindings, deep: bool = False) -> Needs:
+def needs(code: str, file: CodeFile, found: Bindings, deep: bool = False) -> Required:
     """What `code` needs of its file, in the file's order; of what a constant needs too. `deep`: also of what its definitions need.
 
     Raises:
@@ -152,7 +152,7 @@ def needs(code: str, file: CodeFile, found: Bindings, deep: bool = False) -> Nee
             raise Unmet(NOWHERE)
         if len(constants) + len(definitions) > _MOST_BESIDE:
             raise Unmet(MUCH)
-    return Needs(
+    return Required(
         _lines_of(imports), [constants[at] for at in sorted(constants)], [definitions[at] for at in sorted(definitions)]
     )
 

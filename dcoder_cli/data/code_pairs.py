@@ -14,7 +14,7 @@ from typing import Any
 
 from dcoder_cli.data import docstrings
 from dcoder_cli.data.code_files import code_files
-from dcoder_cli.data.code_functions import TOO_DEEP, Found, body_of, functions
+from dcoder_cli.data.code_functions import TOO_DEEP, CodeFunction, body_of, functions
 from dcoder_cli.data.code_surprises import too_many
 from dcoder_cli.data.holes import cut, remade
 from dcoder_cli.data.records import Record, TextMapping, first_record
@@ -74,7 +74,7 @@ def rows(piece: Piece, gaps: float) -> Iterator[Record]:
                 yield Record(f"{found.where} {found.name}", found.text, TOO_DEEP)
 
 
-def _rows_of(found: Found, gaps: float) -> Iterator[Record]:
+def _rows_of(found: CodeFunction, gaps: float) -> Iterator[Record]:
     docstring = ast.get_docstring(found.node, clean=False)
     name = f"{found.where} {found.name}"
     problem = found.problem or (
@@ -102,12 +102,12 @@ def _rows_of(found: Found, gaps: float) -> Iterator[Record]:
             yield Record(f"{name} (gap)", {**gap._asdict(), "code": found.text})
 
 
-def _code_lines(found: Found) -> int:
+def _code_lines(found: CodeFunction) -> int:
     body = body_of(found.node)
     return (found.node.end_lineno or 0) - body[0].lineno + 1
 
 
-def request(found: Found, docstring: str, digest: int) -> str | None:
+def request(found: CodeFunction, docstring: str, digest: int) -> str | None:
     """What is asked for; None where the docstring does not stand between signature and body."""
     node = found.node
     header = found.header

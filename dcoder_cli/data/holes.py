@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcoder_cli.data.code_files import parse
-from dcoder_cli.data.code_functions import Found, body_of, first_line, same
+from dcoder_cli.data.code_functions import CodeFunction, body_of, first_line, same
 
 INFILL_LENGTHS = (8, 16, 32, 64)  # ours: the gap's tokens are not told, the likeliest of these lengths is taken
 # Values of `eligible` in rows: the answer (of a gap: in it), and behind a text with a gap, where there is nothing and nothing
@@ -39,7 +39,7 @@ def room(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(lengths <= last, small, -(-lengths // last) * last)
 
 
-def cut(found: Found, digest: int) -> Gap | None:
+def cut(found: CodeFunction, digest: int) -> Gap | None:
     """A function with a hole in its body, chosen by `digest`; None where it has too few lines for one.
 
     The function stands as its file has it, after what goes with it; a method behind the line of its class.
@@ -93,7 +93,7 @@ def _span(head: str, lines: list[str], begin: int, later: list[int], digest: int
     return Gap(prefix, hole, lines[end][stop:] + "\n" + _ended(lines[end + 1 :]))
 
 
-def remade(gap: Gap, found: Found) -> bool:
+def remade(gap: Gap, found: CodeFunction) -> bool:
     """Whether the parts make the function again, its class's indentation included."""
     tree = parse("".join(gap))
     if tree is None:

@@ -21,7 +21,7 @@ from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
 from dcoder_cli.base.plan import RunPlan
-from dcoder_cli.data.code_doctests import Trial, questions, tried
+from dcoder_cli.data.code_doctests import TrialRunner, questions, tried
 from dcoder_cli.data.code_pairs import check_tables
 from dcoder_cli.data.constants import constant_share
 from dcoder_cli.data.decontaminate import load_contamination
@@ -79,7 +79,7 @@ class RlSettings:
     quiet: bool = False
 
 
-def tokenize_rl(settings: RlSettings, trial: Trial | None = None) -> dict[str, Any]:
+def tokenize_rl(settings: RlSettings, trial: TrialRunner | None = None) -> dict[str, Any]:
     """Rows to `prompts.jsonl` in `settings.out`; returns the manifest. One process; a stopped run starts again.
 
     `trial`: from code, runs the references (`execution.trials`).

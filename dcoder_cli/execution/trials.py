@@ -18,7 +18,7 @@ _SECONDS, _TOTAL_SECONDS = 2.0, 10.0  # for a call and for all (ours): stage 4 j
 _TRIVIAL = ("def {name}(*given, **named):\n    return None\n", "def {name}(*given, **named):\n    return given[0]\n")
 
 
-class Case(NamedTuple):
+class Trial(NamedTuple):
     """A function's name, its tests, and the code that should pass them."""
 
     name: str
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     reference: str
 
 
-def why_not(cases: Sequence[Case], unsafe: bool = False, done: Callable[[], None] = lambda: None) -> list[str | None]:
+def why_not(cases: Sequence[Trial], unsafe: bool = False, done: Callable[[], None] = lambda: None) -> list[str | None]:
     """For each case why its tests cannot be used, in few words; None where they can.
 
     Args:
@@ -61,7 +61,9 @@ def why_not(cases: Sequence[Case], unsafe: bool = False, done: Callable[[], None
 
 def tried(problems: Sequence[RlProblem], unsafe: bool, quiet: bool) -> list[str | None]:
     """`why_not` of questions with references, with a bar."""
-    cases = [Case(one.task_id, str(one.entry_point), [*one.shown, *one.hidden], str(one.reference)) for one in problems]
+    cases = [
+        Trial(one.task_id, str(one.entry_point), [*one.shown, *one.hidden], str(one.reference)) for one in problems
+    ]
     with bar("running references", len(cases), quiet=quiet) as progress:
         return why_not(cases, unsafe, progress.advance)
 
