@@ -206,6 +206,8 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
 TESTED_ELSEWHERE = {
     "quickstart --json": "test_options.py", "tokenize pretrain --json": "test_tokenize_command.py",
     "tokenize sft --json": "test_tokenize_command.py", "tokenize rl --json": "test_tokenize_command.py",
+    "tokenize sft --from-code": "test_code_pairs.py", "tokenize sft --gaps": "test_code_pairs.py",
+    "tokenize rl --from-code": "test_code_doctests.py", "tokenize rl --unsafe-exec": "test_code_doctests.py",
     "convert --json": "test_options.py",
     "inspect --json": "test_models.py", "generate --trajectories": "test_options.py", "generate --watch": "test_watch.py",
     "generate --json": "test_options.py", "generate --delay": "test_replay.py",
