@@ -114,7 +114,7 @@ def evaluate(
     for one in model:  # before any is loaded
         unused.refuse_for_kind(written, one)
     chosen = sweep.Options(
-        subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or protocols.INFILL_LENGTHS, n,
+        subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or sweep.INFILL_LENGTHS, n,
         known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)

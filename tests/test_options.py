@@ -297,12 +297,12 @@ REFUSED = {
     ],
     "tokenize sft": [
         f"{{text}} --tokenizer t --out o {one}"
-        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x")
+        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--gaps 0.3")
     ],
     "tokenize rl": [
         f"{{text}} --tokenizer t --out o {one}"
         for one in ("--seed 3", "--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--hard all --hard-mean 0.5",
-                    "--hard all --hard-spread 0.5")
+                    "--hard all --hard-spread 0.5", "--from-code --hard all", "--from-code --hard-mean 0.5", "--unsafe-exec")
     ],
 }  # fmt: skip
 # What a setting of the sampler needs (decoding/unused.py), in each of the commands that take it.
