@@ -103,7 +103,7 @@ def evaluate(
         raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
     layer, rows = presets.evaluation(preset)
     settings = {**layer, **given}
-    from dcoder_cli.benchmarks import protocols, sweep
+    from dcoder_cli.benchmarks import sweep
     from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.training import launcher
