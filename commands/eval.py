@@ -105,7 +105,7 @@ def evaluate(
         raise UserError(f"{written['temperature']} and {written['temperatures']}: give one of them")
     layer, rows = presets.evaluation(preset)
     settings = {**layer, **given}
-    from dcoder_cli.benchmarks import protocols, sweep
+    from dcoder_cli.benchmarks import sweep
     from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.training import launcher
@@ -116,7 +116,7 @@ def evaluate(
     for one in model:  # before any is loaded
         unused.refuse_for_kind(written, one)
     chosen = sweep.Options(
-        subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or protocols.INFILL_LENGTHS, n,
+        subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or sweep.INFILL_LENGTHS, n,
         known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written, since, until,
     )  # fmt: skip
     place = out or sweep.default_folder(task, model)

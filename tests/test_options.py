@@ -216,6 +216,8 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
 TESTED_ELSEWHERE = {
     "quickstart --json": "test_options.py", "tokenize pretrain --json": "test_tokenize_command.py",
     "tokenize sft --json": "test_tokenize_command.py", "tokenize rl --json": "test_tokenize_command.py",
+    "tokenize sft --from-code": "test_code_pairs.py", "tokenize sft --gaps": "test_code_pairs.py",
+    "tokenize rl --from-code": "test_code_doctests.py", "tokenize rl --unsafe-exec": "test_code_doctests.py",
     "convert --json": "test_options.py",
     "inspect --json": "test_models.py", "generate --trajectories": "test_options.py", "generate --watch": "test_watch.py",
     "generate --json": "test_options.py", "generate --delay": "test_replay.py",
@@ -319,12 +321,12 @@ REFUSED = {
     ],
     "tokenize sft": [
         f"{{text}} --tokenizer t --out o {one}"
-        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x")
+        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--gaps 0.3")
     ],
     "tokenize rl": [
         f"{{text}} --tokenizer t --out o {one}"
         for one in ("--seed 3", "--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--hard all --hard-mean 0.5",
-                    "--hard all --hard-spread 0.5")
+                    "--hard all --hard-spread 0.5", "--from-code --hard all", "--from-code --hard-mean 0.5", "--unsafe-exec")
     ],
 }  # fmt: skip
 # What a setting of the sampler needs (decoding/unused.py), in each of the commands that take it.

@@ -22,7 +22,7 @@ from dcoder_cli.benchmarks.benchmark import ByTests, ByUnittests, Suite
 from dcoder_cli.benchmarks.evaluation import Evaluation, Result, Setup, evaluate, planned
 from dcoder_cli.benchmarks.judging import Judging, check_interpreter
 from dcoder_cli.benchmarks.protocols import Protocol
-from dcoder_cli.data.holes import INFILL_LENGTHS
+from dcoder_cli.data.holes import INFILL_LENGTHS as INFILL_LENGTHS
 from dcoder_cli.decoding import ranks, unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
