@@ -15,12 +15,11 @@ import math
 import typing
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
+
+import typer  # at run time too: it reads the annotations of a callback
 
 from dcoder_cli.base.errors import UserError
-
-if TYPE_CHECKING:
-    import typer
 
 _MOST_INT = 2**31 - 1
 _SHOWN = 60  # characters of a value in an error

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_json
+from dcoder_cli.base.schema import Format
 
 Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The file: what the run was asked, and what each step that is done found, with its `seconds`."""
+
+    settings: dict[str, Any]
+    steps: dict[str, dict[str, Any]]
+
+
+_FORMAT = Format("record", Recorded, "start again with --force", version=1, first=1)
 
 
 class Ledger:
@@ -42,19 +54,16 @@ class Ledger:
         Raises:
             UserError: there is none, it is damaged, or it is of other settings.
         """
-        record = jsonl.document(path, "record")
-        kept, steps = record.get("settings"), record.get("steps")
-        if not isinstance(kept, dict) or not isinstance(steps, dict):
-            raise UserError(f"record {str(path)!r} is of no such run; start again with --force")
+        kept = _FORMAT.read(path)
         for name, value in settings.items():
-            if kept.get(name) != value:
+            if kept.settings.get(name) != value:
                 raise UserError(
-                    f"--resume of a run with {name} = {kept.get(name)!r}, and now it is {value!r}; "
+                    f"--resume of a run with {name} = {kept.settings.get(name)!r}, and now it is {value!r}; "
                     "give the same, or start again with --force"
                 )
         ledger = cls(path, settings, announce)
-        ledger.steps = steps
-        ledger._before = sum(float(step.get("seconds", 0.0)) for step in steps.values())
+        ledger.steps = kept.steps
+        ledger._before = sum(float(step.get("seconds", 0.0)) for step in kept.steps.values())
         return ledger
 
     @property
