@@ -72,18 +72,36 @@ def documents(data: Path, tokenizer: Any) -> list[str]:
     return [decode(tokenizer, ids) for ids in unpack(rows, special["eos"]["id"], bos)]
 
 
-def filled(model: Model, asked: Sequence[Hole], seed: int) -> dict[str, Any]:
+def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, int] | None:
+    """A hole with as many whole lines around it as `room` tokens hold, and the line's tokens; None where it has over HOLE."""
+    from dcoder_cli.model.text import encode_after
+
+    size = len(encode_after(tokenizer, hole.before[-20:] or "\n", hole.line))
+    before, after = hole.before.split("\n"), hole.after.split("\n")
+    while 0 < size <= HOLE:
+        kept = Hole("\n".join(before), hole.line, "\n".join(after))
+        if len(tokenizer(kept.before)["input_ids"]) + len(tokenizer(kept.after)["input_ids"]) + size <= room:
+            return kept, size
+        if len(before) > 1:
+            del before[0]
+        elif len(after) > 1:
+            del after[-1]
+        else:
+            break
+    return None
+
+
+def filled(model: Model, asked: Sequence[Hole], room: int, seed: int) -> dict[str, Any]:
     """How many holes a model fills with the very line, given the line's own number of tokens, one token a step.
 
-    Holes of more than HOLE tokens, or that do not fit the context, are left out, the same ones for every model of one
-    tokenizer.
+    Args:
+        room: tokens of a row; lines around a hole that it does not hold are left out, the same ones for every model of one
+            tokenizer.
     """
     from dcoder_cli.decoding.requests import Infill, Settings
     from dcoder_cli.decoding.sampler import decode
-    from dcoder_cli.model.text import encode_after
 
-    sized = [(hole, len(encode_after(model.tokenizer, hole.before[-20:] or "\n", hole.line))) for hole in asked]
-    sized = [(hole, size) for hole, size in sized if 0 < size <= HOLE]
+    sized = [one for one in (fitted(hole, model.tokenizer, room) for hole in asked) if one is not None]
     found = decode(
         model, [Infill(hole.before, hole.after) for hole, _ in sized], Settings(seed=seed),
         lengths=[size for _, size in sized], batch_size=BATCH,

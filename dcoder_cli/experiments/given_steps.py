@@ -290,7 +290,9 @@ class GivenModel:
         told = [f"pass@1 {solved['share']:.0%} of {solved['tasks']}"]
         if model.is_diffusion:
             texts = measures.documents(data, model.tokenizer)
-            found["infill"] = measures.filled(model, measures.holes(texts, amounts.tasks, self.seed), self.seed)
+            found["infill"] = measures.filled(
+                model, measures.holes(texts, amounts.tasks, self.seed), amounts.row, self.seed
+            )
             found["heldout"] = measures.lost(model, data, 64)
             told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
             told.append(f"held-out loss {found['heldout']['loss']:.2f}")
