@@ -423,7 +423,7 @@ def test_a_run_resumes_only_as_it_began(place: Path, run: dict[str, Any], tmp_pa
     assert "is not what this run began with" in refused(*again, "--model", tmp_path / "moved")
     file = tmp_path / "run" / "checkpoints" / "step-6" / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:200])
-    assert "adapter in" in refused(*again) and "resume from the one before" in refused(*again)
+    assert "adapter file" in refused(*again) and "to resume from step-4, which is whole" in refused(*again)
     metrics = (run["out"] / "metrics.jsonl").read_text()
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
     assert RunFolder(tmp_path / "run").steps() == [4, 6]

@@ -180,6 +180,7 @@ class _Judge:
 
     def __call__(self, raw_nV: Tensor, here: slice, keys: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, scores and, where asked, keys [n]; `keys` None: where they may tie and any two scores are equal."""
+        raw_nV = self._usable(raw_nV)
         with self._biased(raw_nV, here):
             found = [self._scored(part_mV, part) for part_mV, part in parts(raw_nV, here)]
             tokens_n, scores_n = (torch.cat(each) for each in zip(*found, strict=True))
@@ -191,6 +192,7 @@ class _Judge:
 
     def keys(self, raw_nV: Tensor, here: Tensor, tokens_n: Tensor) -> Tensor:
         """The rule's scores on the model's own distribution, which order candidates of equal scores."""
+        raw_nV = self._usable(raw_nV)
         with self._biased(raw_nV, here):
             return self._own_scores(raw_nV, tokens_n, here)
 
@@ -230,22 +232,23 @@ class _Judge:
         order_n = None if order_N is None else order_N[here]
         return unmasking.score(self.rule, probabilities_nV, tokens_n, self.candidates.place_N[here], order_n)
 
+    def _usable(self, raw_nV: Tensor) -> Tensor:
+        """Logits of the rows that are tokens; the public samplers know of no others."""
+        return raw_nV if self.settings.compat is not None else raw_nV[:, : self.model.ids.tokens]
+
     @contextmanager
     def _biased(self, raw_nV: Tensor, here: slice | Tensor) -> Iterator[None]:
-        """Logits with the mask and spare rows forbidden (but for the public samplers, which allow them) and end tokens held
-        back, for a while."""
+        """Logits with the mask forbidden (but for the public samplers, which allow it) and end tokens held back, for a while."""
         settings, stops = self.settings, sorted(self.model.ids.stops)
-        ours, tokens = settings.compat is None, self.model.ids.tokens
-        changed = [self.model.ids.mask] if ours else []
+        changed = [self.model.ids.mask] if settings.compat is None else []
         if stops and (settings.stop_penalty or settings.min_new_tokens):
             changed += [stop for stop in stops if stop not in changed]
         if not changed:
             yield
             return
         before_nC = raw_nV[:, changed]
-        spare_nS = raw_nV[:, tokens:].clone() if ours and tokens is not None else None
-        if ours:
-            self.model.ids.forbid(raw_nV)
+        if settings.compat is None:
+            raw_nV[:, self.model.ids.mask] = -torch.inf
         if settings.stop_penalty and stops:
             raw_nV[:, stops] -= settings.stop_penalty
         if settings.min_new_tokens and stops:
@@ -256,8 +259,6 @@ class _Judge:
             yield
         finally:
             raw_nV[:, changed] = before_nC
-            if spare_nS is not None:
-                raw_nV[:, tokens:] = spare_nS
 
 
 def _any_equal(scores_n: Tensor) -> bool:
