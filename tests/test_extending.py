@@ -183,6 +183,7 @@ def make_toy(source: Path, folder: Path, model_type: str) -> Path:
         "theta": theirs["rope_theta"], "tied": theirs["tie_word_embeddings"],
         **{key: value for key, value in theirs.items() if key.endswith("_token_id")},
     }  # fmt: skip
+    (folder / "checksums.json").unlink()  # of what another family wrote
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(source / "model.safetensors")
     biases = {key for key in weights if key.endswith("_proj.bias")}

@@ -57,7 +57,7 @@ def test_what_a_replay_cannot_heed_is_refused(saved: Path) -> None:
     assert "--steps is of decoding" in refused("generate", "--replay", saved / "t.jsonl", "--steps", "4")
     assert "--watch is of decoding" in refused("generate", "--replay", saved / "t.jsonl", "--watch")
     assert "it slows --watch and --replay" in refused("generate", "--model", parrot(), "--delay", "0.5", "x")
-    assert "must be 0 seconds or more" in refused("generate", "--replay", saved / "t.jsonl", "--delay", "-1")
+    assert "must lie between 0 and 3600 seconds" in refused("generate", "--replay", saved / "t.jsonl", "--delay", "-1")
 
 
 def test_the_delay_is_waited_at_every_step(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from sharded_runs import FSDP, command, env, launched
 
 from dcoder_cli import load
-from dcoder_cli.model import checkpoint, storing
+from dcoder_cli.model import storing
 
 SETS = [
     "--set=precision=fp32", "--set=global_batch=12", "--set=micro_batch=2", "--set=steps=8", "--set=evaluate_every=4",
@@ -334,7 +334,7 @@ def test_another_way_of_sharding_is_refused_at_once(
 
 def test_weights_are_written_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five weights of 4 KB, with files of at most 9 KB: three files, and never more than two weights at hand."""
-    monkeypatch.setattr(checkpoint, "_SHARD_SIZE", 9000)
+    monkeypatch.setattr(storing, "_SHARD_SIZE", 9000)
     weights = {f"w{number}": torch.full((1000,), float(number)) for number in range(5)}
     shapes = {name: torch.empty(1000, device="meta") for name in weights}
     asked: list[str] = []

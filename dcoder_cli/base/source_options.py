@@ -26,7 +26,7 @@ Extensions = Annotated[
 Exclude = Annotated[
     list[str], typer.Option("--exclude", help="Leave out paths of this pattern, such as test* (may repeat).")
 ]
-Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur, such as humaneval,mbpp.")]
+Decontaminate = Annotated[str, typer.Option(help="Benchmarks whose problems may not occur: their names, with commas.")]
 Ngram = Annotated[
     int,
     typer.Option(help="Words in a row that count as an overlap with a benchmark.", callback=options.within(2, 10_000)),
