@@ -70,7 +70,6 @@ def convert(
         typer.Option(
             "--mask-id",
             help="Use this id, which means nothing else, as the mask token instead of adding one.",
-            callback=options.within(0, 2**31 - 1),
         ),
     ] = None,
     rows_multiple: Annotated[

@@ -48,7 +48,7 @@ def quickstart(
         ),
     ] = None,
     device: options.Device = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --model: go on with a stopped run.")] = False,
+    resume: options.Resume = False,
     seed: options.Seed = 0,
     step_scale: options.StepScale = None,
     force: options.Force = False,

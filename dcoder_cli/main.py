@@ -205,7 +205,7 @@ def _show_usage_error(error: Any, file: Any = None) -> None:
         message = (
             f"{message.partition(' (')[0]}; if it is no option, write -- before it: `{where} ... -- {short(name)}`"
         )
-    print(f"error: {visible(one_line(message))}; see `{where} --help`", file=file or sys.stderr)
+    print(f"error: {clipped(visible(one_line(message)))}; see `{where} --help`", file=file or sys.stderr)
 
 
 def _with_value(error: Any) -> str:

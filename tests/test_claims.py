@@ -480,7 +480,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (["reproduce", "--data", "x.jsonl", "--out", str(tmp_path / "o")], "leave --data out"),
         (
             ["reproduce", "--step-scale", "nan", "--out", str(tmp_path / "o")],
-            "--step-scale nan must be a finite number",
+            "--step-scale nan must be above 0",
         ),
         (["reproduce", "--model", "sft=./y", "--out", str(tmp_path / "o")], "is no folder here"),
         (["reproduce", "--seeds", "10000", "--out", str(tmp_path / "o")], "no space left for 10000 seeds"),

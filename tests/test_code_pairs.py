@@ -317,5 +317,5 @@ def test_what_has_no_effect_is_refused(tmp_path: Path, tokenizer: str) -> None:
     common = ["tokenize", "sft", tmp_path / "one.py", "--tokenizer", tokenizer, "--out", tmp_path / "out"]
     assert "--from-code" in refused(*common)
     assert "has no effect" in refused(*common, "--gaps", "0.2")
-    assert "--gaps 2.0 must be a share from 0 to 1" in refused(*common, "--from-code", "--gaps", "2")
+    assert "--gaps 2.0 must lie between 0 and 1" in refused(*common, "--from-code", "--gaps", "2")
     assert not (tmp_path / "out").exists()

@@ -91,7 +91,7 @@ def test_what_it_found(line: str, told: str, ground: dict[str, str], monkeypatch
         ("raise KeyError('x')", "KeyError"),
         ("raise SystemExit(1)", "exit 1"),
         ("print('a'); raise UserError('b')", "refused, and wrote"),
-        ("raise UserError('\\x1b[31m')", "an escape"),
+        ("sys.stderr.write('error: \\x1b[31m\\n'); raise SystemExit(2)", "an escape"),
         ("print('note', file=sys.stderr); raise UserError('b')", "not one line"),
         ("open('left', 'w').close()", "left behind"),
         ("while True: pass", "not ended"),

@@ -186,7 +186,7 @@ def test_the_command_reads_a_folder_and_a_config_json_and_prints_json(tmp_path: 
         ("--preset paper --stage 5", "stage '5' is unknown; use 0"),
         ("--preset released --stage 1", "has no section 'stage1'"),
         ("--preset paper --gpus 0", "--gpus 0 must be above 0"),
-        ("--preset paper --gpu-memory -1", "--gpu-memory -1 must be above 0"),
+        ("--preset paper --gpu-memory -1", "--gpu-memory -1.0 must be above 0"),
         ("--preset paper --set micro_batch=4", "name it with --stage"),
         ("--preset paper --stage 1 --set micro_batsh=4", "did you mean 'micro_batch'"),
         ("--preset paper --stage 1 --gpus 7", "global_batch = 160 must be a multiple of the 7 GPUs"),

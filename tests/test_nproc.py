@@ -90,7 +90,7 @@ def test_one_of_several_processes_ends_before_python_takes_things_down(ends: str
 
 
 def test_what_cannot_be_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--nproc 0 must be at least 1" in refused(*asked(place, tmp_path / "out", "--nproc", "0"))
+    assert "--nproc 0 must lie between 1 and 1024" in refused(*asked(place, tmp_path / "out", "--nproc", "0"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     told = refused(*[one for one in asked(place, tmp_path / "out", "--nproc", "4") if one != "--device=cpu"])

@@ -102,7 +102,7 @@ def test_torchs_own_generator_goes_on_where_the_checkpoint_was(tmp_path: Path) -
     """Nothing of ours draws from it, but what a user's own function draws must not depend on where a run was cut."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     torch.manual_seed(99)
-    saving._write_state(tmp_path, {"step": 3})
+    saving._write_state(tmp_path, {"step": 3, "tail": []})
     torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
     undisturbed = torch.rand(5)
     torch.manual_seed(1)
@@ -114,7 +114,7 @@ def test_a_state_of_another_library_is_refused(tmp_path: Path) -> None:
     """A checkpoint of a machine with torchao, resumed where AdamW is torch's."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     (tmp_path / "training").mkdir()
-    torch.save({"torch_rng": torch.get_rng_state()}, tmp_path / "training" / "state.pt")
+    torch.save({"torch_rng": torch.get_rng_state(), "tail": []}, tmp_path / "training" / "state.pt")
     torch.save(optimizer.state_dict(), tmp_path / "training" / "optimizer.pt")
     saving.load_training_state(tmp_path, torch.nn.Linear(1, 1), optimizer)
     optimizer.param_groups[0]["library"] = "torchao"

@@ -326,7 +326,7 @@ REFUSED = {
     "tokenize rl": [
         f"{{text}} --tokenizer t --out o {one}"
         for one in ("--seed 3", "--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--hard all --hard-mean 0.5",
-                    "--hard all --hard-spread 0.5", "--from-code --hard all", "--from-code --hard-mean 0.5", "--unsafe-exec")
+                    "--hard all --hard-spread 0.5", "--from-code --hard all", "--from-code --hard-mean 0.5", "--from-code --hard-spread 0.5", "--unsafe-exec")
     ],
 }  # fmt: skip
 # What a setting of the sampler needs (decoding/unused.py), in each of the commands that take it.

@@ -205,7 +205,7 @@ def test_a_depth_below_0_is_refused(place: Path, tmp_path: Path) -> None:
         "train-stage", "2", "--model", place / "diffusion", "--data", place / "pretrain", "--out", tmp_path / "run",
         "--set", "prefetch=-1",
     )  # fmt: skip
-    assert "prefetch = -1 must be 0 or more" in line and not (tmp_path / "run").exists()
+    assert "prefetch = -1 must lie between 0 and 1000" in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])

@@ -52,7 +52,7 @@ def test_the_whole_method_from_source_code_to_the_report(
     )
     with pytest.raises(UserError, match="already holds a quickstart"):
         quickstart.quickstart(out, seed=0, step_scale=0.003, announce=heard.append)
-    with pytest.raises(UserError, match="--step-scale nan must be a number above 0"):
+    with pytest.raises(UserError, match="--step-scale nan must be above 0"):
         quickstart.quickstart(out, seed=0, step_scale=float("nan"), announce=heard.append, force=True)
     monkeypatch.setattr(judge.sandbox, "best_tier", lambda: "C")
     with pytest.raises(UserError, match="give --unsafe-exec"):

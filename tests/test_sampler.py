@@ -241,7 +241,7 @@ def test_a_length_of_any_size_is_checked_at_once(model: Model) -> None:
     for options in ({}, {"block_length": 10**8}, {"steps": 10**8}, {"mode": "fast"}):
         with pytest.raises(UserError, match="exceeds the model's context"):
             generate(model, [[5, 6]], max_new_tokens=2 * 10**9, **options)
-    with pytest.raises(UserError, match="max_new_tokens = 10{22} must be at most"):
+    with pytest.raises(UserError, match=r"max_new_tokens = 10{22} must be at most"):
         generate(model, [[5, 6]], max_new_tokens=10**22)
 
 

@@ -320,7 +320,11 @@ def registered(folder: Path) -> Iterator[None]:
         patch.setattr(suites, "MODULES", (*suites.MODULES, "toy_benchmark"))
         patch.setenv("DCODER_BENCHMARKS", str(folder))
         toy_benchmark.write(folder)
+        patch.delitem(
+            sys.modules, "dcoder_cli.commands.eval", raising=False
+        )  # which lists the benchmarks as it is read
         yield
+        sys.modules.pop("dcoder_cli.commands.eval", None)
 
 
 def rows(chosen: tuple[System, ...]) -> list[tuple[System, bool]]:
@@ -404,7 +408,7 @@ def test_every_layout_is_a_row() -> None:
     [
         ({"use_sliding_window": True}, "sets use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "has layer_types = "),
-        ({"head_dim": 0.5}, "describes no network"),
+        ({"head_dim": 0.5}, "head_dim = 0.5; it must be a whole number"),
         ({"num_hidden_layers": None}, "lacks 'num_hidden_layers'"),
     ],
     ids=["sliding window", "sliding layers", "no head", "no layers"],

@@ -92,7 +92,11 @@ def test_an_encoding_that_lacks_characters_gets_escapes(monkeypatch: pytest.Monk
     console.stdout().print("\u251c\u2500")
     sys.stdout.flush()
     text, line, last = raw.getvalue().decode("ascii").splitlines()
-    assert text == r"h\xe9\u2192\udcff" and json.loads(line) == {"a": "h\u00e9\U0001f600"} and last == r"\u251c\u2500"
+    assert (
+        text == r"h\xe9\u2192\udcff"
+        and json.loads(line) == {"schema_version": 1, "a": "h\u00e9\U0001f600"}
+        and last == r"\u251c\u2500"
+    )
 
 
 @pytest.mark.parametrize(

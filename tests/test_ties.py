@@ -34,7 +34,7 @@ RULES = ("entropy", "confidence", "margin")
 
 def _fake(mask: int) -> Any:
     """What `propose` asks of a model whose logits are given."""
-    ids = SimpleNamespace(mask=mask, stops=frozenset())
+    ids = SimpleNamespace(mask=mask, stops=frozenset(), tokens=None)
     return SimpleNamespace(ids=ids, device=torch.device("cpu"), dtype=torch.float32, vocab_size=mask + 1)
 
 

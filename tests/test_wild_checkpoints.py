@@ -42,12 +42,14 @@ def llama(ar: Path) -> Path:
 
 def copied(source: Path, target: Path, config: dict[str, Any] | None = None, left_out: tuple[str, ...] = ()) -> Path:
     shutil.copytree(source, target)
+    (target / "checksums.json").unlink(missing_ok=True)  # of a folder that dcoder wrote, and this one is no more
     values = {**json.loads((source / "config.json").read_text()), **(config or {})}
     (target / "config.json").write_text(json.dumps({key: values[key] for key in values if key not in left_out}))
     return target
 
 
 def stored(folder: Path, change: Callable[[Weights], Weights]) -> Path:
+    (folder / "checksums.json").unlink(missing_ok=True)
     weights = change(load_file(folder / "model.safetensors"))
     whole = {key: value.contiguous().clone() for key, value in weights.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
@@ -272,6 +274,7 @@ def test_sizes_that_no_machine_holds_are_refused_before_they_are_begun(ar: Path,
 
 def numbered(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A folder whose tokenizer.json has another model."""
+    (folder / "checksums.json").unlink(missing_ok=True)
     file = folder / "tokenizer.json"
     whole = json.loads(file.read_text())
     change(whole["model"]["vocab"])

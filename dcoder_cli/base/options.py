@@ -41,7 +41,7 @@ StepScale = Annotated[
     typer.Option(
         "--step-scale",
         help="Factor on all training steps: 0.02 is a smoke test, 3 a better model [1].",
-        callback=within(),
+        callback=within(above=0, most=1_000_000),
     ),
 ]
 

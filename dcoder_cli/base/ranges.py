@@ -65,16 +65,21 @@ class Range:
             raise UserError(f"{name}{between}{shown(value)} must {self._told(value)}{self.also}")
 
     def _told(self, value: float) -> str:
+        def shown_bound(bound: float) -> str:
+            return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
+
         low = self.least if self.least is not None else self.above
         high = self.most if self.most is not None else self.below
         if low is not None and high is not None:
             if self.least is None and self.most is not None:
-                return f"be above {low:.15g} and at most {high:.15g}"
+                return f"be above {shown_bound(low)} and at most {shown_bound(high)}"
             if self.least is not None and self.most is None:
-                return f"be at least {low:.15g} and below {high:.15g}"
-            return f"lie between {low:.15g} and {high:.15g}" + (", ends excluded" if self.most is None else "")
+                return f"be at least {shown_bound(low)} and below {shown_bound(high)}"
+            return f"lie between {shown_bound(low)} and {shown_bound(high)}" + (
+                ", ends excluded" if self.most is None else ""
+            )
         if high is not None:
-            return f"be at most {high:.15g}" if self.most is not None else f"be below {high:.15g}"
+            return f"be at most {shown_bound(high)}" if self.most is not None else f"be below {shown_bound(high)}"
         if isinstance(value, int) and value > _MOST_INT:
             return f"be at most {_MOST_INT}"
         if self.above is not None:

@@ -18,7 +18,7 @@ from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.given_steps import RECORD, STAGES, GivenModel, GivenSettings, corpus_of
-from dcoder_cli.experiments.ledger import Announce, Ledger
+from dcoder_cli.experiments.journal import Announce, Journal
 
 if TYPE_CHECKING:
     pass
@@ -80,7 +80,7 @@ def run(settings: GivenSettings, announce: Announce, force: bool, resume: bool, 
     """Do it all, and write the report; returns the record's steps.
 
     Raises:
-        UserError: as `check`, `Ledger.resume` and `budget.allot`.
+        UserError: as `check`, `Journal.resume` and `budget.allot`.
         StoppedByUser: stopped in a training.
     """
     from dcoder_cli.experiments.given_report import write_report
@@ -88,12 +88,12 @@ def run(settings: GivenSettings, announce: Announce, force: bool, resume: bool, 
     check(settings, force, resume)
     path = settings.out / RECORD
     if resume:
-        ledger = Ledger.resume(path, settings.to_json(), announce)
+        journal = Journal.resume(path, settings.to_json(), announce)
     else:
         if settings.out.exists():
             shutil.rmtree(settings.out)
         settings.out.mkdir(parents=True)
-        ledger = Ledger.begin(path, settings.to_json(), announce)
-    GivenModel(settings, ledger, announce, quiet).all()
-    write_report(settings.out, settings.model, ledger)
-    return ledger.steps
+        journal = Journal.begin(path, settings.to_json(), announce)
+    GivenModel(settings, journal, announce, quiet).all()
+    write_report(settings.out, settings.model, journal)
+    return journal.steps

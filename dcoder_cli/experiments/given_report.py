@@ -15,19 +15,19 @@ from dcoder_cli.analysis.series import Measure, of_file
 from dcoder_cli.analysis.training_plot import losses, rewards
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.experiments.given_steps import LABELS
-from dcoder_cli.experiments.ledger import Ledger
+from dcoder_cli.experiments.journal import Journal
 from dcoder_cli.model.tokenizer import load_tokenizer
 
 _SHOWN = 6
 
 
-def write_report(out: Path, model: str, ledger: Ledger) -> Path:
-    """Write `report.html` from a ledger whose steps are all done, and the files that they wrote."""
-    steps, name = ledger.steps, Path(model).name
+def write_report(out: Path, model: str, journal: Journal) -> Path:
+    """Write `report.html` from a journal whose steps are all done, and the files that they wrote."""
+    steps, name = journal.steps, Path(model).name
     scores = {key: steps[f"score {label}"] for key, label in LABELS.items() if f"score {label}" in steps}
     report = Report(
         f"{name} as a diffusion model",
-        f"dcoder quickstart --model, {ledger.settings['minutes']:g} minutes asked, {ledger.seconds / 60:.0f} taken, one seed",
+        f"dcoder quickstart --model, {journal.settings['minutes']:g} minutes asked, {journal.seconds / 60:.0f} taken, one seed",
     )
     report.add_heading("What was done")
     report.add_table(

@@ -1,4 +1,4 @@
-"""The steps of `quickstart --model`, each under a name in the ledger: what the command of its name does, as much as fits."""
+"""The steps of `quickstart --model`, each under a name in the journal: what the command of its name does, as much as fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.files import human_bytes
 from dcoder_cli.experiments.budget import Amounts
-from dcoder_cli.experiments.ledger import Announce, Ledger
+from dcoder_cli.experiments.journal import Announce, Journal
 from dcoder_cli.experiments.stages import EXCLUDED
 
 if TYPE_CHECKING:
@@ -61,26 +61,26 @@ def corpus_of(settings: GivenSettings) -> tuple[str, ...]:
 class GivenModel:
     """All that is done to one model. Every path lies in `settings.out`."""
 
-    def __init__(self, settings: GivenSettings, ledger: Ledger, announce: Announce, quiet: bool) -> None:
-        self.settings, self.ledger, self.announce, self.quiet = settings, ledger, announce, quiet
+    def __init__(self, settings: GivenSettings, journal: Journal, announce: Announce, quiet: bool) -> None:
+        self.settings, self.journal, self.announce, self.quiet = settings, journal, announce, quiet
         self.out, self.seed = settings.out, settings.seed
 
     def all(self) -> None:
         """Every step in order."""
-        ar = Path(self.ledger.step("read the model", self._read)["where"])
-        start = Path(self.ledger.step("convert", lambda: self._convert(ar))["where"])
+        ar = Path(self.journal.step("read the model", self._read)["where"])
+        start = Path(self.journal.step("convert", lambda: self._convert(ar))["where"])
         amounts = self._amounts(start)
-        self.ledger.step("tokenize the corpus", lambda: self._corpus(start, amounts))
-        self.ledger.step("tokenize requests and gaps", lambda: self._chats(start, amounts))
-        self.ledger.step("tokenize prompts", lambda: self._prompts(start))
+        self.journal.step("tokenize the corpus", lambda: self._corpus(start, amounts))
+        self.journal.step("tokenize requests and gaps", lambda: self._chats(start, amounts))
+        self.journal.step("tokenize prompts", lambda: self._prompts(start))
         self._score("ar", ar, amounts)
         self._score("converted", start, amounts)
         model = start
         for stage in STAGES:
-            trained = self.ledger.step(f"train {LABELS[stage]}", lambda s=stage, m=model: self._train(s, m, amounts))  # type: ignore[misc]
+            trained = self.journal.step(f"train {LABELS[stage]}", lambda s=stage, m=model: self._train(s, m, amounts))  # type: ignore[misc]
             model = Path(trained["where"])
             self._score(stage, model, amounts)
-        self.ledger.step("decoding order", lambda: self._orders(model, amounts))
+        self.journal.step("decoding order", lambda: self._orders(model, amounts))
 
     # ---- models and the plan
 
@@ -122,7 +122,7 @@ class GivenModel:
                 "where": str(start), "rates": vars(rates), "amounts": amounts.to_json(),
             }  # fmt: skip
 
-        found = self.ledger.step("measure and plan", measured)
+        found = self.journal.step("measure and plan", measured)
         self.announce(f"plan: {found['what']}; {found['result']}")
         return Amounts(**found["amounts"])
 
@@ -276,7 +276,7 @@ class GivenModel:
         return load(folder, self.settings.device, "float32")
 
     def _score(self, name: str, folder: Path, amounts: Amounts) -> None:
-        self.ledger.step(f"score {LABELS[name]}", lambda: self._scored(name, folder, amounts))
+        self.journal.step(f"score {LABELS[name]}", lambda: self._scored(name, folder, amounts))
 
     def _scored(self, name: str, folder: Path, amounts: Amounts) -> dict[str, Any]:
         from dcoder_cli.decoding import trajectory

@@ -293,8 +293,10 @@ def load(
     return model
 
 
-def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") -> Model:
+def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa", stored: bool = True) -> Model:
     """A checkpoint as `load` gives it, with weights on the meta device, float32 and without values.
+
+    `stored`: look at what its files hold; without, a folder needs none.
 
     Raises:
         UserError: as `load`, but for damage within the weights, of which the files' headers alone are read.
@@ -308,7 +310,8 @@ def skeleton(path: str | Path, device: torch.device, attention: str = "sdpa") ->
     network = empty_network(config, layout, attention, device)
     if network.config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
-    check_stored(adapters.below(folder), network, layout, name)
+    if stored:
+        check_stored(adapters.below(folder), network, layout, name)
     answer_length = checkpoint.read_answer_length(folder)
     return Model(network.eval(), config, layout, ids, findings, tokenizer, name, attention, answer_length)
 

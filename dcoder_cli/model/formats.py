@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dcoder_cli.base.errors import UserError
 
 
-class Format(NamedTuple):
+class WeightFormat(NamedTuple):
     """Weights that we do not read: the names of their files, what they are, and what makes a checkpoint of them."""
 
     patterns: tuple[str, ...]
@@ -22,33 +22,33 @@ class Format(NamedTuple):
 
 _SAVE_AGAIN = "load it with transformers and save it with save_pretrained, which writes safetensors"
 _ORIGINAL = "give the folder of its safetensors, which its publisher has beside it"
-GGUF = Format(
+GGUF = WeightFormat(
     ("*.gguf",),
     "GGUF weights, llama.cpp's",
     "make a diffusion checkpoint of it with `dcoder convert`, or give the folder of safetensors that it was made from",
 )
 # What comes first is named first where a folder holds several.
 FORMATS = (
-    Format(
+    WeightFormat(
         ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"),
         "a peft adapter without its model",
         "merge it into its model (peft's merge_and_unload) and save that",
     ),
     GGUF,
-    Format(
+    WeightFormat(
         ("pytorch_model*.bin", "pytorch_model*.bin.index.json"),
         "pickled PyTorch weights, which can run code when they are read",
         _SAVE_AGAIN,
     ),
-    Format(("tf_model*.h5", "*.h5"), "TensorFlow weights", "convert it to PyTorch with transformers 4 (from_tf=True)"),
-    Format(("flax_model*.msgpack",), "Flax weights", "convert it to PyTorch with transformers 4 (from_flax=True)"),
-    Format(
+    WeightFormat(("tf_model*.h5", "*.h5"), "TensorFlow weights", "convert it to PyTorch with transformers 4 (from_tf=True)"),
+    WeightFormat(("flax_model*.msgpack",), "Flax weights", "convert it to PyTorch with transformers 4 (from_flax=True)"),
+    WeightFormat(
         ("*.onnx", "onnx/*.onnx", "openvino_model.*", "*.mlpackage", "rust_model.ot"), "an exported graph, not weights",
         "give the checkpoint that it was exported from",
     ),
-    Format(("consolidated*.safetensors", "consolidated*.pth"), "weights under their maker's own names", _ORIGINAL),
-    Format(("*.npz", "weights*.npz"), "MLX weights", _ORIGINAL),
-    Format(("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"), "pickled PyTorch files, which can run code when they are read", _SAVE_AGAIN),
+    WeightFormat(("consolidated*.safetensors", "consolidated*.pth"), "weights under their maker's own names", _ORIGINAL),
+    WeightFormat(("*.npz", "weights*.npz"), "MLX weights", _ORIGINAL),
+    WeightFormat(("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"), "pickled PyTorch files, which can run code when they are read", _SAVE_AGAIN),
 )  # fmt: skip
 
 _POINTER = b"version https://git-lfs.github.com/spec/"

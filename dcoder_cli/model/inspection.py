@@ -35,7 +35,9 @@ def inspect(name: str) -> dict[str, Any]:
     ids: dict[str, Any] = {}
     try:
         special, found = resolve(config, tokenizer, layout.diffusion, name)
-        ids = {key: value for key, value in vars(special).items() if key != "stops"} | {"stops": sorted(special.stops)}
+        ids = {key: value for key, value in vars(special).items() if key not in ("stops", "tokens")} | {
+            "stops": sorted(special.stops)
+        }
         findings = [vars(finding) for finding in found]
     except UserError as error:
         findings = [{"subject": "special ids", "message": str(error)}]

@@ -13,6 +13,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.runs import checkpoint_of
 from dcoder_cli.model import formats
+from dcoder_cli.model.text import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def _try(tokenizer: Any) -> None:
     """Use a tokenizer once: values of another kind in its config are found where they are used, not where they are read."""
     ids = tokenizer("a")["input_ids"]
     tokenizer("a", add_special_tokens=False)
-    tokenizer.decode(ids)
+    decode(tokenizer, ids)
     for token in tokenizer.all_special_tokens:
         if not isinstance(token, str):
             raise TypeError(f"a special token is {token!r}")
@@ -120,7 +121,7 @@ def is_ordinary(tokenizer: Any, token: int) -> bool:
     written = tokenizer.convert_ids_to_tokens(token)
     if written is None:
         return False
-    text = tokenizer.decode([token])
+    text = decode(tokenizer, [token])
     return (
         "\ufffd" in text or token in tokenizer(text, add_special_tokens=False)["input_ids"]
     )  # a part of a character is one

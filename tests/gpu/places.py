@@ -167,7 +167,7 @@ def drawn(
     folder: str | Path, on: torch.device, dtype: torch.dtype, held: torch.device | None = None, lively: bool = False
 ) -> Model:
     """The model of an outline with random weights; `lively`: it samples tokens that the tokenizer has (timing/weights.py)."""
-    model = backbone.skeleton(folder, held or on)
+    model = backbone.skeleton(folder, held or on, stored=False)
     rows = len(model.tokenizer or range(model.vocab_size)) if lively else 0
     weights = draw(model.network, on, dtype, held, rows)
     backbone.fill(model.network, weights, model.name)

@@ -16,17 +16,17 @@ Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class JournalRecord:
     """The file: what the run was asked, and what each step that is done found, with its `seconds`."""
 
     settings: dict[str, Any]
     steps: dict[str, dict[str, Any]]
 
 
-_FORMAT = Format("record", Recorded, "start again with --force", version=1, first=1)
+_FORMAT = Format("record", JournalRecord, "start again with --force", version=1, first=1)
 
 
-class Ledger:
+class Journal:
     """The steps of one run and what each found, as JSON.
 
     Attributes:
@@ -41,14 +41,14 @@ class Ledger:
         self._before = 0.0  # seconds of steps that an earlier call did
 
     @classmethod
-    def begin(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Ledger:
+    def begin(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Journal:
         """A new one."""
-        ledger = cls(path, settings, announce)
-        ledger._write()
-        return ledger
+        journal = cls(path, settings, announce)
+        journal._write()
+        return journal
 
     @classmethod
-    def resume(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Ledger:
+    def resume(cls, path: Path, settings: Mapping[str, Any], announce: Announce) -> Journal:
         """The one that a stopped run left.
 
         Raises:
@@ -61,10 +61,10 @@ class Ledger:
                     f"--resume of a run with {name} = {kept.settings.get(name)!r}, and now it is {value!r}; "
                     "give the same, or start again with --force"
                 )
-        ledger = cls(path, settings, announce)
-        ledger.steps = kept.steps
-        ledger._before = sum(float(step.get("seconds", 0.0)) for step in kept.steps.values())
-        return ledger
+        journal = cls(path, settings, announce)
+        journal.steps = kept.steps
+        journal._before = sum(float(step.get("seconds", 0.0)) for step in kept.steps.values())
+        return journal
 
     @property
     def seconds(self) -> float:
