@@ -369,7 +369,7 @@ def test_the_plain_estimate_masks_the_prompt_too(model: Model) -> None:
         ("train --repeats 0", "--repeats 0 must be at least 1"),
         ("train --dtype float16", "--dtype float16 is none that training computes in; use float32 or bfloat16"),
         ("tokenize nowhere", "source 'nowhere' does not exist"),
-        ("tokenize --megabytes 0", "--megabytes 0 must be above 0"),
+        ("tokenize --megabytes 0", "--megabytes 0.0 must be above 0"),
         ("judge --programs 0", "--programs 0 must be at least 1"),
         ("judge --repeats 0", "--repeats 0 must be at least 1"),
     ],

@@ -57,6 +57,7 @@ quickstart --out quick --dry-run
 # Keys that no call above has, and why.
 ELSEWHERE = {
     "quickstart": "twelve minutes; test_quickstart.py holds what it prints against the text",
+    "quickstart --model": "test_given.py likewise",
     "reproduce": "minutes; test_claims.py likewise",
     "doctor": "a GPU is not everywhere: `gpu[]`",
 }

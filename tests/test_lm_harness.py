@@ -81,7 +81,8 @@ def test_a_diffusion_models_likelihoods_are_a_distribution() -> None:
     """Those of all texts of two tokens add up to 1, and the likeliest first token of each is what is drawn at temperature 0."""
     import torch
 
-    from dcoder_cli.model.fresh import random_model, to_diffusion
+    from dcoder_cli.model.convert import to_diffusion
+    from dcoder_cli.model.fresh import random_model
     from dcoder_cli.model.sizes import config_of
 
     config = {**config_of("tiny", 12), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}

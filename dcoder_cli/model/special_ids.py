@@ -14,7 +14,7 @@ from typing import Any
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.functions import short
-from dcoder_cli.model import chat
+from dcoder_cli.model import chat, text
 from dcoder_cli.model.layouts import arguments_of, layout_of
 from dcoder_cli.model.tokenizer import is_ordinary
 
@@ -161,7 +161,7 @@ def also_means(mask: int, ids: Mapping[str, int | None], tokenizer: Any | None, 
     if tokenizer is None:
         return None
     if is_ordinary(tokenizer, mask):
-        return f"the ordinary token {short(tokenizer.decode([mask]))}", "every one in a text reads as masked"
+        return f"the ordinary token {short(text.decode(tokenizer, [mask]))}", "every one in a text reads as masked"
     with suppress(UserError):  # no template, or one that takes no such chat
         if mask in chat.encode(tokenizer, [{"role": "user", "content": "?"}], name).ids:
             token = short(tokenizer.convert_ids_to_tokens(mask))

@@ -1,0 +1,106 @@
+"""`dcoder quickstart --model`: the method on an AR model that is given, with amounts of a few seconds; and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import make_model, refused, said
+
+from dcoder_cli.base.errors import UserError
+from dcoder_cli.experiments import budget, given_measures, given_steps
+from dcoder_cli.experiments.budget import Amounts, Rates
+from dcoder_cli.model.tokenizer import train_tokenizer
+
+FUNCTION = '''
+def scaled_{0}(values, factor={0}):
+    """Return a list with every one of the values multiplied by the factor."""
+    result = []
+    for value in values:
+        result.append(value * factor + {0})
+    return result
+'''
+STEPS = {"adapt": 2, "mid": 2, "sft": 2, "grpo": 1}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An AR model, and code to learn from; rates and amounts are given, so that seconds do."""
+    (tmp_path / "code").mkdir()
+    for file in range(40):
+        functions = "\n".join(FUNCTION.format(file * 100 + number) for number in range(6))
+        (tmp_path / "code" / f"m{file}.py").write_text(f"import math\n{functions}")
+    texts = [file.read_text() for file in (tmp_path / "code").iterdir()]
+    make_model(tmp_path / "ar", ar=True, tokenizer=train_tokenizer(texts, 400), context=256)
+    monkeypatch.setattr(budget, "measure", lambda *_: Rates(64, 2, 1000.0, 0.1))
+    monkeypatch.setattr(budget, "allot", lambda *_: Amounts(60.0, 64, 2, 2, STEPS, 1, 2, 3, 1000))
+    monkeypatch.setattr(given_steps, "TEMPERATURES", (0.0, 1.0))
+    return tmp_path
+
+
+def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = ["quickstart", "--model", place / "ar", "--corpus", place / "code", "--out", place / "out", "--minutes", "1",
+            "--device", "cpu", "--json"]  # fmt: skip
+    whole = given_measures.filled
+
+    def stopped(*_: object) -> None:
+        raise UserError("stopped here")
+
+    monkeypatch.setattr(given_measures, "filled", stopped)
+    assert "stopped here" in refused(*call)
+    monkeypatch.setattr(given_measures, "filled", whole)
+    before = json.loads((place / "out" / "quickstart.json").read_text())["steps"]
+    assert "score the AR model" in before and "score converted" not in before
+    assert "holds a quickstart" in refused(*call) and "with minutes = 1" in refused(
+        *call[:-3], "--minutes", "2", "--resume"
+    )
+    steps = json.loads(said(*call, "--resume"))["steps"]
+    assert {name: steps[name] for name in before} == before  # nothing was done again
+    for stage in ("stage 1", "stage 2", "stage 3", "stage 4"):
+        score = steps[f"score {stage}"]
+        assert score["micro"]["tasks"] == 3 and score["infill"]["holes"] > 0 and len(score["heldout"]["by_t"]) == 10
+    assert [one["temperature"] for one in steps["decoding order"]["orders"]] == [0.0, 1.0]
+    page = (place / "out" / "report.html").read_text()
+    assert ("What each stage changed" in page and "share of tokens masked" in page) or "lines filled exactly" in page
+    pairs = [json.loads(line) for line in (place / "out" / "tasks" / "pairs.jsonl").read_text().splitlines()]
+    assert any("messages" in row for row in pairs) and all("code" not in row for row in pairs)
+
+
+def test_what_cannot_be_is_refused_before_anything(place: Path, tmp_path: Path) -> None:
+    made = make_model(tmp_path / "diffusion", context=256)
+    out = ["--out", tmp_path / "none"]
+    assert "is a diffusion model already" in refused("quickstart", "--model", made, *out)
+    assert "--minutes 0" in refused("quickstart", "--model", place / "ar", "--minutes", "0", *out)
+    assert "holds no quickstart" in refused("quickstart", "--model", place / "ar", "--resume", *out)
+    assert not (tmp_path / "none").exists()
+
+
+def test_minutes_that_are_too_few_are_told() -> None:
+    with pytest.raises(UserError, match=r"at 100 tokens/s stage 1 would have 2 steps, .* at least --minutes 9"):
+        budget.allot(1.0, Rates(256, 4, 100.0, 1.0))
+
+
+def test_amounts_fill_the_minutes() -> None:
+    found = budget.allot(60.0, Rates(256, 4, 250.0, 2.0))
+    adapt = found.steps["adapt"] * found.rows * found.row / 250
+    assert 0.9 * budget.SHARES["adapt"] * 3600 < adapt <= budget.SHARES["adapt"] * 3600
+    assert found.steps["adapt"] >= budget.STEPS and found.rows in budget.ROWS_A_STEP
+    more = budget.allot(600.0, Rates(256, 4, 250.0, 2.0))
+    assert more.rows > found.rows and more.tasks == budget.TASKS[1]
+
+
+def test_holes_are_lines_that_fit(place: Path) -> None:
+    from dcoder_cli.model.tokenizer import load_tokenizer
+
+    words = load_tokenizer(place / "ar")
+    texts = [file.read_text() for file in sorted((place / "code").iterdir())]
+    found = given_measures.holes(texts, 5, 0)
+    assert len(found) == 5 and found == given_measures.holes(texts, 5, 0) != given_measures.holes(texts, 5, 1)
+    for hole in found:
+        fitted = given_measures.fitted(hole, words, 64)
+        if fitted is not None:
+            kept, size = fitted
+            around = len(words(kept.before)["input_ids"]) + len(words(kept.after)["input_ids"])
+            assert around + size <= 64 and any(kept.before + kept.line + kept.after in text for text in texts)
+    assert given_measures.fitted(found[0], words, 3) is None
