@@ -81,12 +81,12 @@ def test_a_diffusion_models_likelihoods_are_a_distribution() -> None:
     """Those of all texts of two tokens add up to 1, and the likeliest first token of each is what is drawn at temperature 0."""
     import torch
 
-    from dcoder_cli.model.convert import to_diffusion
+    from dcoder_cli.model.convert import Additions, to_diffusion
     from dcoder_cli.model.fresh import random_model
     from dcoder_cli.model.sizes import config_of
 
     config = {**config_of("tiny", 12), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    model = to_diffusion(random_model(config, None, 0, "random"), mask_id=11)
+    model = to_diffusion(random_model(config, None, 0, "random"), Additions(11))
     texts = list(itertools.product(range(model.vocab_size), repeat=2))
     found = likelihood.score(model, [([3, 4, 5], text) for text in texts], batch_size=64)
     assert sum(torch.tensor([total for total, _ in found]).exp().tolist()) == pytest.approx(1.0, abs=1e-4)
