@@ -259,7 +259,9 @@ def test_prompts_that_are_not_utf8_are_one_line(tmp_path: Path, monkeypatch: pyt
     for prompt in ("\udcff", Infill("a", "\udcff"), Infill("\udcff", [5])):
         with pytest.raises(UserError, match=r"prompt '0' is not UTF-8"):
             encode_prompt(model, prompt)
-    assert "argument 6 '\\udcff' is not UTF-8" in refused("generate", "--model", folder, "--max-new-tokens", "4", "\udcff")
+    assert "argument 6 '\\udcff' is not UTF-8" in refused(
+        "generate", "--model", folder, "--max-new-tokens", "4", "\udcff"
+    )
     for errors, says in (("strict", "on stdin is not UTF-8"), ("surrogateescape", "prompt '0' is not UTF-8")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb\n"), "utf-8", errors))
         assert says in refused("generate", "--model", folder, "--max-new-tokens", "4", "-")
