@@ -354,7 +354,13 @@ LEAVES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEAVES)
+# Three of these wait for a time-out of ten seconds; one of them will do by default.
+_WAITS = ("a builtin by a frame", "a builtin by a traceback")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _WAITS else []) for name in LEAVES]
+)
 def test_test_code_leaves_nothing_for_the_next_job(running: Judge, name: str) -> None:
     leave, look = LEAVES[name]
     for _ in range(2):
