@@ -9,6 +9,7 @@ import typer
 from dcoder_cli.base import console, options
 from dcoder_cli.base.errors import UserError, WorkFailed
 from dcoder_cli.base.options import Needs
+from dcoder_cli.base.ranges import few
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 
@@ -224,6 +225,7 @@ def _numbers(option: str, text: str, least: int = 1) -> list[int]:
         found = [int(one) for one in text.split(",")]
     except ValueError:
         found = []
+    few(option, found)
     if not found or min(found) < least:
         raise UserError(f"{option} {text!r} must be whole numbers of at least {least}, such as 8 or 8,16")
     return found

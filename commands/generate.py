@@ -13,7 +13,7 @@ from dcoder_cli.base import console, options, presets
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_file
 from dcoder_cli.base.options import Needs
-from dcoder_cli.base.ranges import Range
+from dcoder_cli.base.ranges import Range, few
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
 
@@ -270,6 +270,8 @@ def _lengths(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--infill-lengths {text!r} must be numbers with commas between, such as 8,16,32") from None
+    few("--infill-lengths", found)
+    return found

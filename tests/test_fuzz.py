@@ -67,6 +67,12 @@ def test_no_command_is_left_out() -> None:
         ("generate --model {model} --n 99999999999999999999 a", "is not in the range|less than or equal|--n"),
         ("arness --model {model} --prompts {prompts} --n 2147483648", "--n"),
         ("eval micro --model {model} --workers 2147483648", "--workers"),
+        ("bench generate --batch " + "1," * 100 + "1", "--batch has 101 values; give at most 64"),
+        (
+            "arness --model {model} --prompts {prompts} --temperatures " + "0," * 100 + "1",
+            "--temperatures has 101 values",
+        ),
+        ("chat --model {model} --load /dev/full", "a device without an end"),
         ("generate --model {model} --nproc 1000 --device cpu a", "--nproc 1000 is more than the .* lower it"),
         (
             "train-stage 1 --model {model} --data d --nproc 1_000 --device cpu --preset cpu-tiny",

@@ -141,3 +141,9 @@ def test_only_packed_files_need_zstandard(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     assert [line.value for line in lines(tmp_path / "a.jsonl")] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "/dev/urandom"])
+def test_a_device_without_an_end_is_refused(device: str) -> None:
+    assert "device without an end" in refusal(Path(device))
+    assert read(Path("/dev/null")) == b""

@@ -7,8 +7,11 @@ What cannot be read is one line that names the file and the line.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,11 +216,12 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
     """A file opened for reading, .gz and .zst unpacked; iterating gives its lines.
 
     Raises:
-        UserError: its compression is damaged. OSError: as `open`.
+        UserError: its compression is damaged. OSError: as `open`, and for a device that has no end.
     """
     name = str(path).lower()
     try:
         with open(path, "rb") as raw:
+            _refuse_endless(raw)
             if name.endswith(".gz"):
                 with gzip.open(raw) as unpacked:
                     yield unpacked  # type: ignore[misc]
@@ -227,6 +231,14 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
                 yield raw
     except (EOFError, zlib.error, _BadFrame, gzip.BadGzipFile) as error:
         raise _Damaged(path, one_line(error)) from None
+
+
+def _refuse_endless(raw: BinaryIO) -> None:
+    """Raises OSError for /dev/zero, /dev/urandom and their like: reading one ends where the memory does."""
+    state = os.fstat(raw.fileno())
+    device = stat.S_ISCHR(state.st_mode) and not raw.isatty()
+    if device and state.st_rdev != os.stat(os.devnull).st_rdev:
+        raise OSError(errno.EINVAL, "it is a device without an end, and no file")
 
 
 class _BadFrame(Exception):

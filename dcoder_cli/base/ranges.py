@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -22,6 +22,7 @@ import typer  # at run time too: it reads the annotations of a callback
 from dcoder_cli.base.errors import UserError
 
 _MOST_INT = 2**31 - 1
+MOST_LISTED = 64  # temperatures, lengths, batch sizes of one call; ours
 _SHOWN = 60  # characters of a value in an error
 
 
@@ -116,6 +117,12 @@ def check(config: Any, prefix: str = "") -> None:
 def check_number(name: str, value: float | None, kind: Any) -> None:
     """The same for one number, such as an option's: `kind` is its annotation, Count or Seed. None is left alone."""
     _check(kind, value, name)
+
+
+def few(option: str, values: Sequence[Any]) -> None:
+    """Raises UserError where an option that takes several values got more than MOST_LISTED: each is work of its own."""
+    if len(values) > MOST_LISTED:
+        raise UserError(f"{option} has {len(values):,} values; give at most {MOST_LISTED}")
 
 
 def within(
