@@ -12,7 +12,6 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 from dcoder_cli.base.options import Needs
-from dcoder_cli.base.ranges import few
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import ByAnswer
 
@@ -245,7 +244,7 @@ def _temperatures(text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--temperatures {text!r} must be numbers separated by commas, such as 0.2,1.0") from None
-    few("--temperatures", values)
+    options.few("--temperatures", values)
     if any(not 0 <= value < float("inf") for value in values):
         raise UserError(f"--temperatures {text!r} must be 0 (argmax) or more")
     return values

@@ -12,7 +12,6 @@ from dcoder_cli.base import config, console, options, presets
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.files import check_folder
 from dcoder_cli.base.options import Needs
-from dcoder_cli.base.ranges import few
 from dcoder_cli.benchmarks import suites
 from dcoder_cli.benchmarks.benchmark import ByAnswer, ByUnittests
 
@@ -209,8 +208,7 @@ def judge(
             "them again with --extract, into another --out"
         )
     if json:
-        console.emit_json({**result.record, "out": str(out)})
-        return
+        return console.emit_json({**result.record, "out": str(out)})
     console.stdout().print(_table([(str(file.name), result.record["scores"])], []))
     _counts(result.record)
     console.note(f"results: {out}")
@@ -223,7 +221,7 @@ def _numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> tuple[A
         values = tuple(kind(part) for part in text.split(","))
     except ValueError:
         values = ()
-    few(flag, values)
+    options.few(flag, values)
     least = 0 if kind is float else 1
     if not values or len(set(values)) != len(values) or any(not least <= value < 1e9 for value in values):
         raise UserError(f"{flag} {text!r} must be different numbers, at least {least}, with commas between")

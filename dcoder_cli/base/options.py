@@ -22,6 +22,7 @@ import typer
 from dcoder_cli.base.config import parse_assignments
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import ATTENTIONS, BENCHMARKS_VARIABLE
+from dcoder_cli.base.ranges import few as few
 from dcoder_cli.base.ranges import within as within
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs; no progress.")]
