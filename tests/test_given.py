@@ -73,7 +73,23 @@ def test_what_cannot_be_is_refused_before_anything(place: Path, tmp_path: Path) 
     assert "is a diffusion model already" in refused("quickstart", "--model", made, *out)
     assert "--minutes 0" in refused("quickstart", "--model", place / "ar", "--minutes", "0", *out)
     assert "holds no quickstart" in refused("quickstart", "--model", place / "ar", "--resume", *out)
+    assert "'nowhere'" in refused("quickstart", "--model", place / "ar", "--corpus", "nowhere", *out)
+    short = make_model(tmp_path / "short", ar=True, context=64)
+    assert "a context of 64 tokens" in refused("quickstart", "--model", short, *out)
+    for file in ("chat_template.jinja", "checksums.json"):
+        (place / "ar" / file).unlink(missing_ok=True)
+    assert "chat template" in refused("quickstart", "--model", place / "ar", *out)
+    (place / "ar" / "tokenizer.json").unlink()
+    assert "tokenizer" in refused("quickstart", "--model", place / "ar", *out)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_package_below_the_library_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = given_steps.GivenSettings("m", tmp_path, 1.0)
+    for below in (True, False):
+        paths = {"stdlib": "/a/lib", "purelib": "/a/lib/site-packages" if below else "/b"}
+        monkeypatch.setattr(given_steps.sysconfig, "get_paths", lambda paths=paths: paths)
+        assert given_steps.corpus_of(asked) == (("/a/lib",) if below else ("/a/lib", "/b"))
 
 
 def test_minutes_that_are_too_few_are_told() -> None:

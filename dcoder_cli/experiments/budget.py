@@ -13,8 +13,8 @@ from dcoder_cli.base.errors import UserError
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
 
-# Shares of the time (ours, by trial with SmolLM2-135M on 2 cores): adapting is what all else stands on. What is left is
-# for reading, converting, tokenizing and the report.
+# Shares of the time (ours, a guess that no run at size has tested yet): adapting is what all else stands on. What is left
+# is for reading, converting, tokenizing and the report.
 SHARES = {"adapt": 0.36, "mid": 0.08, "sft": 0.14, "grpo": 0.08, "scores": 0.24}
 SCORED = 5  # diffusion models that are scored: converted, and after each of the four stages
 ROW = {"cpu": 256, "mps": 256, "cuda": 1024}  # tokens of a packed row (ours; the paper's 4,096 is for days of training)

@@ -10,26 +10,23 @@ requests and gaps, from documents that are trained on alone, and micro's trainin
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_replaceable, human_bytes, require_space
 from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.execution.judge import resolve_tier
-from dcoder_cli.experiments.given_steps import RECORD, STAGES, GivenModel, GivenSettings, corpus_of
+from dcoder_cli.experiments.given_steps import CHAT_ROW, RECORD, STAGES, GivenModel, GivenSettings, corpus_of
 from dcoder_cli.experiments.journal import Announce, Journal
-
-if TYPE_CHECKING:
-    pass
-
 
 BYTES_A_PARAMETER = 18  # float32 weights, gradients and both moments are 16; the rest is what a small batch needs
 
 
 def check(settings: GivenSettings, force: bool, resume: bool) -> str:
     """The sandbox's tier. Raises UserError for anything that is wrong before a weight is read."""
-    from dcoder_cli.data.sources import parse_sources
+    from dcoder_cli.data.formats import ChatEncoder
+    from dcoder_cli.data.sources import parse_sources, plan_units
     from dcoder_cli.model import gguf
     from dcoder_cli.model.outline import outline
 
@@ -41,11 +38,19 @@ def check(settings: GivenSettings, force: bool, resume: bool) -> str:
             raise UserError(f"--resume: {str(settings.out)!r} holds no quickstart; leave out --resume to begin one")
     else:
         check_replaceable(settings.out, force, RECORD, "a quickstart")
-    parse_sources(corpus_of(settings))
+    plan_units(parse_sources(corpus_of(settings)), () if settings.corpus else (".py",))
     file = gguf.find(settings.model)
     model = outline(settings.model) if file is None else gguf.skeleton(file)
     if model.is_diffusion:
         raise UserError(f"--model {settings.model!r} is a diffusion model already; give an AR model to adapt")
+    if model.max_length < CHAT_ROW:
+        raise UserError(
+            f"--model {settings.model!r} has a context of {model.max_length} tokens, and an instruction takes {CHAT_ROW}; "
+            "give another model"
+        )
+    if model.tokenizer is None:
+        raise UserError(f"--model {settings.model!r} has no tokenizer; add one to its folder")
+    ChatEncoder(model.tokenizer, None)  # raises, where it has no chat template
     parameters = sum(one.numel() for one in model.parameters())
     needed, there = parameters * BYTES_A_PARAMETER, _memory(settings.device)
     if there is not None and needed > there:

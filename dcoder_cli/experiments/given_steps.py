@@ -25,8 +25,8 @@ LABELS = {
 }  # fmt: skip
 TEMPERATURES = (0.0, 0.6, 1.2)  # of the decoding orders: greedy, DiffuCoder's fig. 6 and its sampling in stage 4
 MICRO_SHARE = 0.5  # of the instruction rows (ours)
-CHAT_ROW = 192  # tokens of an instruction row (ours): 19 in 20 micro tasks and most functions of a few lines
-# Ours, by trial with SmolLM2-135M. Adam's steps are larger for smaller models; the paper's 7B takes 2e-5 in stage 1.
+CHAT_ROW = 192  # tokens of an instruction row (ours, as above): micro's tasks and functions of a few lines
+# Ours, a guess that no run at size has tested yet: smaller models take larger steps; the paper's 7B takes 2e-5 in stage 1.
 LEARNING_RATE = {"adapt": 5e-4, "mid": 3e-4, "sft": 3e-4, "grpo": 2e-5}
 
 
@@ -54,8 +54,15 @@ def corpus_of(settings: GivenSettings) -> tuple[str, ...]:
     """The sources of the corpus."""
     if settings.corpus:
         return settings.corpus
-    paths = sysconfig.get_paths()
-    return tuple(dict.fromkeys((paths["stdlib"], paths["purelib"])))
+    paths = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib")]
+    # What is installed often lies below the library itself, and would be read twice.
+    return tuple(
+        str(path) for path in paths if not any(path != other and path.is_relative_to(other) for other in paths)
+    )
+
+
+# Of the Python installed here: its packages are learned from too.
+LEFT_OUT = tuple(name for name in EXCLUDED if not name.endswith("-packages"))
 
 
 class GivenModel:
@@ -141,7 +148,7 @@ class GivenModel:
         manifest = tokenize_pretrain(
             PretrainSettings(
                 sources, str(out), str(start), seq_len=amounts.row, seed=self.seed, heldout=0.04,
-                extensions=("py",) if not self.settings.corpus else (), exclude=() if self.settings.corpus else EXCLUDED[2:],
+                extensions=("py",) if not self.settings.corpus else (), exclude=() if self.settings.corpus else LEFT_OUT,
                 overwrite=True, quiet=True,
             )
         )  # fmt: skip

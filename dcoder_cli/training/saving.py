@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dcoder_cli.base import checksums
+from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import atomic_folder, put_in_place, require_space
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.base.schema import Format
@@ -215,8 +216,9 @@ def load_training_state(folder: Path, module: Any, optimizer: Any) -> dict[str, 
         _STATE.check(state, "state.pt")
         torch.set_rng_state(state["torch_rng"])
     except Exception as error:
+        why = one_line(error) if isinstance(error, UserError) else type(error).__name__
         raise checksums.Damaged(
-            f"training state in {str(folder)!r} cannot be read ({type(error).__name__}); copy the checkpoint again",
+            f"training state in {str(folder)!r} cannot be read ({why}); copy the checkpoint again",
             training,
         ) from None
     optimizers.check_state(optimizer)
