@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import make_model, refused, said
 
-from dcoder_cli.base.errors import UserError
-from dcoder_cli.experiments import budget, given_measures, given_steps
+from dcoder_cli.base.errors import StoppedByUser, UserError
+from dcoder_cli.experiments import budget, given, given_measures, given_steps
 from dcoder_cli.experiments.budget import Amounts, Rates
 from dcoder_cli.model.tokenizer import train_tokenizer
 
@@ -49,6 +49,14 @@ def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(given_measures, "filled", stopped)
     assert "stopped here" in refused(*call)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(given_measures, "filled", interrupted)
+    with pytest.raises(StoppedByUser, match="stopped in 'score converted'; the same command with --resume goes on"):
+        given.run(given_steps.GivenSettings(str(place / "ar"), place / "out", 1.0, (str(place / "code"),), device="cpu"),
+                  lambda _: None, force=False, resume=True, quiet=True)  # fmt: skip
     monkeypatch.setattr(given_measures, "filled", whole)
     before = json.loads((place / "out" / "quickstart.json").read_text())["steps"]
     assert "score the AR model" in before and "score converted" not in before

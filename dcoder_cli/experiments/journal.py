@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.files import write_json
 from dcoder_cli.base.schema import Format
 
@@ -72,11 +72,14 @@ class Journal:
         return self._before + time.perf_counter() - self._began
 
     def step(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What `work` finds, or what it found in an earlier call."""
+        """What `work` finds, or what it found in an earlier call. Raises StoppedByUser at Ctrl-C, with how to go on."""
         if name not in self.steps:
             self.announce(name)
             began = time.perf_counter()
-            found = dict(work())
+            try:
+                found = dict(work())
+            except KeyboardInterrupt:  # a training says it itself
+                raise StoppedByUser(f"stopped in {name!r}; the same command with --resume goes on") from None
             self.steps[name] = {**found, "seconds": round(time.perf_counter() - began, 1)}
             self._write()
         return self.steps[name]
