@@ -20,6 +20,7 @@ from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.given_steps import CHAT_ROW, RECORD, STAGES, GivenModel, GivenSettings, corpus_of
 from dcoder_cli.experiments.journal import Announce, Journal
 
+DATA_BYTES = 64 * 2**20  # tasks, shards and answers, with room
 BYTES_A_PARAMETER = 18  # float32 weights, gradients and both moments are 16; the rest is what a small batch needs
 
 
@@ -58,7 +59,8 @@ def check(settings: GivenSettings, force: bool, resume: bool) -> str:
             f"--model {settings.model!r} has {parameters / 1e6:,.0f}M parameters, and stage 1 trains all of them: "
             f"{human_bytes(needed)}, where {human_bytes(there)} are here; use a smaller model, or `dcoder presets fit`"
         )
-    require_space(settings.out, parameters * 4 * 3 * (len(STAGES) + 1), "quickstart")
+    # Weights and two moments: a checkpoint a stage, the models, and three while a stage is saved (see RunFolder.prune).
+    require_space(settings.out, parameters * 4 * 3 * (len(STAGES) + 4) + DATA_BYTES, "quickstart")
     return tier
 
 

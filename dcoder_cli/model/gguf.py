@@ -128,7 +128,7 @@ def _header(file: Path) -> _Header:
         import gguf
     except ImportError:
         raise UserError(f"reading {file.name!r} needs the package gguf: pip install 'dcoder[gguf]'") from None
-    with _told(file, "it is damaged or cut off"):
+    with _told(file, "it is damaged or cut off; copy it again"):
         reader = gguf.GGUFReader(file)
         values = {
             key: field.contents()
