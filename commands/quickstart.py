@@ -71,7 +71,7 @@ def quickstart(
     """
     options.refuse_unused(options.given(context), context.params, NEEDS)
     if model is not None:
-        from dcoder_cli.experiments.given_steps import GivenSettings
+        from dcoder_cli.experiments.given_settings import GivenSettings
 
         asked = GivenSettings(model, out, minutes, tuple(corpus or ()), seed, device, unsafe_exec)
         return _given(asked, force, resume, dry_run, json)

@@ -9,7 +9,7 @@ import pytest
 from helpers import make_model, refused, said
 
 from dcoder_cli.base.errors import StoppedByUser, UserError
-from dcoder_cli.experiments import budget, given, given_measures, given_steps
+from dcoder_cli.experiments import budget, given, given_measures, given_settings, given_steps
 from dcoder_cli.experiments.budget import Amounts, Rates
 from dcoder_cli.model.tokenizer import train_tokenizer
 
@@ -55,7 +55,7 @@ def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(given_measures, "filled", interrupted)
     with pytest.raises(StoppedByUser, match="stopped in 'score converted'; the same command with --resume goes on"):
-        given.run(given_steps.GivenSettings(str(place / "ar"), place / "out", 1.0, (str(place / "code"),), device="cpu"),
+        given.run(given_settings.GivenSettings(str(place / "ar"), place / "out", 1.0, (str(place / "code"),), device="cpu"),
                   lambda _: None, force=False, resume=True, quiet=True)  # fmt: skip
     monkeypatch.setattr(given_measures, "filled", whole)
     before = json.loads((place / "out" / "quickstart.json").read_text())["steps"]
@@ -93,11 +93,11 @@ def test_what_cannot_be_is_refused_before_anything(place: Path, tmp_path: Path) 
 
 
 def test_a_package_below_the_library_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = given_steps.GivenSettings("m", tmp_path, 1.0)
+    asked = given_settings.GivenSettings("m", tmp_path, 1.0)
     for below in (True, False):
         paths = {"stdlib": "/a/lib", "purelib": "/a/lib/site-packages" if below else "/b"}
-        monkeypatch.setattr(given_steps.sysconfig, "get_paths", lambda paths=paths: paths)
-        assert given_steps.corpus_of(asked) == (("/a/lib",) if below else ("/a/lib", "/b"))
+        monkeypatch.setattr(given_settings.sysconfig, "get_paths", lambda paths=paths: paths)
+        assert given_settings.corpus_of(asked) == (("/a/lib",) if below else ("/a/lib", "/b"))
 
 
 def test_minutes_that_are_too_few_are_told() -> None:

@@ -14,7 +14,7 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.series import Measure, of_file
 from dcoder_cli.analysis.training_plot import losses, rewards
 from dcoder_cli.base.runs import RunFolder
-from dcoder_cli.experiments.given_steps import LABELS
+from dcoder_cli.experiments.given_settings import LABELS
 from dcoder_cli.experiments.journal import Journal
 from dcoder_cli.model.tokenizer import load_tokenizer
 

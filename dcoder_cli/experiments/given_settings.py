@@ -1,0 +1,56 @@
+"""What `quickstart --model` is asked, and what it takes where nothing is said."""
+
+from __future__ import annotations
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcoder_cli.experiments.stages import EXCLUDED
+
+RECORD = "quickstart.json"
+STAGES = ("adapt", "mid", "sft", "grpo")
+LABELS = {
+    "ar": "the AR model", "converted": "converted", "adapt": "stage 1", "mid": "stage 2", "sft": "stage 3", "grpo": "stage 4",
+}  # fmt: skip
+TEMPERATURES = (0.0, 0.6, 1.2)  # of the decoding orders: greedy, DiffuCoder's fig. 6 and its sampling in stage 4
+MICRO_SHARE = 0.5  # of the instruction rows (ours)
+CHAT_ROW = 192  # tokens of an instruction row (ours, as above): micro's tasks and functions of a few lines
+# Ours, a guess that no run at size has tested yet: smaller models take larger steps; the paper's 7B takes 2e-5 in stage 1.
+LEARNING_RATE = {"adapt": 5e-4, "mid": 3e-4, "sft": 3e-4, "grpo": 2e-5}
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """What was asked. `corpus`: folders or files of code; none: the Python sources installed here."""
+
+    model: str
+    out: Path
+    minutes: float
+    corpus: tuple[str, ...] = ()
+    seed: int = 0
+    device: str | None = None
+    unsafe: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run that goes on must be asked again."""
+        return {
+            "model": self.model, "minutes": self.minutes, "corpus": list(self.corpus), "seed": self.seed,
+            "device": self.device,
+        }  # fmt: skip
+
+
+def corpus_of(settings: GivenSettings) -> tuple[str, ...]:
+    """The sources of the corpus."""
+    if settings.corpus:
+        return settings.corpus
+    paths = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib")]
+    # What is installed often lies below the library itself, and would be read twice.
+    return tuple(
+        str(path) for path in paths if not any(path != other and path.is_relative_to(other) for other in paths)
+    )
+
+
+# Of the Python installed here: its packages are learned from too.
+LEFT_OUT = tuple(name for name in EXCLUDED if not name.endswith("-packages"))
