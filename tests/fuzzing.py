@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from test_options import ALL, EFFECTS, ENGINES, Asked, flag
+from test_options import ALL, EFFECTS, ENGINES, Asked, flag, load_users
 
 LIMIT = 5.0  # seconds of processor time that a call may take before its work begins
 WAIT = 60.0  # seconds by the clock
@@ -177,6 +177,7 @@ def replace_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: Any, **__: Any) -> Any:
         raise Asked
 
+    load_users()
     for engine in (*ENGINES, "serving.server.serve", "training.launcher._run"):
         if engine == "model.tokenizer.load_tokenizer":
             continue  # it reads what the user names

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 import sys
@@ -379,6 +381,7 @@ def _plain(value: Any) -> Any:
     return re.sub(r"0x[0-9a-f]+", "", repr(value))
 
 
+ROOT = Path(options.__file__).parents[1]
 # Where each command's work begins: the call is noted, and goes no further.
 ENGINES = (
     "experiments.quickstart.quickstart", "experiments.given.run", "data.pipeline.tokenize_pretrain", "data.pipeline.tokenize_sft",
@@ -388,6 +391,15 @@ ENGINES = (
     *(f"timing.{one}.bench" for one in ("generate", "train", "grpo", "tokenize", "judge")),
     "experiments.reproduce.reproduce", "benchmarks.publish.publish", "benchmarks.judging.Judging", "benchmarks.decoding_order.Judging", "model.tokenizer.load_tokenizer",
 )  # fmt: skip
+
+
+@functools.cache
+def load_users() -> None:
+    """Import what takes an engine by name: a module that is first read while one is replaced would keep the replacement."""
+    for package in ("benchmarks", "decoding", "experiments", "terminal", "training"):
+        for module in pkgutil.walk_packages([str(ROOT / package)], f"dcoder_cli.{package}."):
+            with contextlib.suppress(ImportError):  # an extra that is not installed
+                importlib.import_module(module.name)
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: bool = False) -> list[Any]:
@@ -404,6 +416,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: b
 
         return call
 
+    load_users()
     for engine in ENGINES:
         module, _, name = engine.rpartition(".")
         monkeypatch.setattr(importlib.import_module(f"dcoder_cli.{module}"), name, noted(name))
