@@ -306,6 +306,44 @@ def test_new_ids_lie_above_all_in_use_where_ids_have_holes(ar: Path, tmp_path: P
     assert torch.equal(new[:310], old[:310])
 
 
+def test_ids_above_65535_are_written_as_they_are_where_ids_have_holes(ar: Path, tmp_path: Path) -> None:
+    """300 tokens, whose last ids take more than 16 bits."""
+    from dcoder_cli.data.shards import ShardSet
+    from dcoder_cli.model.tokenizer import load_tokenizer
+
+    folder = numbered(
+        copied(ar, tmp_path / "m"),
+        lambda vocabulary: vocabulary.update({token: number + 70_000 for token, number in vocabulary.items() if number >= 100}),
+    )  # fmt: skip
+    text = "def add(a, b):\n    return a + b\n" * 20
+    (tmp_path / "code.txt").write_text(text)
+    said("tokenize", "pretrain", tmp_path / "code.txt", "--tokenizer", folder, "--seq-len", "16", "--heldout", "0", "--no-bos",
+         "--out", tmp_path / "out")  # fmt: skip
+    shards = ShardSet.open(tmp_path / "out", "train")
+    ids = load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"]
+    assert max(ids) > 70_000 and shards.vocab_size == 70_300
+    assert [int(one) for one in shards.rows(range(len(shards)))["tokens"].reshape(-1)[: len(ids)]] == ids
+
+
+def test_vocabularies_that_no_model_has_are_one_line_and_leave_nothing(ar: Path, tmp_path: Path) -> None:
+    (tmp_path / "code.txt").write_text("x = 1\n")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"question": "q", "answer": "a", "test_cases": ["assert f() == 1"]}) + "\n"
+    )
+    huge = numbered(copied(ar, tmp_path / "huge"), lambda vocabulary: vocabulary.update({"zz": 4_000_000_000}))
+    empty = numbered(copied(ar, tmp_path / "empty"), lambda vocabulary: vocabulary.clear())
+    whole = json.loads((empty / "tokenizer.json").read_text())
+    whole["model"]["merges"], whole["added_tokens"] = [], []
+    (empty / "tokenizer.json").write_text(json.dumps(whole))
+    for folder in (huge, empty):
+        for kind in ("pretrain", "sft", "rl"):
+            out = tmp_path / f"{folder.name}-{kind}"
+            source = tmp_path / ("code.txt" if kind == "pretrain" else "rows.jsonl")
+            told = refused("tokenize", kind, source, "--tokenizer", folder, "--out", out)
+            assert str(folder) in told and "mend" in told and not out.exists()
+            assert not list(tmp_path.glob(f"{out.name}*"))
+
+
 def test_tokens_without_a_row_of_their_own_are_one_line(ar: Path, tmp_path: Path) -> None:
     far = numbered(copied(ar, tmp_path / "far"), lambda vocabulary: vocabulary.update({"zz": 5000}))
     assert "ids up to 5000 but the model only 320 rows" in refused("generate", "--model", far, "x")

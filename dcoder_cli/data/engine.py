@@ -14,6 +14,7 @@ from dcoder_cli.data.shards import token_dtype
 from dcoder_cli.data.sources import Unit
 from dcoder_cli.data.units import TokenizeJob
 from dcoder_cli.model.encoding import EnginesDiffer, TextEncoder, choose
+from dcoder_cli.model.tokenizer import ids_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def choose_encoder(
         UserError: a source is damaged.
     """
     size = sum(unit.bytes if unit.pieces[0].form != "hub" else sys.maxsize for unit in units)
-    return choose(tokenizer.backend_tokenizer, token_dtype(len(tokenizer)), size, _sample(units, mapping))
+    return choose(tokenizer.backend_tokenizer, token_dtype(ids_end(tokenizer)), size, _sample(units, mapping))
 
 
 def _sample(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:

@@ -35,7 +35,7 @@ from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
 from dcoder_cli.data.units import TokenizeJob, unit_path
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_rows
-from dcoder_cli.model.tokenizer import DREAM_BOS, load_tokenizer, train_tokenizer
+from dcoder_cli.model.tokenizer import DREAM_BOS, ids_end, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +137,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             mapping=mapping,
             texts=texts,
             tokenizer=tokenizer if kind == "sft" else None,
-            vocab_size=len(tokenizer),
+            vocab_size=ids_end(tokenizer),
             contamination=contamination,
             sequence_length=settings.seq_len,
             system=settings.system if isinstance(settings, SftSettings) else None,
@@ -147,7 +147,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
-        files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, len(tokenizer), special)
+        files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, ids_end(tokenizer), special)
         check_left(files, chosen, sources)
         taught = taught_tokens(kind, chosen, settings.seq_len)
         if isinstance(settings, PretrainSettings) and settings.train_tokenizer is not None:

@@ -7,12 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import human_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.formats import sample_of
 from dcoder_cli.data.records import TextMapping, first_record, texts_of
+from dcoder_cli.data.shards import token_dtype
 from dcoder_cli.data.sources import Source, Unit
+from dcoder_cli.model.tokenizer import ids_end
 
 _SAMPLED = 1_000_000  # characters of each source (ours): enough for tokens a character within a few percent
 _UNKNOWN = ("parquet", "hub")  # whose bytes are not those of the text
@@ -37,8 +41,8 @@ def plan_of(
     plan.add("sources", found, "; ".join(told))
     plan.add("units", len(units), f"{len(units):,}, for that many workers at most")
     if tokenizer is not None:
-        plan.add("tokenizer", {"name": str(settings.tokenizer), "vocab_size": len(tokenizer)},
-                 f"{settings.tokenizer}: {len(tokenizer):,} tokens")  # fmt: skip
+        plan.add("tokenizer", {"name": str(settings.tokenizer), "vocab_size": ids_end(tokenizer)},
+                 f"{settings.tokenizer}: {ids_end(tokenizer):,} tokens")  # fmt: skip
     else:
         plan.add(
             "tokenizer", {"train": settings.train_tokenizer}, f"trained first: {settings.train_tokenizer:,} tokens"
@@ -75,7 +79,7 @@ def estimate_tokens(
                 break
         if characters:
             tokens += counted / characters * sum(unit.bytes for unit in mine) * sources[number].weight
-    size = 2 if len(tokenizer) <= 2**16 else 4
+    size = np.dtype(token_dtype(ids_end(tokenizer))).itemsize
     plan.add(
         "tokens", {"estimate": round(tokens), "rows": round(tokens / sequence_length)},
         f"about {tokens:,.0f}, {tokens / sequence_length:,.0f} rows of {sequence_length:,}, before anything is dropped",

@@ -17,7 +17,7 @@ from dcoder_cli.data.packing import pack
 from dcoder_cli.data.selection import Selection, Split
 from dcoder_cli.data.shards import token_dtype, write_hashed
 from dcoder_cli.data.sources import Source
-from dcoder_cli.model.tokenizer import tokenizer_hash
+from dcoder_cli.model.tokenizer import ids_end, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path:
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "dcoder": __version__,
-        "tokenizer": {"name": name, "hash": tokenizer_hash(tokenizer), "vocab_size": len(tokenizer)},
+        "tokenizer": {"name": name, "hash": tokenizer_hash(tokenizer), "vocab_size": ids_end(tokenizer)},
         "settings": {key: value for key, value in asdict(settings).items() if key not in _UNTOLD},
         "filters": filters,
     }

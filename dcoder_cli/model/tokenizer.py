@@ -23,6 +23,7 @@ DREAM_BOS = "<|beginoftext|>"  # Dream's and DiffuCoder's, which `dcoder convert
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
+LARGEST_ID = 2**24  # ours: 16 times the largest vocabulary that we know of, of 10^6 tokens (XLM-V)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 # The same cuts as Qwen2's pre-tokenizer, so that a small-scale tokenizer splits code as the real one does:
@@ -109,8 +110,20 @@ def _from_folder_or_hub(name: str) -> PreTrainedTokenizerBase:
 
 
 def ids_end(tokenizer: Any) -> int:
-    """One more than the largest id: the rows that a model needs. `len(tokenizer)` counts tokens, and ids may have holes."""
-    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+    """One more than the largest id: the rows that a model needs. `len(tokenizer)` counts tokens, and ids may have holes.
+
+    Raises:
+        UserError: there is no token, or an id that no model has a row for.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no tokens; mend its tokenizer.json")
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest > LARGEST_ID:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path!r} gives the id {largest:,} to {token!r}, over {LARGEST_ID:,}; mend tokenizer.json"
+        )
+    return 1 + int(largest)
 
 
 def is_ordinary(tokenizer: Any, token: int) -> bool:
