@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts = [file.read_text() for file in (tmp_path / "code").iterdir()]
     make_model(tmp_path / "ar", ar=True, tokenizer=train_tokenizer(texts, 400), context=256)
     monkeypatch.setattr(budget, "measure", lambda *_: Rates(64, 2, 1000.0, 0.1))
-    monkeypatch.setattr(budget, "allot", lambda *_: Amounts(60.0, 64, 2, 2, STEPS, 1, 2, 3, 1000))
+    monkeypatch.setattr(budget, "allot", lambda *_: Amounts(60.0, 64, 2, 2, 192, STEPS, 1, 2, 3, 4, 2, 1000))
     monkeypatch.setattr(given_steps, "TEMPERATURES", (0.0, 1.0))
     return tmp_path
 
@@ -54,12 +54,12 @@ def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(given_measures, "filled", interrupted)
-    with pytest.raises(StoppedByUser, match="stopped in 'score converted'; the same command with --resume goes on"):
+    with pytest.raises(StoppedByUser, match="stopped in 'score the AR model'; the same command with --resume goes on"):
         given.run(given_settings.GivenSettings(str(place / "ar"), place / "out", 1.0, (str(place / "code"),), device="cpu"),
                   lambda _: None, force=False, resume=True, quiet=True)  # fmt: skip
     monkeypatch.setattr(given_measures, "filled", whole)
     before = json.loads((place / "out" / "quickstart.json").read_text())["steps"]
-    assert "score the AR model" in before and "score converted" not in before
+    assert "plan" in before and "score the AR model" not in before
     assert "holds a quickstart" in refused(*call) and "with minutes = 1" in refused(
         *call[:-3], "--minutes", "2", "--resume"
     )
@@ -101,17 +101,33 @@ def test_a_package_below_the_library_is_read_once(tmp_path: Path, monkeypatch: p
 
 
 def test_minutes_that_are_too_few_are_told() -> None:
-    with pytest.raises(UserError, match=r"at 100 tokens/s stage 1 would have 2 steps, .* at least --minutes 9"):
-        budget.allot(1.0, Rates(256, 4, 100.0, 1.0))
+    # 20 steps of 4 rows of 256 tokens at 100 a second are 205 s, 0.42 of what is shared out: 488 s, and the 20 spent already
+    with pytest.raises(UserError, match=r"at 100 tokens/s stage 1 would have 1 steps, .* at least --minutes 9"):
+        budget.allot(40.0, Rates(256, 4, 100.0, 1.0), 1.0)
 
 
-def test_amounts_fill_the_minutes() -> None:
-    found = budget.allot(60.0, Rates(256, 4, 250.0, 2.0))
-    adapt = found.steps["adapt"] * found.rows * found.row / 250
-    assert 0.9 * budget.SHARES["adapt"] * 3600 < adapt <= budget.SHARES["adapt"] * 3600
-    assert found.steps["adapt"] >= budget.STEPS and found.rows in budget.ROWS_A_STEP
-    more = budget.allot(600.0, Rates(256, 4, 250.0, 2.0))
-    assert more.rows > found.rows and more.tasks == budget.TASKS[1]
+@pytest.mark.parametrize("seconds", [600.0, 3000.0, 36000.0])
+@pytest.mark.parametrize("rates", [Rates(256, 4, 100.0, 2.3), Rates(256, 4, 250.0, 2.0), Rates(1024, 8, 20000.0, 0.05)])
+def test_amounts_fill_the_seconds(seconds: float, rates: Rates) -> None:
+    """Every part's seconds by the rates, summed: what is shared out, and no more but where a part has its least."""
+    found = budget.allot(seconds, rates, seconds / 60)
+    train = (found.steps["adapt"] + found.steps["mid"]) * found.rows * found.row / rates.train
+    train += found.steps["sft"] * found.rows * found.chat_row / rates.train
+    read = 3 * rates.train
+    hole = max((found.row + budget.HOLE**2) / read, rates.sample / 2)
+    scores = budget.SCORED * (found.heldout * found.row / read + found.tasks * (rates.sample + hole))
+    orders = 3 * found.orders * budget.ANSWER * 120 / read
+    sampled = found.steps["grpo"] * found.prompts * found.group * (rates.sample + 512 / rates.train)
+    assert train <= 0.66 * seconds and (seconds < 3000 or train + scores + orders + sampled <= 1.02 * seconds)
+    assert train > 0.6 * seconds and found.steps["adapt"] >= budget.LEAST_STEPS and found.rows in budget.ROWS_A_STEP
+    assert found.needed_tokens == (found.steps["adapt"] + found.steps["mid"]) * found.rows * found.row
+
+
+def test_more_minutes_are_larger_steps_and_more_tasks() -> None:
+    few, many = (budget.allot(seconds, Rates(256, 4, 250.0, 2.0), seconds / 60) for seconds in (3000.0, 36000.0))
+    assert few.steps["adapt"] >= budget.STEPS and many.rows > few.rows
+    assert few.tasks < many.tasks == budget.TASKS[1] and many.heldout == budget.HELDOUT[1]
+    assert (few.prompts, few.group) != (many.prompts, many.group) == budget.SAMPLED[0]
 
 
 def test_holes_are_lines_that_fit(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,25 @@ from dcoder_cli.base.errors import UserError
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
 
-# Shares of the time (ours, a guess that no run at size has tested yet): adapting is what all else stands on. What is left
-# is for reading, converting, tokenizing and the report.
-SHARES = {"adapt": 0.36, "mid": 0.08, "sft": 0.14, "grpo": 0.08, "scores": 0.24}
-SCORED = 5  # diffusion models that are scored: converted, and after each of the four stages
+# Shares of the time that is left once the corpus is tokenized (ours): adapting is what all else stands on.
+SHARES = {"adapt": 0.42, "mid": 0.08, "sft": 0.15, "grpo": 0.06, "scores": 0.20, "orders": 0.05}
+SCORED = 6  # models that are scored: the AR model, its conversion, and one after each of the four stages
 ROW = {"cpu": 256, "mps": 256, "cuda": 1024}  # tokens of a packed row (ours; the paper's 4,096 is for days of training)
+CHAT_ROW = 128  # least tokens of an instruction row (ours): micro's tasks with a template's system turn
 ROWS_A_STEP = (4, 8, 16, 32)  # global batches that are tried, largest first (ours)
 STEPS = 120  # least steps of stage 1 for which a larger batch is taken (ours)
 LEAST_STEPS = 20  # of stage 1, or the budget is refused (ours)
 ANSWER = 40  # new tokens of a micro task's answer, as in the cpu-tiny preset
+AR_ANSWER = 128  # of the AR model, which explains before it writes
+HOLE = 20  # most tokens of a line that is a hole (ours)
 TASKS = (8, 100)  # least and most tasks, and holes, that a model is scored on
-_TIMED = 3
+ORDERS = (4, 50)  # least and most answers of a temperature whose order is measured
+HELDOUT = (16, 64)  # least and most held-out rows
+SAMPLED = ((4, 8), (2, 8), (2, 4))  # prompts and samples of a step of stage 4, the largest that leaves GRPO_STEPS
+GRPO_STEPS = 8
+TEMPERATURES = (0.0, 0.6, 1.2)  # of the decoding orders: greedy, DiffuCoder's fig. 6 and its sampling in stage 4
+_TIMED, _LONG = 3, 10.0  # steps that are timed, and the seconds after which fewer will do
+_PROMPT = 80  # tokens of a task's prompt, for a guess of what an answer takes
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,10 @@ class Amounts:
     """What fits.
 
     Attributes:
-        seconds: of the budget. row, rows: tokens of a row, rows of a step.
-        steps: of each stage, by name. tasks: tasks, and holes, that each model is scored on.
+        seconds: that are shared out. row, rows: tokens of a row, rows of a step. chat_row: tokens of an instruction row.
+        steps: of each stage, by name. prompts, group: prompts of a step of stage 4, samples of each.
+        tasks: tasks, and holes, that each model is scored on. heldout: rows of the held-out loss.
+        orders: answers of a temperature whose order is measured.
         needed_tokens: of the corpus, read once.
     """
 
@@ -55,10 +66,13 @@ class Amounts:
     row: int
     rows: int
     micro: int
+    chat_row: int
     steps: dict[str, int]
     prompts: int
     group: int
     tasks: int
+    heldout: int
+    orders: int
     needed_tokens: int
 
     def to_json(self) -> dict[str, Any]:
@@ -80,14 +94,15 @@ def measure(folder: Path, device: str | None, seed: int) -> Rates:
     row = min(ROW.get(kind, 256), choice.shape.context)
     micro = 4 if kind != "cuda" else 8
     step = forward(stepper, seed, micro, row)
-    times = []
-    for _ in range(_TIMED + 1):  # the first makes the moments
+    times: list[float] = []
+    while len(times) <= _TIMED and (len(times) < 2 or sum(times) < _LONG):
         wait(stepper.device)
         began = time.perf_counter()
         stepper.step(step)
         wait(stepper.device)
         times.append(time.perf_counter() - began)
-    train = micro * row / sorted(times[1:])[_TIMED // 2]
+    usual = sorted(times[1:])[(len(times) - 1) // 2]  # the first makes the moments
+    train = micro * row / usual
     model = stepper.model.eval()
     stepper.optimizer.state.clear()
     with torch.no_grad():
@@ -111,30 +126,56 @@ def _sample_seconds(model: Model) -> float:
     return (time.perf_counter() - began) / len(prompts)
 
 
-def allot(minutes: float, rates: Rates) -> Amounts:
-    """Steps, rows and tasks for so many minutes.
+def allot(seconds: float, rates: Rates, minutes: float) -> Amounts:
+    """Steps, rows and tasks for so many seconds, of `minutes` in all.
 
     Raises:
         UserError: too few for stage 1 to learn anything.
     """
-    seconds = 60 * minutes
-    adapt_tokens = SHARES["adapt"] * seconds * rates.train
+    spent = {name: share * seconds for name, share in SHARES.items()}
+    adapt_tokens = spent["adapt"] * rates.train
     fitting = [rows for rows in ROWS_A_STEP if rows % min(rows, rates.micro) == 0]
     rows = next((rows for rows in reversed(fitting) if adapt_tokens / (rows * rates.row) >= STEPS), fitting[0])
-    steps = {name: int(SHARES[name] * seconds * rates.train / (rows * rates.row)) for name in ("adapt", "mid", "sft")}
+    chat_row = max(CHAT_ROW, rates.row // 4)
+    width = {"adapt": rates.row, "mid": rates.row, "sft": chat_row}
+    steps = {name: int(spent[name] * rates.train / (rows * tokens)) for name, tokens in width.items()}
     if steps["adapt"] < LEAST_STEPS:
-        least = LEAST_STEPS * rows * rates.row / rates.train / SHARES["adapt"] / 60
+        least = LEAST_STEPS * rows * rates.row / rates.train / SHARES["adapt"] - seconds + 60 * minutes
         raise UserError(
             f"--minutes {minutes:g} is too short: at {rates.train:,.0f} tokens/s stage 1 would have {steps['adapt']} steps, "
-            f"and needs {LEAST_STEPS}; give at least --minutes {least:.0f}, or a smaller model"
+            f"and needs {LEAST_STEPS}; give at least --minutes {math.ceil(least / 60)}, or a smaller model"
         )
-    # A step of stage 4 decodes prompts x group answers, and learns from each in two passes of coupled masks.
-    prompts, group = 4, 8
-    of_a_step = prompts * group * (rates.sample + 2 * 2 * 128 / rates.train)
-    steps["grpo"] = max(2, int(SHARES["grpo"] * seconds / of_a_step))
     steps["mid"], steps["sft"] = max(2, steps["mid"]), max(4, steps["sft"])
-    # Each scored model answers `tasks` tasks and fills as many holes, which are about half as long.
-    tasks = int(SHARES["scores"] * seconds / (SCORED * 1.5 * rates.sample))
-    tasks = min(TASKS[1], max(TASKS[0], tasks))
+    read = 3 * rates.train  # tokens a second without gradients
+    # A step of stage 4 decodes prompts x group answers, and learns from each in a pair of coupled masks.
+    of_a_sample = rates.sample + 2 * 2 * CHAT_ROW / rates.train
+    fits = {both: int(spent["grpo"] / (both[0] * both[1] * of_a_sample)) for both in SAMPLED}
+    prompts, group = next((both for both in SAMPLED if fits[both] >= GRPO_STEPS), SAMPLED[-1])
+    steps["grpo"] = max(2, fits[prompts, group])
+    # Held-out rows take a third of what a model's scores take; each of its tasks and holes share the rest.
+    of_a_model = spent["scores"] / SCORED
+    heldout = _within(HELDOUT, of_a_model / 3 * read / rates.row)
+    hole = max((rates.row + HOLE * HOLE) / read, rates.sample / 2)
+    tasks = _within(TASKS, (of_a_model - heldout * rates.row / read) / (rates.sample + hole))
+    # An order is measured in the exact mode: as many passes of the whole row as there are tokens.
+    of_an_order = ANSWER * (_PROMPT + ANSWER) / read
+    orders = _within(ORDERS, spent["orders"] / (len(TEMPERATURES) * of_an_order))
     needed = (steps["adapt"] + steps["mid"]) * rows * rates.row
-    return Amounts(seconds, rates.row, rows, min(rows, rates.micro), steps, prompts, group, tasks, needed)
+    return Amounts(
+        seconds,
+        rates.row,
+        rows,
+        min(rows, rates.micro),
+        chat_row,
+        steps,
+        prompts,
+        group,
+        tasks,
+        heldout,
+        orders,
+        needed,
+    )
+
+
+def _within(bounds: tuple[int, int], value: float) -> int:
+    return min(bounds[1], max(bounds[0], int(value)))

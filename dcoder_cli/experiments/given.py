@@ -17,7 +17,8 @@ from dcoder_cli.base.files import check_replaceable, human_bytes, require_space
 from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.execution.judge import resolve_tier
-from dcoder_cli.experiments.given_settings import CHAT_ROW, RECORD, STAGES, GivenSettings, corpus_of
+from dcoder_cli.experiments.budget import CHAT_ROW
+from dcoder_cli.experiments.given_settings import RECORD, STAGES, GivenSettings, corpus_of
 from dcoder_cli.experiments.given_steps import GivenModel
 from dcoder_cli.experiments.journal import Announce, Journal
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.benchmarks.passk import wilson
+from dcoder_cli.experiments.budget import ANSWER, AR_ANSWER, HOLE
 
 if TYPE_CHECKING:
     from dcoder_cli.analysis.series import Series
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 CONTEXT = (24, 8)  # most lines before and after a hole (ours): about the tokens of a row
 LINE = (8, 60)  # characters of a line that is a hole (ours): shorter ones say little, longer ones are tables
-HOLE = 20  # most tokens of a hole
+INDENT = 8  # tokens that an AR model has for the indentation of its line
 BATCH = 16
 
 
@@ -94,6 +95,9 @@ def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, int] | None:
 def filled(model: Model, asked: Sequence[Hole], room: int, seed: int) -> dict[str, Any]:
     """How many holes a model fills with the very line, given the line's own number of tokens, one token a step.
 
+    The fast mode: what stands around a hole is computed once, the hole in every step. An AR model sees what stands before
+    alone, and its line ends where it ends it.
+
     Args:
         room: tokens of a row; lines around a hole that it does not hold are left out, the same ones for every model of one
             tokenizer.
@@ -102,28 +106,38 @@ def filled(model: Model, asked: Sequence[Hole], room: int, seed: int) -> dict[st
     from dcoder_cli.decoding.sampler import decode
 
     sized = [one for one in (fitted(hole, model.tokenizer, room) for hole in asked) if one is not None]
-    found = decode(
-        model, [Infill(hole.before, hole.after) for hole, _ in sized], Settings(seed=seed),
-        lengths=[size for _, size in sized], batch_size=BATCH,
-    )  # fmt: skip
-    right = [one.text.strip() == hole.line for one, (hole, _) in zip(found, sized, strict=True)]
+    if model.is_diffusion:
+        settings = Settings(seed=seed, mode="fast", commit="schedule", early_stop=False)
+        lengths = [size for _, size in sized]
+        prompts: list[Any] = [Infill(hole.before, hole.after) for hole, _ in sized]
+        found = decode(model, prompts, settings, lengths=lengths, batch_size=BATCH)
+        written = [one.text.strip() for one in found]
+    else:
+        prompts = [hole.before.rpartition("\n")[0] + "\n" for hole, _ in sized]
+        found = decode(model, prompts, Settings(seed=seed, max_new_tokens=HOLE + INDENT), batch_size=BATCH)
+        written = [one.text.split("\n")[0].strip() for one in found]
+    right = [text == hole.line for text, (hole, _) in zip(written, sized, strict=True)]
     examples = [
-        {"line": hole.line, "written": one.text.strip(), "right": good}
-        for one, (hole, _), good in zip(found, sized, right, strict=True)
+        {"line": hole.line, "written": text, "right": good}
+        for text, (hole, _), good in zip(written, sized, right, strict=True)
     ]
     return {"holes": len(right), **share(sum(right), len(right)), "examples": examples[:8]}
 
 
 def solved(model: Model, tasks: int, seed: int, unsafe: bool) -> tuple[dict[str, Any], Any]:
-    """pass@1 on micro's held-out tasks at temperature 0, and what was decoded; diffusion models in the fast mode."""
+    """pass@1 on micro's held-out tasks, asked by chat, at temperature 0, and what was decoded.
+
+    Diffusion models answer in the fast mode and have ANSWER tokens; an AR model has AR_ANSWER, as it may explain first.
+    """
     from dcoder_cli.benchmarks import answers, suites
     from dcoder_cli.benchmarks.judging import Judging
+    from dcoder_cli.benchmarks.protocols import choose
     from dcoder_cli.decoding.requests import Settings
-    from dcoder_cli.experiments.budget import ANSWER
 
     suite = suites.load("micro", limit=tasks)
-    settings = Settings(max_new_tokens=ANSWER, mode="fast" if model.is_diffusion else "exact", seed=seed)
-    asked = answers.ask(model, suite)
+    tokens, mode = (ANSWER, "fast") if model.is_diffusion else (AR_ANSWER, "exact")
+    settings = Settings(max_new_tokens=tokens, mode=mode, seed=seed)  # type: ignore[arg-type]
+    asked = answers.ask(model, suite, choose(model, instruct=True))
     with Judging(suite, unsafe=unsafe) as judging:
         result = answers.answer(model, asked, settings, judging, batch_size=BATCH)
     passed = sum(row["status"] == "passed" for row in result.judged)
@@ -134,11 +148,11 @@ def orders(model: Model, tasks: int, temperatures: Sequence[float], seed: int) -
     """AR-ness of answers to micro's tasks at each temperature, one token a step, without filters, ties by the model."""
     from dcoder_cli.analysis.series import Measure, Series
     from dcoder_cli.benchmarks import answers, suites
+    from dcoder_cli.benchmarks.protocols import choose
     from dcoder_cli.decoding.requests import Settings
     from dcoder_cli.decoding.sampler import decode
-    from dcoder_cli.experiments.budget import ANSWER
 
-    prompts = answers.ask(model, suites.load("micro", limit=tasks)).prompts
+    prompts = answers.ask(model, suites.load("micro", limit=tasks), choose(model, instruct=True)).prompts
     found = []
     for temperature in temperatures:
         settings = Settings(max_new_tokens=ANSWER, temperature=temperature, seed=seed)

@@ -14,6 +14,7 @@ from dcoder_cli.analysis.report import Report
 from dcoder_cli.analysis.series import Measure, of_file
 from dcoder_cli.analysis.training_plot import losses, rewards
 from dcoder_cli.base.runs import RunFolder
+from dcoder_cli.experiments.budget import ANSWER, AR_ANSWER
 from dcoder_cli.experiments.given_settings import LABELS
 from dcoder_cli.experiments.journal import Journal
 from dcoder_cli.model.tokenizer import load_tokenizer
@@ -42,8 +43,9 @@ def write_report(out: Path, model: str, journal: Journal) -> Path:
             for key, one in scores.items()
         ],
         "Shares with 95% intervals (Wilson) over the tasks, of one training: what another seed would give is not in them. "
-        "micro: functions that no training holds, greedy. Lines: of held-out documents, their number of tokens given. "
-        "The AR model neither fills lines nor has a denoising loss.",
+        "micro: functions that no training holds, asked by chat, greedy; "
+        f"{ANSWER} new tokens, the AR model {AR_ANSWER}, as it may explain first. Lines: of held-out documents, their number of "
+        "tokens given; the AR model sees what stands before them alone, and has no denoising loss.",
     )
     report.add_figure(
         by_ratio({LABELS[key]: one["heldout"]["by_t"] for key, one in scores.items() if one.get("heldout")}),

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.files import human_bytes
-from dcoder_cli.experiments.budget import Amounts
+from dcoder_cli.experiments.budget import ANSWER, TEMPERATURES, Amounts, Rates
 from dcoder_cli.experiments.given_settings import (
-    CHAT_ROW,
+    HELDOUT,
     LABELS,
     LEARNING_RATE,
     LEFT_OUT,
     MICRO_SHARE,
+    SPARE,
+    SPARE_TOKENS,
     STAGES,
-    TEMPERATURES,
     GivenSettings,
     corpus_of,
 )
@@ -38,8 +39,9 @@ class GivenModel:
         """Every step in order."""
         ar = Path(self.journal.step("read the model", self._read)["where"])
         start = Path(self.journal.step("convert", lambda: self._convert(ar))["where"])
-        amounts = self._amounts(start)
-        self.journal.step("tokenize the corpus", lambda: self._corpus(start, amounts))
+        rates = self._rates(start)
+        self.journal.step("tokenize the corpus", lambda: self._corpus(start, rates))
+        amounts = self._amounts(rates)
         self.journal.step("tokenize requests and gaps", lambda: self._chats(start, amounts))
         self.journal.step("tokenize prompts", lambda: self._prompts(start))
         self._score("ar", ar, amounts)
@@ -78,39 +80,56 @@ class GivenModel:
             "where": str(out),
         }
 
-    def _amounts(self, start: Path) -> Amounts:
+    def _rates(self, start: Path) -> Rates:
         from dcoder_cli.experiments import budget
 
         def measured() -> dict[str, Any]:
             rates = budget.measure(start, self.settings.device, self.seed)
-            amounts = budget.allot(self.settings.minutes, rates)
-            steps = ", ".join(f"{count} of {LABELS[name]}" for name, count in amounts.steps.items())
+            budget.allot(self._left(), rates, self.settings.minutes)  # too few minutes are told now
             return {
-                "what": f"{rates.train:,.0f} tokens/s of training, {rates.sample:.2f} s a decoded answer",
-                "result": f"rows of {amounts.row}, {amounts.rows} a step; steps: {steps}; {amounts.tasks} tasks a score",
-                "where": str(start), "rates": vars(rates), "amounts": amounts.to_json(),
+                "what": "steps of training and answers, timed",
+                "result": f"{rates.train:,.0f} tokens/s of training, {rates.sample:.2f} s a decoded answer",
+                "where": str(start), "rates": vars(rates),
             }  # fmt: skip
 
-        found = self.journal.step("measure and plan", measured)
-        self.announce(f"plan: {found['what']}; {found['result']}")
+        return Rates(**self.journal.step("measure", measured)["rates"])
+
+    def _amounts(self, rates: Rates) -> Amounts:
+        from dcoder_cli.experiments import budget
+
+        def shared_out() -> dict[str, Any]:
+            amounts = budget.allot(self._left(), rates, self.settings.minutes)
+            steps = ", ".join(f"{count} of {LABELS[name]}" for name, count in amounts.steps.items())
+            return {
+                "what": f"{amounts.seconds / 60:.0f} minutes shared out: rows of {amounts.row} tokens, {amounts.rows} a step",
+                "result": f"steps: {steps}; {amounts.tasks} tasks and lines a score", "amounts": amounts.to_json(),
+            }  # fmt: skip
+
+        found = self.journal.step("plan", shared_out)
+        self.announce(f"{found['what']}; {found['result']}")
         return Amounts(**found["amounts"])
+
+    def _left(self) -> float:
+        return max(0.0, 60 * self.settings.minutes - self.journal.seconds)
 
     # ---- data
 
-    def _corpus(self, start: Path, amounts: Amounts) -> dict[str, Any]:
+    def _corpus(self, start: Path, rates: Rates) -> dict[str, Any]:
         from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
+        from dcoder_cli.experiments import budget
 
-        sources = corpus_of(self.settings)
-        share = 1.0
-        if not self.settings.corpus:  # as much as is read, and a half more, of what may be a gigabyte
+        sources, own = corpus_of(self.settings), bool(self.settings.corpus)
+        if not own:  # some of what may be a gigabyte
+            needed = budget.allot(self._left(), rates, self.settings.minutes).needed_tokens
             size = sum(file.stat().st_size for source in sources for file in Path(source).rglob("*.py"))
-            share = min(1.0, 1.5 * amounts.needed_tokens * 3.5 / max(size, 1))  # bytes a token of code
-            sources = tuple(f"{source}@{max(share, 0.002):.4f}" for source in sources)
+            wanted = max(2 * needed, min(SPARE * needed, SPARE_TOKENS))
+            share = min(1.0, wanted * 3.5 / max(size, 1))  # 3.5 bytes a token of code
+            sources = tuple(f"{source}@{share:.4f}" for source in sources)
         out = self.out / "data" / "corpus"
         manifest = tokenize_pretrain(
             PretrainSettings(
-                sources, str(out), str(start), seq_len=amounts.row, seed=self.seed, heldout=0.04,
-                extensions=("py",) if not self.settings.corpus else (), exclude=() if self.settings.corpus else LEFT_OUT,
+                sources, str(out), str(start), seq_len=rates.row, seed=self.seed, heldout=HELDOUT[own],
+                extensions=() if own else ("py",), exclude=() if own else LEFT_OUT,
                 overwrite=True, quiet=True,
             )
         )  # fmt: skip
@@ -131,21 +150,23 @@ class GivenModel:
 
         folder = self.out / "tasks"
         folder.mkdir(parents=True, exist_ok=True)
-        rows = amounts.steps["sft"] * amounts.rows * 2  # two passes would be enough; epochs are not needed
+        rows = (
+            amounts.steps["sft"] * amounts.rows * 2
+        )  # with as many to spare: some are too long, or dropped as near duplicates
         tasks = micro.generate("train", max(64, round(rows * MICRO_SHARE)), self.seed)
         micro.write_sft(folder / "sft.jsonl", tasks)
         micro.write_rl(folder / "rl.jsonl", micro.generate("train", 1000, self.seed + 1))
-        pairs = write_pairs(self.out / "data" / "corpus", start, folder, max(64, rows - len(tasks)))
+        pairs = write_pairs(self.out / "data" / "corpus", start, folder, max(64, rows - len(tasks)), amounts.chat_row)
         out = self.out / "data" / "chats"
         manifest = tokenize_sft(
             SftSettings(
                 (str(folder / "sft.jsonl"), *([str(folder / "pairs.jsonl")] if pairs else [])), str(out), str(start),
-                seq_len=CHAT_ROW, seed=self.seed, heldout=0.02, overwrite=True, quiet=True,
+                seq_len=amounts.chat_row, seed=self.seed, heldout=0.02, overwrite=True, quiet=True,
             )
         )  # fmt: skip
         return {
             "what": f"{len(tasks):,} micro tasks, and {pairs:,} requests and gaps from the corpus' functions",
-            "result": f"{manifest['splits']['train']['rows']:,} rows of {CHAT_ROW}", "where": str(out),
+            "result": f"{manifest['splits']['train']['rows']:,} rows of {amounts.chat_row}", "where": str(out),
         }  # fmt: skip
 
     def _prompts(self, start: Path) -> dict[str, Any]:
@@ -180,32 +201,26 @@ class GivenModel:
     def _denoise(self, stage: str, model: Path, out: Path, amounts: Amounts, resume: bool) -> dict[str, Any]:
         from dcoder_cli.training.config import OptimizerConfig, StageConfig
         from dcoder_cli.training.denoise import train
-        from dcoder_cli.training.evaluation import told
 
-        steps = amounts.steps[stage]
-        data, rows = (
-            ("chats", amounts.rows * max(1, amounts.row // CHAT_ROW)) if stage == "sft" else ("corpus", amounts.rows)
-        )
+        steps, rows = amounts.steps[stage], amounts.rows
         config = StageConfig(
             seed=self.seed, steps=steps, global_batch=rows, micro_batch=min(rows, amounts.micro), precision=self._precision(),
             t_min=0.02, stratified_t=True, anneal_steps=steps // 10 if stage == "adapt" else 0,
-            conditional_phase_in=0.0, evaluate_every=0, evaluate_rows=64, checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
+            conditional_phase_in=0.0, evaluate_every=0, evaluate_rows=0, checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
             optimizer=OptimizerConfig(learning_rate=LEARNING_RATE[stage], warmup_ratio=0.05),
         )  # fmt: skip
         result = train(
-            STAGES.index(stage) + 1, str(model), str(self.out / "data" / data), str(out), config, resume=resume,
+            STAGES.index(stage) + 1, str(model), str(self.out / "data" / ("chats" if stage == "sft" else "corpus")), str(out), config, resume=resume,
             device=self.settings.device, quiet=self.quiet,
         )  # fmt: skip
         if result.stopped == "asked":
             raise StoppedByUser(f"stopped in {LABELS[stage]}; the same command with --resume goes on")
-        held = f", {told(result.heldout)}" if result.heldout else ""
         return {
-            "what": f"{steps} steps of {rows} rows", "result": f"{result.tokens / 1e6:.2f}M tokens, loss {result.loss:.2f}{held}",
+            "what": f"{steps} steps of {rows} rows", "result": f"{result.tokens / 1e6:.2f}M tokens, loss {result.loss:.2f}",
             "where": str(result.checkpoint),
         }  # fmt: skip
 
     def _grpo(self, stage: str, model: Path, out: Path, amounts: Amounts, resume: bool) -> dict[str, Any]:
-        from dcoder_cli.experiments.budget import ANSWER
         from dcoder_cli.training.config import OptimizerConfig
         from dcoder_cli.training.grpo.config import GrpoConfig, RolloutConfig
         from dcoder_cli.training.grpo.train import train
@@ -257,26 +272,20 @@ class GivenModel:
         trajectory.write(self.out / f"answers-{name}.jsonl", answered.trajectories)
         found["micro"] = solved
         told = [f"pass@1 {solved['share']:.0%} of {solved['tasks']}"]
+        asked = measures.holes(measures.documents(data, model.tokenizer), amounts.tasks, self.seed)
+        found["infill"] = measures.filled(model, asked, amounts.row, self.seed)
+        told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
         if model.is_diffusion:
-            texts = measures.documents(data, model.tokenizer)
-            found["infill"] = measures.filled(
-                model, measures.holes(texts, amounts.tasks, self.seed), amounts.row, self.seed
-            )
-            found["heldout"] = measures.lost(model, data, 64)
-            told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
+            found["heldout"] = measures.lost(model, data, amounts.heldout)
             told.append(f"held-out loss {found['heldout']['loss']:.2f}")
-        return {
-            "what": "held-out tasks, lines and loss" if model.is_diffusion else "held-out tasks",
-            "result": ", ".join(told),
-            **found,
-        }
+        return {"what": "held-out tasks, lines and loss", "result": ", ".join(told), **found}
 
     def _orders(self, folder: Path, amounts: Amounts) -> dict[str, Any]:
         from dcoder_cli.analysis.measure import tied_text
         from dcoder_cli.decoding import trajectory
         from dcoder_cli.experiments import given_measures as measures
 
-        found = measures.orders(self._load(folder), max(4, amounts.tasks // 2), TEMPERATURES, self.seed)
+        found = measures.orders(self._load(folder), amounts.orders, TEMPERATURES, self.seed)
         told = []
         for one in found:
             trajectory.write(self.out / f"orders-{one.label}.jsonl", one.trajectories)
