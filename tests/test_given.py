@@ -144,3 +144,70 @@ def test_holes_are_lines_that_fit(place: Path) -> None:
             around = len(words(kept.before)["input_ids"]) + len(words(kept.after)["input_ids"])
             assert around + size <= 64 and any(kept.before + kept.line + kept.after in text for text in texts)
     assert given_measures.fitted(found[0], words, 3) is None
+
+
+def test_where_memory_is_small_other_settings_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate of `presets fit`, on pretended memories: nothing else, LoRA, 8-bit moments, or refused."""
+    from dcoder_cli.experiments import given_memory
+    from dcoder_cli.model.sizes import config_of
+    from dcoder_cli.training import optimizers
+    from dcoder_cli.training.config import StageConfig
+    from dcoder_cli.training.grpo.config import GrpoConfig
+    from dcoder_cli.training.memory import foresee
+
+    def on(gib: float, cpu: bool, section: str) -> tuple[object, str]:
+        monkeypatch.setattr(foresee, "room", lambda *_: foresee.Room(gib, "a pretended card", cpu))
+        config = (
+            GrpoConfig(kl_coef=0.0, reference_sync=0)
+            if section == "grpo"
+            else StageConfig(global_batch=4, micro_batch=4)
+        )
+        return given_memory.fitted(section, model, config, 1024, "cpu")
+
+    model = config_of("qwen2.5-coder-7b", None)
+    assert on(400, False, "stage1") == (StageConfig(global_batch=4, micro_batch=4), "")
+    for section in ("stage2", "grpo"):
+        config, told = on(80, False, section)
+        assert config.lora is not None and config.optimizer.learning_rate == given_memory.LORA_RATE  # type: ignore[attr-defined]
+        assert "lora.rank=8" in told
+    monkeypatch.setattr(optimizers, "_eight_bit_libraries", lambda: ["torchao"])
+    for section in ("stage1", "stage3"):  # which train the new tokens' embeddings
+        config, told = on(100, False, section)
+        assert config.lora is None and config.optimizer.name == "adamw-8bit" and "adamw-8bit" in told  # type: ignore[attr-defined]
+    with pytest.raises(
+        UserError, match=r"stage 1 takes .* of .* that can be planned with on a pretended card; use a smaller"
+    ):
+        on(100, True, "stage1")  # their kernels are a GPU's
+    monkeypatch.setattr(optimizers, "_eight_bit_libraries", lambda: [])
+    with pytest.raises(UserError, match="stage 1 takes"):
+        on(100, False, "stage1")
+
+
+def test_a_model_too_large_is_told_before_anything(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcoder_cli.training.memory import foresee
+
+    monkeypatch.setattr(foresee, "room", lambda *_: foresee.Room(0.001, "this machine", True))
+    told = refused("quickstart", "--model", place / "ar", "--corpus", place / "code", "--out", tmp_path / "none")
+    assert "stage 1 takes" in told and "this machine" in told and not (tmp_path / "none").exists()
+
+
+def test_a_whole_run_with_lora(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the memory has no room for all weights after stage 1: each stage begins with what the one before has merged."""
+    from dataclasses import replace
+
+    from dcoder_cli.training.config import LoraConfig
+
+    pytest.importorskip("peft")
+    monkeypatch.setattr(
+        given_steps, "fitted",
+        lambda section, _m, config, *_: (
+            (replace(config, lora=LoraConfig()), "lora.rank=8") if section in ("stage2", "grpo") else (config, "")
+        ),
+    )  # fmt: skip
+    steps = json.loads(said("quickstart", "--model", place / "ar", "--corpus", place / "code", "--out", place / "out",
+                            "--minutes", "1", "--device", "cpu", "--json"))["steps"]  # fmt: skip
+    for stage in ("stage 1", "stage 2", "stage 3", "stage 4"):
+        with_lora = steps[f"train {stage}"]["what"].endswith("for the memory here lora.rank=8")
+        assert with_lora == (stage in ("stage 2", "stage 4")) and f"score {stage}" in steps

@@ -32,7 +32,7 @@ SAMPLED = ((4, 8), (2, 8), (2, 4))  # prompts and samples of a step of stage 4, 
 GRPO_STEPS = 8
 TEMPERATURES = (0.0, 0.6, 1.2)  # of the decoding orders: greedy, DiffuCoder's fig. 6 and its sampling in stage 4
 _TIMED, _LONG = 3, 10.0  # steps that are timed, and the seconds after which fewer will do
-_PROMPT = 80  # tokens of a task's prompt, for a guess of what an answer takes
+PROMPT = 80  # tokens of a task's prompt, for a guess of what an answer takes
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def allot(seconds: float, rates: Rates, minutes: float) -> Amounts:
     hole = max((rates.row + HOLE * HOLE) / read, rates.sample / 2)
     tasks = _within(TASKS, (of_a_model - heldout * rates.row / read) / (rates.sample + hole))
     # An order is measured in the exact mode: as many passes of the whole row as there are tokens.
-    of_an_order = ANSWER * (_PROMPT + ANSWER) / read
+    of_an_order = ANSWER * (PROMPT + ANSWER) / read
     orders = _within(ORDERS, spent["orders"] / (len(TEMPERATURES) * of_an_order))
     needed = (steps["adapt"] + steps["mid"]) * rows * rates.row
     return Amounts(

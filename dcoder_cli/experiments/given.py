@@ -13,8 +13,7 @@ import shutil
 from typing import Any
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import check_replaceable, human_bytes, require_space
-from dcoder_cli.base.machine import memory_bytes
+from dcoder_cli.base.files import check_replaceable, require_space
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.execution.judge import resolve_tier
 from dcoder_cli.experiments.budget import CHAT_ROW
@@ -23,13 +22,13 @@ from dcoder_cli.experiments.given_steps import GivenModel
 from dcoder_cli.experiments.journal import Announce, Journal
 
 DATA_BYTES = 64 * 2**20  # tasks, shards and answers, with room
-BYTES_A_PARAMETER = 18  # float32 weights, gradients and both moments are 16; the rest is what a small batch needs
 
 
 def check(settings: GivenSettings, force: bool, resume: bool) -> str:
     """The sandbox's tier. Raises UserError for anything that is wrong before a weight is read."""
     from dcoder_cli.data.formats import ChatEncoder
     from dcoder_cli.data.sources import parse_sources, plan_units
+    from dcoder_cli.experiments import given_memory
     from dcoder_cli.model import gguf
     from dcoder_cli.model.outline import outline
 
@@ -55,23 +54,10 @@ def check(settings: GivenSettings, force: bool, resume: bool) -> str:
         raise UserError(f"--model {settings.model!r} has no tokenizer; add one to its folder")
     ChatEncoder(model.tokenizer, None)  # raises, where it has no chat template
     parameters = sum(one.numel() for one in model.parameters())
-    needed, there = parameters * BYTES_A_PARAMETER, _memory(settings.device)
-    if there is not None and needed > there:
-        raise UserError(
-            f"--model {settings.model!r} has {parameters / 1e6:,.0f}M parameters, and stage 1 trains all of them: "
-            f"{human_bytes(needed)}, where {human_bytes(there)} are here; use a smaller model, or `dcoder presets fit`"
-        )
+    given_memory.check_room(model.config, settings.device)
     # Weights and two moments: a checkpoint a stage, the models, and three while a stage is saved (see RunFolder.prune).
     require_space(settings.out, parameters * 4 * 3 * (len(STAGES) + 4) + DATA_BYTES, "quickstart")
     return tier
-
-
-def _memory(device: str | None) -> int | None:
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return memory_bytes()
 
 
 def plan(settings: GivenSettings, force: bool = False, resume: bool = False) -> RunPlan:

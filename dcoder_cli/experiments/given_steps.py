@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dcoder_cli.base.errors import StoppedByUser, UserError
 from dcoder_cli.base.files import human_bytes
-from dcoder_cli.experiments.budget import ANSWER, TEMPERATURES, Amounts, Rates
+from dcoder_cli.experiments.budget import ANSWER, PROMPT, TEMPERATURES, Amounts, Rates
+from dcoder_cli.experiments.given_memory import fitted, precision
 from dcoder_cli.experiments.given_settings import (
     HELDOUT,
     LABELS,
@@ -201,22 +202,26 @@ class GivenModel:
     def _denoise(self, stage: str, model: Path, out: Path, amounts: Amounts, resume: bool) -> dict[str, Any]:
         from dcoder_cli.training.config import OptimizerConfig, StageConfig
         from dcoder_cli.training.denoise import train
+        from dcoder_cli.training.memory.shape import read_config
 
         steps, rows = amounts.steps[stage], amounts.rows
         config = StageConfig(
-            seed=self.seed, steps=steps, global_batch=rows, micro_batch=min(rows, amounts.micro), precision=self._precision(),
+            seed=self.seed, steps=steps, global_batch=rows, micro_batch=min(rows, amounts.micro), precision=precision(self.settings.device),
             t_min=0.02, stratified_t=True, anneal_steps=steps // 10 if stage == "adapt" else 0,
             conditional_phase_in=0.0, evaluate_every=0, evaluate_rows=0, checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
             optimizer=OptimizerConfig(learning_rate=LEARNING_RATE[stage], warmup_ratio=0.05),
         )  # fmt: skip
+        number = STAGES.index(stage) + 1
+        data, row = ("chats", amounts.chat_row) if stage == "sft" else ("corpus", amounts.row)
+        config, other = fitted(f"stage{number}", read_config(str(model)), config, row, self.settings.device)
         result = train(
-            STAGES.index(stage) + 1, str(model), str(self.out / "data" / ("chats" if stage == "sft" else "corpus")), str(out), config, resume=resume,
+            number, str(model), str(self.out / "data" / data), str(out), config, resume=resume,
             device=self.settings.device, quiet=self.quiet,
         )  # fmt: skip
         if result.stopped == "asked":
             raise StoppedByUser(f"stopped in {LABELS[stage]}; the same command with --resume goes on")
         return {
-            "what": f"{steps} steps of {rows} rows", "result": f"{result.tokens / 1e6:.2f}M tokens, loss {result.loss:.2f}",
+            "what": f"{steps} steps of {rows} rows{_memory(other)}", "result": f"{result.tokens / 1e6:.2f}M tokens, loss {result.loss:.2f}",
             "where": str(result.checkpoint),
         }  # fmt: skip
 
@@ -224,16 +229,18 @@ class GivenModel:
         from dcoder_cli.training.config import OptimizerConfig
         from dcoder_cli.training.grpo.config import GrpoConfig, RolloutConfig
         from dcoder_cli.training.grpo.train import train
+        from dcoder_cli.training.memory.shape import read_config
 
         steps, passed = amounts.steps[stage], list[float]()
         config = GrpoConfig(
             seed=self.seed, steps=steps, prompts_per_step=amounts.prompts, group_size=amounts.group,
             micro_batch=amounts.prompts * amounts.group, inner_iterations=1, kl_coef=0.0, reference_sync=0,
-            train_embeddings=False, precision=self._precision(), checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
+            train_embeddings=False, precision=precision(self.settings.device), checkpoint_every=max(1, steps // 4), keep_checkpoints=1,
             evaluate_prompts=0,
             rollout=RolloutConfig(max_new_tokens=ANSWER, temperature=1.0, mode="fast", batch_size=32),
             optimizer=OptimizerConfig(learning_rate=LEARNING_RATE[stage], betas=(0.9, 0.99), warmup_steps=min(5, steps // 4)),
         )  # fmt: skip
+        config, other = fitted("grpo", read_config(str(model)), config, PROMPT, self.settings.device)
         result = train(
             str(model), str(self.out / "data" / "prompts"), str(out), config, resume=resume, device=self.settings.device,
             quiet=self.quiet, unsafe=self.settings.unsafe, on_step=lambda _s, _t, found: passed.append(found["passed"]),
@@ -243,14 +250,9 @@ class GivenModel:
         third = max(1, len(passed) // 3)
         ends = [sum(part) / len(part) for part in (passed[:third], passed[-third:])] if passed else [0.0, 0.0]
         return {
-            "what": f"{steps} steps of {amounts.prompts} prompts x {amounts.group} samples, coupled-GRPO",
+            "what": f"{steps} steps of {amounts.prompts} prompts x {amounts.group} samples, coupled-GRPO{_memory(other)}",
             "result": f"of the samples passed {ends[0]:.0%} -> {ends[1]:.0%}", "where": str(result.checkpoint),
         }  # fmt: skip
-
-    def _precision(self) -> Any:
-        import torch
-
-        return "bf16" if self.settings.device != "cpu" and torch.cuda.is_available() else "fp32"
 
     # ---- measures
 
@@ -295,3 +297,7 @@ class GivenModel:
             "what": "local and global AR-ness@1 of stage 4 by temperature", "result": "; ".join(told),
             "where": str(folder), "orders": [one.to_json() for one in found],
         }  # fmt: skip
+
+
+def _memory(changes: str) -> str:
+    return f"; for the memory here {changes}" if changes else ""

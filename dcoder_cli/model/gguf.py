@@ -69,10 +69,11 @@ def skeleton(file: Path, tokenizer: str | None = None) -> Model:
     Raises:
         UserError: no GGUF file, a damaged one, a model that dcoder does not read, a pre-tokenizer that it does not know.
     """
-    header = _header(file)
-    config = _config(file, header)
-    layout = layout_of(config, str(file))
-    words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer(file, header)
+    with _read_once():
+        header = _header(file)
+        config = _config(file, header)
+        layout = layout_of(config, str(file))
+        words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer(file, header)
     ids, findings = resolve(config, words, layout.diffusion, str(file))
     network = empty_network(config, layout, "sdpa", torch.device("cpu"))
     if network.config.tie_word_embeddings:
@@ -83,17 +84,20 @@ def skeleton(file: Path, tokenizer: str | None = None) -> Model:
 
 def load(file: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
     """The AR model of a GGUF file, its weights dequantised, on the CPU. Args and errors are `skeleton`'s."""
-    model = skeleton(file, tokenizer)
-    with _told(file, "its weights cannot be read"):
-        from transformers import AutoModelForCausalLM
-
-        theirs: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, **_dense(file)
-        )
+    with _read_once():
+        model = skeleton(file, tokenizer)
+        theirs = _weights(file, dtype)
     weights = {key: value.to(dtype) for key, value in theirs.state_dict().items()}
     del theirs
     fill(model.network, weights, str(file))
     return model
+
+
+def _weights(file: Path, dtype: torch.dtype) -> Any:
+    with _told(file, "its weights cannot be read"):
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, **_dense(file))
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,31 @@ def _dense(file: Path) -> dict[str, Any]:
         if "dequantize" in inspect.signature(GgufConfig).parameters
         else {}
     )
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Within it a header is parsed once: transformers parses it anew for config, tokenizer and weights, seconds each."""
+    try:
+        import gguf
+    except ImportError:  # told where it is needed
+        yield
+        return
+    whole, kept = gguf.GGUFReader, dict[str, Any]()
+
+    def reader(path: Any, mode: Any = "r") -> Any:
+        if str(path) not in kept:
+            kept[str(path)] = whole(path, mode)
+        return kept[str(path)]
+
+    if not isinstance(whole, type):  # an outer one does it
+        yield
+        return
+    gguf.GGUFReader = reader
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = whole
 
 
 @contextlib.contextmanager
