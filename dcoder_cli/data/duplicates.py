@@ -1,10 +1,10 @@
 """Duplicates: exact ones by content hash, near ones by MinHash.
 
 Near duplicates follow BigCode (StarCoder, arXiv 2305.06161, section 3; The Stack): word 5-grams, 256 permutations,
-Jaccard similarity 0.7. OpenCoder (arXiv 2411.04905) also uses 5-grams. The first document of a group is kept.
+Jaccard similarity 0.7. OpenCoder (arXiv 2411.04905) also uses 5-grams. `copies.find` says which documents are whose copies.
 
 Permutations and bands are those of datasketch 2 with seed 1, bit for bit; here because data must not change with the
-version of a library, and because a batch of texts is sketched at once in an eighth of the time. Legend: N texts, P permutations.
+version of a library, and because a batch of texts is sketched at once in an eighth of the time. Legend: N texts, P permutations, B bands.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _mixed(hashes: Signature) -> Signature:
 
 
 def signatures(texts: Sequence[Hashes]) -> Signature:
-    """MinHash signatures [N, P] of texts given as `ngrams.word_codes`; of a very short text, all ones (`is_blank`)."""
+    """MinHash signatures [N, P] of texts given as `ngrams.word_codes`; of a very short text, all ones (`are_blank`)."""
     lowest_PN = np.full((PERMUTATIONS, len(texts)), _EMPTY)
     long = [index for index, codes in enumerate(texts) if len(codes) >= SMALLEST_DOCUMENT]
     if long:
@@ -56,9 +56,30 @@ def signatures(texts: Sequence[Hashes]) -> Signature:
     return np.ascontiguousarray(lowest_PN.T)
 
 
-def is_blank(signature: Signature) -> bool:
-    """Whether a text was too short for a signature."""
-    return bool((signature == _EMPTY).all())
+def are_blank(signatures: Signature) -> npt.NDArray[np.bool_]:
+    """[N] Whether a text was too short for its signature [N, P]."""
+    return np.asarray((signatures == _EMPTY).all(1))
+
+
+def whole_keys(signatures: Signature) -> npt.NDArray[np.uint64]:
+    """128 bits [N, 2] that stand for a whole signature."""
+    return np.stack([_key(signatures, salt) for salt in (1, 2)], 1)
+
+
+def band_keys(signatures: Signature, number: int, rows: int) -> npt.NDArray[np.uint64]:
+    """64 bits [N, B] that stand for each of `number` bands of `rows` places, and for which band it is."""
+    return np.stack([_key(signatures[:, at * rows : (at + 1) * rows], 3 + at) for at in range(number)], 1)
+
+
+def _key(columns: Signature, salt: int) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash [N] of rows, by splitmix64's constants."""
+    mixed = np.full(len(columns), (salt * 0x9E3779B97F4A7C15) % 2**64, np.uint64)
+    for column in columns.T:
+        mixed ^= column
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(31)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(29))
 
 
 def bands(threshold: float) -> tuple[int, int]:
@@ -77,53 +98,3 @@ def bands(threshold: float) -> tuple[int, int]:
 
     best = int(np.argmin(integral(0, threshold, False) + integral(threshold, 1, True)))
     return int(choices[best, 0]), int(choices[best, 1])
-
-
-class Duplicates:
-    """Remembers the documents kept so far. Memory: 16 bytes a document, about 8 KB with near duplicates."""
-
-    def __init__(self, exact: bool, threshold: float) -> None:
-        self._exact, self._threshold = exact, threshold
-        self._seen: dict[bytes, str] = {}
-        self._kept: list[tuple[str, Signature]] = []
-        if threshold:
-            count, rows = bands(threshold)
-            self._width = 4 * rows
-            self._buckets: list[dict[bytes, list[int]]] = [{} for _ in range(count)]
-
-    def check(self, name: str, content: bytes, signature: Signature | None) -> tuple[str, str] | None:
-        """(reason, name of the first copy) where the document is to be dropped; None where it was kept and noted.
-
-        Args:
-            name: the document's name, unique in the run.
-            content: hash of its content.
-            signature: its MinHash signature [P], where near duplicates are looked for.
-        """
-        if self._exact:
-            first = self._seen.setdefault(content, name)
-            if first is not name:
-                return "exact duplicate", first
-        if self._threshold and signature is not None and not is_blank(signature):
-            likest, most = self._likest(signature)
-            if likest:
-                return "near duplicate", f"{likest} ({most:.2f})"
-            for bucket, key in zip(self._buckets, self._keys(signature), strict=True):
-                bucket.setdefault(key, []).append(len(self._kept))
-            self._kept.append((name, np.array(signature)))
-        return None
-
-    def _keys(self, signature: Signature) -> list[bytes]:
-        raw = signature.tobytes()
-        return [raw[at * self._width : (at + 1) * self._width] for at in range(len(self._buckets))]
-
-    def _likest(self, signature: Signature) -> tuple[str, float]:
-        """The kept document that is most similar, at least at the threshold, and how similar; the first by name of equals."""
-        likest, most = "", 0.0
-        near = {
-            one for bucket, key in zip(self._buckets, self._keys(signature), strict=True) for one in bucket.get(key, ())
-        }
-        for other, of_other in sorted((self._kept[one] for one in near), key=lambda kept: kept[0]):
-            similarity = float(np.count_nonzero(signature == of_other)) / PERMUTATIONS
-            if similarity >= self._threshold and similarity > most:
-                likest, most = other, similarity
-        return likest, most

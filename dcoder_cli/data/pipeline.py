@@ -146,7 +146,9 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         special = _special_tokens(settings, tokenizer)
         engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
-        chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed)
+        chosen = select(
+            mine, paths, sources, settings.filters, settings.heldout, settings.seed, workspace.root / "copies"
+        )
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, ids_end(tokenizer), special)
         check_left(files, chosen, sources)
         taught = taught_tokens(kind, chosen, settings.seq_len)

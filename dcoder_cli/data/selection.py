@@ -1,12 +1,12 @@
 """Selection: which documents of the finished units are kept, how often, in which split and in which order.
 
-Everything follows from the documents' content and the seed: duplicates in source order (the first stays), the split
+Everything follows from the documents' content and the seed: copies of earlier documents go (copies.py), the split
 and the sampling of fractional weights by content hash, and the order of documents by a hash of content and seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcoder_cli.data import copies
+from dcoder_cli.data.copies import Copies
 from dcoder_cli.data.dropped import EXAMPLES
-from dcoder_cli.data.duplicates import Duplicates
+from dcoder_cli.data.duplicates import PERMUTATIONS
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.shards import ArrayFile
 from dcoder_cli.data.sources import Source, Unit
@@ -79,48 +81,60 @@ def select(
     filters: FilterSettings,
     heldout: float,
     seed: int,
+    scratch: Path,
 ) -> Selection:
     """Read the finished units, in order, and choose.
 
-    Memory: about 100 bytes a document, plus what `Duplicates` takes. The tokens stay on disk.
+    Memory: about 200 bytes a document. The tokens stay on disk, and so does what `copies.find` sorts, in `scratch`.
+
+    Raises:
+        OSError: the disk is full.
     """
-    duplicates = Duplicates(filters.exact_duplicates, filters.near_duplicates)
-    tokens: list[Numbers] = []
-    rows: list[tuple[int, ...]] = []  # unit, start, length, prompt length, suffix length, source
-    contents: list[bytes] = []
+    opened = [ArrayFile.open(path).arrays for path in paths]
+    contents = [arrays["contents"] for arrays in opened]
+    signatures = [arrays["signatures"] for arrays in opened] if filters.near_duplicates else []
+    found = copies.find(contents, signatures, filters.exact_duplicates, filters.near_duplicates, scratch)
+    starts = np.cumsum([0, *map(len, contents)])
+    rows: list[Numbers] = []  # of each unit [n, 6]: unit, start, length, prompt length, suffix length, source
+    keys: list[Numbers] = []
     dropped: dict[str, list[Any]] = {}
     stripped: dict[str, int] = {}
     counts = [{"documents_read": 0, "bytes_read": 0, "documents_kept": 0, "tokens": 0} for _ in sources]
-    for number, (unit, path) in enumerate(zip(units, paths, strict=True)):
-        file = ArrayFile.open(path)
-        label = f"{sources[unit.source].label}/" if len(sources) > 1 else ""
+    named = _Names(units, paths, sources, starts)
+    for number, (unit, arrays) in enumerate(zip(units, opened, strict=True)):
+        note = ArrayFile.open(paths[number]).note
+        label = named.label(unit)
         count = counts[unit.source]
-        count["documents_read"] += file.note["read"][0]
-        count["bytes_read"] += file.note["read"][1]
-        for reason, (documents, size, examples) in file.note["dropped"].items():
+        count["documents_read"] += note["read"][0]
+        count["bytes_read"] += note["read"][1]
+        for reason, (documents, size, examples) in note["dropped"].items():
             _add(dropped, reason, documents, size, [label + example for example in examples])
-        for licence, times in file.note["stripped"].items():
+        for licence, times in note["stripped"].items():
             stripped[licence] = stripped.get(licence, 0) + times
-        tokens.append(file.arrays["tokens"])
-        signatures = file.arrays.get("signatures")
-        lengths = np.array(file.arrays["lengths"])
-        suffixes = file.arrays.get("suffix_lengths")
-        starts = np.cumsum(lengths) - lengths
-        for index, name in enumerate(file.note["names"]):
-            content = file.arrays["contents"][index].tobytes()
-            found = duplicates.check(label + name, content, None if signatures is None else signatures[index])
-            if found is not None:
-                example = f"{label}{name} (of {found[1]})"
-                _add(dropped, found[0], 1, int(file.arrays["sizes"][index]), [example])
-                continue
-            prompt = int(file.arrays["prompt_lengths"][index])
-            suffix = -1 if suffixes is None else int(suffixes[index])
-            rows.append((number, int(starts[index]), int(lengths[index]), prompt, suffix, unit.source))
-            contents.append(content[:8])
-            count["documents_kept"] += 1
-            count["tokens"] += int(lengths[index])
-    table = np.array(rows, np.int64).reshape(-1, 6)
-    keys = np.frombuffer(b"".join(contents), "<u8")
+        here = slice(starts[number], starts[number + 1])
+        kept = found.of[here] < 0
+        for reason, gone in (
+            ("exact duplicate", found.exact[here]), ("near duplicate", ~kept & ~found.exact[here]),
+        ):  # fmt: skip
+            if gone.any():
+                places = np.flatnonzero(gone)
+                examples = [
+                    f"{label}{note['names'][place]} (of {named.copied(found, int(starts[number]) + place)})"
+                    for place in places[: _room(dropped, reason)].tolist()
+                ]
+                _add(dropped, reason, len(places), int(arrays["sizes"][gone].sum()), examples)
+        lengths = np.array(arrays["lengths"], np.int64)
+        suffixes = arrays.get("suffix_lengths")
+        table = np.empty((int(kept.sum()), 6), np.int64)
+        table[:, 0], table[:, 5] = number, unit.source
+        table[:, 1] = (np.cumsum(lengths) - lengths)[kept]
+        table[:, 2] = lengths[kept]
+        table[:, 3] = arrays["prompt_lengths"][kept]
+        table[:, 4] = -1 if suffixes is None else suffixes[kept]
+        rows.append(table)
+        keys.append(np.ascontiguousarray(contents[number][kept, :8]).view("<u8")[:, 0])
+        count["documents_kept"] += len(table)
+        count["tokens"] += int(table[:, 2].sum())
     described = [
         {"name": source.label, "weight": source.weight, **count} for source, count in zip(sources, counts, strict=True)
     ]
@@ -129,8 +143,36 @@ def select(
         for reason, entry in sorted(dropped.items())
     }
     weights = np.array([source.weight for source in sources])
-    splits = _split(table, keys, weights, heldout, seed)
+    splits = _split(np.concatenate(rows), np.concatenate(keys), weights, heldout, seed)
+    tokens = [arrays["tokens"] for arrays in opened]
     return Selection(tokens, splits, report, dict(sorted(stripped.items())), described)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of documents by their number, read anew for each: all of them would not fit the memory."""
+
+    units: Sequence[Unit]
+    paths: Sequence[Path]
+    sources: Sequence[Source]
+    starts: Numbers
+
+    def label(self, unit: Unit) -> str:
+        """What stands before the names of a unit's documents."""
+        return f"{self.sources[unit.source].label}/" if len(self.sources) > 1 else ""
+
+    def copied(self, found: Copies, document: int) -> str:
+        """What a copy is one of, and how similar they are if not the same."""
+        first = int(found.of[document])
+        unit = int(np.searchsorted(self.starts, first, "right")) - 1
+        names = ArrayFile.open(self.paths[unit]).note["names"]
+        name = f"{self.label(self.units[unit])}{names[first - self.starts[unit]]}"
+        return name if found.exact[document] else f"{name} ({found.agreeing[document] / PERMUTATIONS:.2f})"
+
+
+def _room(dropped: Mapping[str, list[Any]], reason: str) -> int:
+    """How many examples of a reason are still wanted."""
+    return EXAMPLES - len(dropped[reason][2]) if reason in dropped else EXAMPLES
 
 
 def _add(dropped: dict[str, list[Any]], reason: str, documents: int, size: int, examples: list[str]) -> None:
