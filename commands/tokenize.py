@@ -19,6 +19,7 @@ from dcoder_cli.base.source_options import (
     Exclude,
     Extensions,
     Ngram,
+    Ray,
     Shard,
     Sources,
     Tokenizer,
@@ -50,10 +51,15 @@ _COMMON = (
         "it is of --decontaminate; give that, such as humaneval,mbpp, or leave it out",
     ),
 )  # fmt: skip
+_WORKERS = Needs(
+    ("workers", "shard"), lambda call: not call["ray"],
+    "with --ray the cluster's machines share all of the work; leave it out",
+)  # fmt: skip
 # By command: what its options need. `kinds` and `within` tell of the sources, see `sources.what_kinds`.
 NEEDS = {
     "pretrain": (
         *_COMMON,
+        _WORKERS,
         Needs(
             ("tokenizer_digits",), lambda call: call["train_tokenizer"],
             "it is of a tokenizer that --train-tokenizer trains; leave it out",
@@ -75,6 +81,7 @@ NEEDS = {
     ),
     "sft": (
         *_COMMON,
+        _WORKERS,
         Needs(("gaps",), lambda call: call["from_code"], "gaps are cut into the functions of --from-code; leave it out"),
     ),
     "rl": (
@@ -120,6 +127,7 @@ def pretrain(
     seed: options.Seed = 0,
     heldout: Annotated[float, held_out("documents")] = 0.005,
     workers: Workers = 0,
+    ray: Ray = None,
     shard: Shard = "1/1",
     column: Annotated[
         str, typer.Option(help="Column with the text; default text, content or code.", show_default=False)
@@ -194,6 +202,7 @@ def pretrain(
         seed=seed,
         heldout=heldout,
         workers=workers,
+        ray=ray,
         shard=shard,
         mapping=TextMapping(column or None, template or None),
         extensions=tuple(extensions),
@@ -228,6 +237,7 @@ def sft(
     seed: options.Seed = 0,
     heldout: Annotated[float, held_out("samples")] = 0.005,
     workers: Workers = 0,
+    ray: Ray = None,
     shard: Shard = "1/1",
     extensions: Extensions = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
@@ -273,6 +283,7 @@ def sft(
         seed=seed,
         heldout=heldout,
         workers=workers,
+        ray=ray,
         shard=shard,
         pad_token=pad_token or None,
         system=system,

@@ -36,6 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(budget, "measure", lambda *_: Rates(64, 2, 1000.0, 0.1))
     monkeypatch.setattr(budget, "allot", lambda *_: Amounts(60.0, 64, 2, 2, 192, STEPS, 1, 2, 3, 4, 2, 1000))
     monkeypatch.setattr(given_steps, "TEMPERATURES", (0.0, 1.0))
+    monkeypatch.setattr(given_measures, "HOLE", 20)  # a small vocabulary makes lines of many tokens
     return tmp_path
 
 
@@ -73,6 +74,13 @@ def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.Monke
     assert ("What each stage changed" in page and "share of tokens masked" in page) or "lines filled exactly" in page
     pairs = [json.loads(line) for line in (place / "out" / "tasks" / "pairs.jsonl").read_text().splitlines()]
     assert any("messages" in row for row in pairs) and all("code" not in row for row in pairs)
+    sources = [file.read_text() for file in (place / "code").iterdir()]
+    fragments = [json.loads(line) for line in (place / "out" / "tasks" / "fragments.jsonl").read_text().splitlines()]
+    assert fragments and len({row["hole"] for row in fragments}) == len(fragments)
+    for row in fragments:  # whole lines of one document
+        assert any(f"{row['prefix']}{row['hole']}\n" in f"{text}\n" for text in sources) and row["suffix"] == ""
+    manifest = json.loads((place / "out" / "data" / "chats" / "manifest.json").read_text())
+    assert manifest["settings"]["seq_len"] == 192 and not [one for one in manifest["dropped"] if "long" in one]
 
 
 def test_what_cannot_be_is_refused_before_anything(place: Path, tmp_path: Path) -> None:
@@ -114,7 +122,7 @@ def test_amounts_fill_the_seconds(seconds: float, rates: Rates) -> None:
     train = (found.steps["adapt"] + found.steps["mid"]) * found.rows * found.row / rates.train
     train += found.steps["sft"] * found.rows * found.chat_row / rates.train
     read = 3 * rates.train
-    hole = max((found.row + budget.HOLE**2) / read, rates.sample / 2)
+    hole = max((found.row + budget.HOLE**2) / read, rates.sample * budget.HOLE / budget.ANSWER)
     scores = budget.SCORED * (found.heldout * found.row / read + found.tasks * (rates.sample + hole))
     orders = 3 * found.orders * budget.ANSWER * 120 / read
     sampled = found.steps["grpo"] * found.prompts * found.group * (rates.sample + 512 / rates.train)
@@ -193,6 +201,7 @@ def test_a_model_too_large_is_told_before_anything(
     assert "stage 1 takes" in told and "this machine" in told and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_run_with_lora(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the memory has no room for all weights after stage 1: each stage begins with what the one before has merged."""
     from dataclasses import replace

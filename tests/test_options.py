@@ -94,7 +94,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "tokenize pretrain": (
         "{folder} {prompts} --out {tmp}/o --tokenizer t",
         {
-            **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--column": "code", "--template": "{{a}}",
+            **_TOKENIZE, "--workers": "2", "--ray": "local", "--shard": "1/2", "--seq-len": "64", "--column": "code", "--template": "{{a}}",
             "--train-tokenizer": "300", "--tokenizer-digits": "2 --train-tokenizer 300", "--near-duplicates": "0.5",
             "--code-filters": "all", "--max-line-length": "9", "--mean-line-length": "9", "--min-alphanumeric": "0.1",
             "--drop-unparsable": "", "--licence": "strip", "--eos-token": "x", "--no-bos": "",
@@ -103,7 +103,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     "tokenize sft": (
         "{folder} --out {tmp}/o --tokenizer t",
         {
-            **_TOKENIZE, "--workers": "2", "--shard": "1/2", "--seq-len": "64", "--pad-token": "x", "--system": "Brief",
+            **_TOKENIZE, "--workers": "2", "--ray": "local", "--shard": "1/2", "--seq-len": "64", "--pad-token": "x", "--system": "Brief",
             "--near-duplicates": "0.5",
         },
     ),
@@ -316,14 +316,14 @@ REFUSED = {
         *(f"{{text}} --tokenizer t --out o {one}" for one in (
             "--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--tokenizer-digits 2",
             "--column code", "--template {{a}}", "--drop-unparsable", "--max-line-length 9", "--mean-line-length 9",
-            "--min-alphanumeric 0.5",
+            "--min-alphanumeric 0.5", "--ray local --workers 2", "--ray local --shard 1/2",
         )),
         "{folder} --tokenizer t --out o --code-filters none --max-line-length 9",
         "{folder} --tokenizer t --out o --column code", "{folder} --tokenizer t --out o --template {{a}}",
     ],
     "tokenize sft": [
         f"{{text}} --tokenizer t --out o {one}"
-        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--gaps 0.3")
+        for one in ("--exclude a", "--extensions .py", "--decontaminate-ngram 5", "--benchmarks x", "--gaps 0.3", "--ray local --workers 2", "--ray local --shard 1/2")
     ],
     "tokenize rl": [
         f"{{text}} --tokenizer t --out o {one}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -31,7 +32,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             write_into(path, temporary)
         return
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # of other machines too
     try:
         yield temporary
         with open(temporary, "rb") as handle:

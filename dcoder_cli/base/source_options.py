@@ -19,6 +19,13 @@ Workers = Annotated[
         help="Worker processes; 0: one for each core. The result is the same.", callback=options.within(0, 4096)
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Work in a Ray cluster: its address, auto (the running one, else one of this machine), or local. Needs 'dcoder[ray]'.",
+    ),
+]
 Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
 Extensions = Annotated[
     list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")

@@ -50,18 +50,24 @@ def _sample(units: Sequence[Unit], mapping: TextMapping) -> Iterator[str]:
 
 
 def run_proven(
-    job: TokenizeJob, engine: str, units: Sequence[Unit], workers: int, quiet: bool, forget: Callable[[], None]
+    job: TokenizeJob,
+    engine: str,
+    units: Sequence[Unit],
+    workers: int,
+    quiet: bool,
+    forget: Callable[[], None],
+    ray: str | None = None,
 ) -> str:
     """`run_units`, and the name of the engine that made the ids.
 
     Should tiktoken differ from `tokenizers` after all, `forget` removes what it made and `tokenizers` does all.
     """
     try:
-        run_units(job, units, workers, quiet)
+        run_units(job, units, workers, quiet, ray)
     except EnginesDiffer as difference:
         assert job.texts is not None
         note(f"{difference}: starting afresh with tokenizers alone")
         forget()
-        run_units(replace(job, texts=job.texts.without_tiktoken()), units, workers, quiet)
+        run_units(replace(job, texts=job.texts.without_tiktoken()), units, workers, quiet, ray)
         return f"tokenizers ({difference})"
     return engine

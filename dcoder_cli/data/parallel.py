@@ -29,8 +29,8 @@ def worker_count(asked: int, size: int) -> int:
     return asked or (cores() if size > _WORTH_PROCESSES else 1)
 
 
-def run_units(job: TokenizeJob, units: Sequence[Unit], workers: int, quiet: bool) -> None:
-    """Process every unit whose file is not there yet.
+def run_units(job: TokenizeJob, units: Sequence[Unit], workers: int, quiet: bool, ray: str | None = None) -> None:
+    """Process every unit whose file is not there yet, here or in the cluster at the address `ray`.
 
     One worker works in this process; several are spawned, so a program that calls this needs the usual
     `if __name__ == "__main__"` guard. Ctrl-C ends after the units in hand, which stay.
@@ -46,7 +46,7 @@ def run_units(job: TokenizeJob, units: Sequence[Unit], workers: int, quiet: bool
     count = worker_count(workers, total - done)
     begin = time.monotonic()
     try:
-        _run(job, units, waiting, count, begin, total, done, quiet)
+        _run(job, units, waiting, count, begin, total, done, quiet, ray)
     except KeyboardInterrupt:
         note("stopped; run the same command again to go on")
         raise
@@ -61,10 +61,15 @@ def _run(
     total: int,
     done: int,
     quiet: bool,
+    ray: str | None,
 ) -> None:
     with bar("tokenizing (MB)", round(total / _MEGABYTE, 1) or None, done / _MEGABYTE, quiet) as progress:
         report = _Report(progress, begin)
-        if count == 1 or len(waiting) <= 1:
+        if ray is not None and waiting:
+            from dcoder_cli.data.cluster import run_in_cluster
+
+            run_in_cluster(job, units, waiting, ray, report.add)
+        elif count == 1 or len(waiting) <= 1:
             worker = UnitWorker(job) if waiting else None
             for index in waiting:
                 assert worker is not None

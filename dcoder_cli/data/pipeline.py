@@ -21,6 +21,7 @@ from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_folder, check_replaceable, require_space
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.data import cluster
 from dcoder_cli.data.code_pairs import CODE_GAPS, check_tables
 from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.engine import choose_encoder, run_proven
@@ -45,7 +46,7 @@ _TRAINING_BYTES = 100 * 2**20  # text a tokenizer is trained on (ours): more cha
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Settings of `dcoder tokenize pretrain`. `workers` 0: one for each core. `shard`: this machine, as i/n."""
+    """Settings of `dcoder tokenize pretrain`. `workers` 0: one for each core. `ray`: a cluster's address, instead. `shard`: this machine, as i/n."""
 
     sources: tuple[str, ...]
     out: str
@@ -56,6 +57,7 @@ class PretrainSettings:
     seed: int = 0
     heldout: float = 0.005  # ours: enough rows for the loss per band of t at any real size
     workers: int = 0
+    ray: str | None = None
     shard: str = "1/1"
     mapping: TextMapping = field(default_factory=TextMapping)
     extensions: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class SftSettings:
     seed: int = 0
     heldout: float = 0.005  # ours, as above
     workers: int = 0
+    ray: str | None = None
     shard: str = "1/1"
     pad_token: str | None = None
     system: str | None = None
@@ -144,7 +147,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             code_gaps=settings.gaps if isinstance(settings, SftSettings) and settings.from_code else None,
         )
         special = _special_tokens(settings, tokenizer)
-        engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units)
+        engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units, settings.ray)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
         chosen = select(
             mine, paths, sources, settings.filters, settings.heldout, settings.seed, workspace.root / "copies"
@@ -185,6 +188,8 @@ class _Ready:
 
 def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
     settings.filters.check()
+    if settings.ray is not None:
+        cluster.check_installed()
     if not 0 <= settings.heldout < 1:
         raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
     index, count = parse_part(settings.shard)
@@ -253,7 +258,7 @@ def _plan(kind: str, settings: Settings, units: Sequence[Unit], tokenizer: Any) 
             status = os.stat(piece.path) if piece.form != "hub" else None
             stamp = (status.st_size, status.st_mtime_ns) if status is not None else (0, 0)
             stamps.update(repr((unit.source, piece, stamp)).encode())
-    chosen = replace(settings, out="", workers=0, quiet=False, overwrite=False)
+    chosen = replace(settings, out="", workers=0, ray=None, quiet=False, overwrite=False)
     full = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest() if tokenizer is not None else ""
     plan = {
         "dcoder": __version__,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TOKENS_PER_FILE = 2**25  # 128 MiB a file with two 2-byte columns (ours): quick to copy and to check
 
 # Settings that are of this machine or do not change the result, or stand elsewhere in the manifest.
-_UNTOLD = ("sources", "out", "workers", "quiet", "overwrite", "tokenizer", "filters")
+_UNTOLD = ("sources", "out", "workers", "ray", "quiet", "overwrite", "tokenizer", "filters")
 
 
 def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
 
 # Shares of the time that is left once the corpus is tokenized (ours): adapting is what all else stands on.
-SHARES = {"adapt": 0.42, "mid": 0.08, "sft": 0.15, "grpo": 0.06, "scores": 0.20, "orders": 0.05}
+SHARES = {"adapt": 0.40, "mid": 0.06, "sft": 0.18, "grpo": 0.05, "scores": 0.24, "orders": 0.04}
 SCORED = 6  # models that are scored: the AR model, its conversion, and one after each of the four stages
 ROW = {"cpu": 256, "mps": 256, "cuda": 1024}  # tokens of a packed row (ours; the paper's 4,096 is for days of training)
 CHAT_ROW = 128  # least tokens of an instruction row (ours): micro's tasks with a template's system turn
@@ -24,7 +24,7 @@ STEPS = 120  # least steps of stage 1 for which a larger batch is taken (ours)
 LEAST_STEPS = 20  # of stage 1, or the budget is refused (ours)
 ANSWER = 40  # new tokens of a micro task's answer, as in the cpu-tiny preset
 AR_ANSWER = 128  # of the AR model, which explains before it writes
-HOLE = 20  # most tokens of a line that is a hole (ours)
+HOLE = 8  # most tokens of a line that is a hole (ours): small models fill longer ones hardly ever
 TASKS = (8, 100)  # least and most tasks, and holes, that a model is scored on
 ORDERS = (4, 50)  # least and most answers of a temperature whose order is measured
 HELDOUT = (16, 64)  # least and most held-out rows
@@ -155,7 +155,7 @@ def allot(seconds: float, rates: Rates, minutes: float) -> Amounts:
     # Held-out rows take a third of what a model's scores take; each of its tasks and holes share the rest.
     of_a_model = spent["scores"] / SCORED
     heldout = _within(HELDOUT, of_a_model / 3 * read / rates.row)
-    hole = max((rates.row + HOLE * HOLE) / read, rates.sample / 2)
+    hole = max((rates.row + HOLE * HOLE) / read, rates.sample * HOLE / ANSWER)
     tasks = _within(TASKS, (of_a_model - heldout * rates.row / read) / (rates.sample + hole))
     # An order is measured in the exact mode: as many passes of the whole row as there are tokens.
     of_an_order = ANSWER * (PROMPT + ANSWER) / read

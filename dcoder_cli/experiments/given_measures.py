@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
 
 CONTEXT = (24, 8)  # most lines before and after a hole (ours): about the tokens of a row
-LINE = (8, 60)  # characters of a line that is a hole (ours): shorter ones say little, longer ones are tables
+LINE = (4, 40)  # characters of a line that is a hole (ours): shorter ones say little, longer ones are tables
+MARKS = "=(["  # one of which a line has, or it ends with ":" (ours): code, and no prose of a docstring
 INDENT = 8  # tokens that an AR model has for the indentation of its line
 BATCH = 16
 
@@ -46,6 +48,7 @@ def holes(texts: Sequence[str], count: int, seed: int) -> list[Hole]:
             if LINE[0] <= len(line.strip()) <= LINE[1]
             and 2 <= place < len(lines) - 2
             and not line.lstrip().startswith("#")
+            and (any(mark in line for mark in MARKS) or line.endswith(":"))
         ]
         if not places:
             continue
@@ -92,20 +95,22 @@ def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, int] | None:
     return None
 
 
-def filled(model: Model, asked: Sequence[Hole], room: int, seed: int) -> dict[str, Any]:
-    """How many holes a model fills with the very line, given the line's own number of tokens, one token a step.
+def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int) -> dict[str, Any]:
+    """How many of `count` holes a model fills with the very line, given the line's own number of tokens, one token a step.
 
     The fast mode: what stands around a hole is computed once, the hole in every step. An AR model sees what stands before
     alone, and its line ends where it ends it.
 
     Args:
+        asked: more than `count`: lines of over HOLE tokens are passed over.
         room: tokens of a row; lines around a hole that it does not hold are left out, the same ones for every model of one
             tokenizer.
     """
     from dcoder_cli.decoding.requests import Infill, Settings
     from dcoder_cli.decoding.sampler import decode
 
-    sized = [one for one in (fitted(hole, model.tokenizer, room) for hole in asked) if one is not None]
+    fitting = (one for one in (fitted(hole, model.tokenizer, room) for hole in asked) if one is not None)
+    sized = list(islice(fitting, count))
     if model.is_diffusion:
         settings = Settings(seed=seed, mode="fast", commit="schedule", early_stop=False)
         lengths = [size for _, size in sized]

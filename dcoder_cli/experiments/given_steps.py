@@ -12,6 +12,7 @@ from dcoder_cli.base.files import human_bytes
 from dcoder_cli.experiments.budget import ANSWER, PROMPT, TEMPERATURES, Amounts, Rates
 from dcoder_cli.experiments.given_memory import fitted, precision
 from dcoder_cli.experiments.given_settings import (
+    FRAGMENT_SHARE,
     HELDOUT,
     LABELS,
     LEARNING_RATE,
@@ -147,26 +148,31 @@ class GivenModel:
     def _chats(self, start: Path, amounts: Amounts) -> dict[str, Any]:
         from dcoder_cli.data import micro
         from dcoder_cli.data.pipeline import SftSettings, tokenize_sft
-        from dcoder_cli.experiments.given_data import write_pairs
+        from dcoder_cli.experiments.given_data import Documents
 
         folder = self.out / "tasks"
         folder.mkdir(parents=True, exist_ok=True)
-        rows = (
-            amounts.steps["sft"] * amounts.rows * 2
-        )  # with as many to spare: some are too long, or dropped as near duplicates
-        tasks = micro.generate("train", max(64, round(rows * MICRO_SHARE)), self.seed)
+        # Twice what is read: some are too long, or dropped as near duplicates.
+        rows = max(128, amounts.steps["sft"] * amounts.rows * 2)
+        documents = Documents(self.out / "data" / "corpus", start, self.seed)
+        counts = {
+            "fragments": documents.write_fragments(folder, round(rows * FRAGMENT_SHARE), amounts.chat_row),
+            "pairs": documents.write_pairs(folder, round(rows * (1 - MICRO_SHARE - FRAGMENT_SHARE)), amounts.chat_row),
+        }
+        tasks = micro.generate("train", rows - sum(counts.values()), self.seed)
         micro.write_sft(folder / "sft.jsonl", tasks)
         micro.write_rl(folder / "rl.jsonl", micro.generate("train", 1000, self.seed + 1))
-        pairs = write_pairs(self.out / "data" / "corpus", start, folder, max(64, rows - len(tasks)), amounts.chat_row)
         out = self.out / "data" / "chats"
+        sources = [folder / "sft.jsonl", *(folder / f"{name}.jsonl" for name, count in counts.items() if count)]
         manifest = tokenize_sft(
             SftSettings(
-                (str(folder / "sft.jsonl"), *([str(folder / "pairs.jsonl")] if pairs else [])), str(out), str(start),
-                seq_len=amounts.chat_row, seed=self.seed, heldout=0.02, overwrite=True, quiet=True,
+                tuple(map(str, sources)), str(out), str(start), seq_len=amounts.chat_row, seed=self.seed, heldout=0.02,
+                overwrite=True, quiet=True,
             )
         )  # fmt: skip
         return {
-            "what": f"{len(tasks):,} micro tasks, and {pairs:,} requests and gaps from the corpus' functions",
+            "what": f"{len(tasks):,} micro tasks, {counts['pairs']:,} requests and gaps from functions, "
+            f"{counts['fragments']:,} fragments of code",
             "result": f"{manifest['splits']['train']['rows']:,} rows of {amounts.chat_row}", "where": str(out),
         }  # fmt: skip
 
@@ -274,9 +280,10 @@ class GivenModel:
         trajectory.write(self.out / f"answers-{name}.jsonl", answered.trajectories)
         found["micro"] = solved
         told = [f"pass@1 {solved['share']:.0%} of {solved['tasks']}"]
-        asked = measures.holes(measures.documents(data, model.tokenizer), amounts.tasks, self.seed)
-        found["infill"] = measures.filled(model, asked, amounts.row, self.seed)
-        told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
+        asked = measures.holes(measures.documents(data, model.tokenizer), 4 * amounts.tasks, self.seed)
+        found["infill"] = measures.filled(model, asked, amounts.tasks, amounts.row, self.seed)
+        if found["infill"]["holes"]:
+            told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
         if model.is_diffusion:
             found["heldout"] = measures.lost(model, data, amounts.heldout)
             told.append(f"held-out loss {found['heldout']['loss']:.2f}")
