@@ -99,7 +99,7 @@ def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int
     """How many of `count` holes a model fills with the very line, given the line's own number of tokens, one token a step.
 
     The fast mode: what stands around a hole is computed once, the hole in every step. An AR model sees what stands before
-    alone, and its line ends where it ends it.
+    alone, and its first line that is not blank counts.
 
     Args:
         asked: more than `count`: lines of over HOLE tokens are passed over.
@@ -120,7 +120,7 @@ def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int
     else:
         prompts = [hole.before.rpartition("\n")[0] + "\n" for hole, _ in sized]
         found = decode(model, prompts, Settings(seed=seed, max_new_tokens=HOLE + INDENT), batch_size=BATCH)
-        written = [one.text.split("\n")[0].strip() for one in found]
+        written = [one.text.strip().split("\n")[0] for one in found]
     right = [text == hole.line for text, (hole, _) in zip(written, sized, strict=True)]
     examples = [
         {"line": hole.line, "written": text, "right": good}
