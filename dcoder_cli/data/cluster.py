@@ -12,6 +12,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ RUNNING, LOCAL = "auto", "local"  # the running cluster, or else one of this mac
 RETRIES = 3  # of a task whose worker or machine is lost: Ray's default
 _AHEAD = 2  # tasks for each core that are handed over, so that none waits for this process (ours)
 _ANSWER = 60.0  # seconds in which each machine tells what it sees (ours)
+_CONNECTED = 10.0  # seconds in which an address answers (ours)
 _MARKER = ".seen-by-all"
 
 
@@ -56,7 +58,7 @@ def run_in_cluster(
         try:
             while True:
                 room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
-                for index, _ in zip(left, range(max(0, room)), strict=False) if room > 0 else ():
+                for index in islice(left, max(0, room)):
                     running[task.remote(name, [shared], index, units[index])] = index
                 if not running:
                     return
@@ -91,6 +93,7 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():  # the caller's own
         yield ray
         return
+    _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; else it warns
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     own: dict[str, Any] = {"address": LOCAL, "num_cpus": cores(), "include_dashboard": False}
@@ -112,6 +115,22 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises UserError where nobody listens: Ray would try for minutes."""
+    if address in (RUNNING, LOCAL):
+        return
+    host, _, port = address.rpartition(":")
+    told = f"--ray {address}: no cluster there"
+    if not host or not port.isdigit() or "/" in host:
+        raise UserError(
+            f"{told} (HOST:PORT, such as 10.0.0.1:6379, auto or local are known); start one with `ray start --head`"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTED).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{told} ({one_line(error)}); start one with `ray start --head`, or use --ray local") from None
 
 
 def _check_machines(ray: Any, folder: Path) -> None:
