@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import refused
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
@@ -426,6 +427,12 @@ def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str
             (tmp_path / f"{kind}2").mkdir()
             run(write(tmp_path / f"{kind}2" / "rows.jsonl", [row(image)]), tokenizer)
     assert load_prompts(tmp_path / "rl" / "out")[0]["messages"] == [{"role": "user", "content": "adds one"}]
+
+
+def test_a_source_that_is_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    line = refused("tokenize", "pretrain", tmp_path / "a.jsonl", "--train-tokenizer", "300", "--out", tmp_path / "out")
+    assert "a.jsonl' does not exist" in line and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("indent", [None, 1])

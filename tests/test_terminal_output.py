@@ -103,6 +103,7 @@ def test_an_encoding_that_lacks_characters_gets_escapes(monkeypatch: pytest.Monk
     ("redirection", "code", "told"),
     [
         (">&-", 2, "error: stdout is closed, and results go there; send it to a file, or to /dev/null\n"),
+        ("1</dev/null", 2, "error: stdout is open for reading alone, and results go there; send it to a file, or to /dev/null\n"),
         (">/dev/full", 2, "error: no space left on the disk; free some space or choose another --out, or another place for stdout\n"),
         ("2>&- <&-", 0, ""),
         ("| true; exit ${PIPESTATUS[0]}", 1, ""),
@@ -114,6 +115,15 @@ def test_streams_that_are_closed_or_full(redirection: str, code: int, told: str)
     command = f"{sys.executable} -m dcoder_cli presets list {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr == told
+
+
+def test_a_terminal_of_no_width_is_told_as_much(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COLUMNS=0, as some editors and build machines have it: notes and warnings were not printed at all."""
+    monkeypatch.setenv("COLUMNS", "0")
+    console.warn("a model")
+    assert capsys.readouterr().err == "warning: a model\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_curves(folder: str | Path) -> Curves:
 
 def labels(folders: Sequence[str | Path]) -> list[str]:
     """A name for each run: its folder's, with as many folders above it as tell equal ones apart."""
-    parts = [Path(folder).resolve().parts for folder in folders]
+    parts = [Path(os.path.realpath(folder)).parts for folder in folders]
     result = []
     for own in parts:
         depth = 1

@@ -83,7 +83,7 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
             if not (weight > 0 and _LEAST <= weight <= _MOST):
                 raise UserError(f"source {spec!r}: the weight must be above 0, from {_LEAST:g} to {_MOST:g}")
         is_hub = location.startswith("hub:")
-        label = location if is_hub else Path(location).resolve().name
+        label = location if is_hub else Path(os.path.realpath(location)).name
         same = sum(source.label.split("#")[0] == label for source in sources)
         sources.append(Source(location, f"{label}#{same + 1}" if same else label, weight, is_hub))
     return sources

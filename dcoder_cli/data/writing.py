@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path:
     """The first part of a manifest: format, tokenizer, settings. No path of this machine, no time."""
     name = "tokenizer" if path is None else path
     if Path(name).exists():
-        name = Path(name).resolve().name
+        name = Path(os.path.realpath(name)).name
     filters = asdict(settings.filters)
     filters.pop("benchmarks")
     return {
