@@ -432,7 +432,9 @@ def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str
 def test_a_source_that_is_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     line = refused("tokenize", "pretrain", tmp_path / "a.jsonl", "--train-tokenizer", "300", "--out", tmp_path / "out")
-    assert "a.jsonl' does not exist" in line and not (tmp_path / "out").exists()
+    assert (
+        "a.jsonl' cannot be read: Too many levels of symbolic links; name" in line and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize("indent", [None, 1])

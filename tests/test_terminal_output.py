@@ -129,11 +129,11 @@ def test_a_terminal_of_no_width_is_told_as_much(
 @pytest.mark.parametrize(
     "variables",
     [{"RANK": "abc"}, {"RANK": ""}, {"LOCAL_RANK": "-1"}, {"WORLD_SIZE": "x"}, {"WORLD_SIZE": "0"}, {"RANK": "2", "WORLD_SIZE": "2"},
-     {"RANK": "1"}, {"LOCAL_RANK": "3"}, {"RANK": "\u0663"}, {"WORLD_SIZE": "9" * 5000}],
+     {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "x"}, {"RANK": "1"}, {"LOCAL_RANK": "3"}, {"RANK": "\u0663"}, {"WORLD_SIZE": "9" * 5000}],
 )  # fmt: skip
 def test_ranks_that_no_launcher_sets(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """RANK=3 alone had a command print nothing, and succeed."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     check_ranks()
     for name, value in variables.items():

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -85,3 +86,10 @@ def check_ranks() -> None:
             raise UserError(
                 f"{name}={found[name]} in the environment is not below WORLD_SIZE={size}; unset it, or use a launcher, which sets both"
             )
+    port = os.environ.get("MASTER_PORT", "")
+    if size > 1 and not (os.environ.get("MASTER_ADDR") and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+        where = f"{os.environ.get('MASTER_ADDR', '')}:{port}"
+        raise UserError(
+            f"WORLD_SIZE={size} in the environment, but MASTER_ADDR and MASTER_PORT ({where!r}) name no place to meet; "
+            "unset it, or use a launcher, which sets all three"
+        )
