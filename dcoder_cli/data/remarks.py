@@ -15,6 +15,13 @@ def remarks(manifest: dict[str, Any]) -> Iterator[str]:
     """A line for each thing that happened."""
     for licence, count in manifest.get("licence_headers_stripped", {}).items():
         yield f"licence headers stripped: {count:,} {licence}"
+    asked = manifest.get("filters", {}).get("licence", "keep")
+    met = [
+        *manifest.get("licence_headers_stripped", {}),
+        *(why for why in manifest["dropped"] if "licence header" in why),
+    ]
+    if asked != "keep" and not met:
+        yield f"--licence {asked}: no document begins with such a header"
     for name, words in _TALLIES.items():
         if (met := manifest.get(name)) and met["count"]:
             yield f"{words}: {met['count']:,}, such as {met['examples'][0]}"
