@@ -99,5 +99,7 @@ def test_what_cannot_be_drawn_is_one_line(runs: list[Path], tmp_path: Path) -> N
     assert "did you mean 'grad_norm'?" in refused("plot", runs[0], "--metric", "gradnorm")
     assert "must end in .png or .svg" in refused("plot", runs[0], "--out", tmp_path / "a.pdf")
     assert "does not exist" in refused("plot", runs[0], "--out", tmp_path / "gone" / "a.png")
+    (empty / "metrics.jsonl").write_text('{"step": 1, "loss": 1' + "0" * 400 + "}\n")
+    assert "empty' has no metrics yet" in refused("plot", empty)
     assert "is named twice" in refused("plot", runs[0], runs[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "grpo", "seed0", "seed1"]

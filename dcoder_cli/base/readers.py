@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.run_files import LOG
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,10 +43,10 @@ def read_metrics(path: str | Path, frame: bool = False, timings: bool = False) -
     """
     rows = []
     for file, run in _files(Path(path), "metrics.jsonl", "run folder", "train with: dcoder train-stage"):
-        lines = [row for _, row in jsonl.objects(file, "log", torn=True)]
+        lines = [row for _, row in LOG.rows(file, torn=True)]
         times = {}
         if timings and (found := _packed(file.parent / file.name.replace("metrics", "timings", 1))) is not None:
-            times = {row.get("step"): row for _, row in jsonl.objects(found, "log", torn=True)}
+            times = {row.get("step"): row for _, row in LOG.rows(found, torn=True)}
         for row in lines:
             rows.append({"run": run, **row, **(times.get(row.get("step"), {}) if "loss" in row else {})})
     return _frame(rows) if frame else rows
