@@ -288,6 +288,6 @@ def test_a_row_of_an_evaluation_that_is_none_is_named(tmp_path: Path) -> None:
         ("judged", {"task_id": "a", "sample": 0, "status": {}}),
     ):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-        with pytest.raises(UserError, match=rf"{name}\.jsonl' line 1 has .*; choose another --out"):
+        with pytest.raises(UserError, match=rf"{name}\.jsonl' line 1 has .*; mend or remove that line"):
             Store(tmp_path, {})
         (tmp_path / f"{name}.jsonl").unlink()

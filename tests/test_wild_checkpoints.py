@@ -448,6 +448,15 @@ def test_damaged_tokenizer_files_are_one_line(ar: Path, tmp_path: Path, name: st
             load(folder, device="cpu")
 
 
+def test_a_tokenizer_that_cuts_at_random_is_refused(ar: Path, tmp_path: Path) -> None:
+    """BPE's dropout is of training: no two runs had the same rows or the same prompt."""
+    folder = copied(ar, tmp_path / "m")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["dropout"] = 0.1
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert "tokenizer.json has dropout = 0.1; set it to null" in refused("generate", "--model", folder, "x")
+
+
 def test_slow_tokenizers_are_told_what_to_do(ar: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.model", "spiece.model", "vocab.txt", "qwen.tiktoken"):
         folder = copied(ar, tmp_path / name)
