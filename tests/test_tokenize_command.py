@@ -89,7 +89,10 @@ def test_rl_tells_what_it_left_out_and_renamed(prepared: Path, tmp_path: Path) -
         (["sft", "{tmp}/rows.jsonl", "--tokenizer", "{tok}"], "known: text"),
         (["sft", "{tmp}/plain.py", "--tokenizer", "{tok}"], "text files"),
         (["rl", "{tmp}/rows.jsonl", "--tokenizer", "{tok}"], "has no tests"),
-        (["pretrain", "{tmp}/utf16.txt", "--tokenizer", "{tok}"], "1 not UTF-8.; mend the files: text in UTF-8"),
+        (
+            ["pretrain", "{tmp}/utf16.txt", "--tokenizer", "{tok}"],
+            "1 not UTF-8.; mend the files: text that is not empty, in UTF-8",
+        ),
         (
             ["pretrain", "{tmp}/texts.json", "--tokenizer", "{tok}"],
             "2 not an object of columns.; mend the files: .* rows as",

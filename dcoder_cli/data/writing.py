@@ -54,7 +54,7 @@ def nothing_left(what: str, remedy: str, read: int, dropped: str, sources: Seque
         names = ", ".join(repr(source.location) for source in sources)
         return UserError(f"no row to read: {names} {'is' if len(sources) == 1 else 'are'} empty; copy or make it again")
     if dropped and all(one.partition(" ")[2] in _UNUSABLE for one in dropped.split(", ")):
-        remedy = "mend the files: text in UTF-8, rows as objects of columns"
+        remedy = "mend the files: text that is not empty, in UTF-8, rows as objects of columns"
     else:
         remedy = f"loosen {remedy}"
     return UserError(f"no {what} is left to train on (dropped: {dropped or 'none'}); {remedy}")
