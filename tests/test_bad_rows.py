@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import refused
+from helpers import make_prompts, refused
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
@@ -446,3 +446,34 @@ def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(
     with pytest.raises(UserError, match=r"line 1 .*is read of a \.json: rename the file$"):
         pretrain(path, tokenizer)
     assert pretrain(path.rename(tmp_path / "rows.json"), tokenizer)["splits"]["train"]["documents"] == 2
+
+
+PROMPT: dict[str, Any] = {
+    "task_id": "a", "messages": [{"role": "user", "content": "Write f."}], "entry_point": "f", "tests": {"hidden": ["assert f(1) == 1"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"tests": 5}, "line 1 has tests = 5, which must be an object"),
+        ({"tests": {"hidden": [5]}}, r"line 1 has tests.hidden\[0\] = 5, which must be text"),
+        (
+            {"tests": {"hidden": ["assert f(1) == 1"], "setup": []}},
+            r"line 1 has tests.setup = \[\], which must be text",
+        ),
+        ({"entry_point": 5}, "line 1 has entry_point = 5, which must be text"),
+        ({"task_id": None}, "line 1 has task_id = null, which must be text"),
+        ({"baseline": "0.5"}, 'line 1 has baseline = "0.5", which must be a number'),
+        ({"messages": ...}, "line 1 has no messages; make them again"),
+        ({"task_id": ...}, "line 1 has no task_id; make them again"),
+    ],
+)
+def test_prompts_of_another_form_are_named_before_the_first_step(
+    tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    """Each was a traceback of `dcoder grpo`."""
+    row = {key: value for key, value in {**PROMPT, **changed}.items() if value is not ...}
+    folder = make_prompts(tmp_path / "rl", [row])
+    with pytest.raises(UserError, match=says):
+        check_prompts(load_prompts(folder), {"code": 1.0})

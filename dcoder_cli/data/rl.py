@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dcoder_cli.base import checksums, jsonl
+from dcoder_cli.base import checksums
 from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
@@ -32,7 +32,7 @@ from dcoder_cli.data.manifest import MANIFEST, hashes_of, read_manifest, write_m
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
 from dcoder_cli.data.problems import HARD_MODELS, RlProblem, hard_subset, read_problem, why_unusable
-from dcoder_cli.data.prompts import Ids, prompts_of
+from dcoder_cli.data.prompts import PROMPTS, Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
@@ -214,7 +214,7 @@ def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any
     found = checksums.first_damaged([(path, hashes_of(entries[0]))], "prompt file", "copy or make them again")
     if found is not None:
         raise found
-    return [row for _, row in jsonl.objects(path, "prompts")]
+    return [row for _, row in PROMPTS.rows(path)]
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
