@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import make_prompts, refused
+from helpers import make_model, make_prompts, make_tokenizer, refused
 
+from dcoder_cli import load
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
@@ -23,6 +24,7 @@ from dcoder_cli.data.sources import Piece
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.tokenizer import train_tokenizer
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, problem_of
+from dcoder_cli.training.grpo.rollouts import encode_prompts
 
 
 @pytest.fixture(scope="module")
@@ -465,7 +467,7 @@ PROMPT: dict[str, Any] = {
         ({"entry_point": 5}, "line 1 has entry_point = 5, which must be text"),
         ({"task_id": None}, "line 1 has task_id = null, which must be text"),
         ({"baseline": "0.5"}, 'line 1 has baseline = "0.5", which must be a number'),
-        ({"messages": ...}, "line 1 has no messages; make them again"),
+        ({"messages": ..., "prompt": 5}, "line 1 has prompt = 5, which must be text"),
         ({"task_id": ...}, "line 1 has no task_id; make them again"),
     ],
 )
@@ -477,3 +479,11 @@ def test_prompts_of_another_form_are_named_before_the_first_step(
     folder = make_prompts(tmp_path / "rl", [row])
     with pytest.raises(UserError, match=says):
         check_prompts(load_prompts(folder), {"code": 1.0})
+
+
+def test_a_prompt_without_a_question_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = load(make_model(tmp_path / "model", tokenizer=tokenizer), device="cpu")
+    assert encode_prompts(model, [{"task_id": "a", "prompt": "x"}], 4)
+    with pytest.raises(UserError, match="prompt 'a' has neither messages nor a prompt; give one of them"):
+        encode_prompts(model, [{"task_id": "a"}], 4)

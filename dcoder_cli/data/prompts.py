@@ -31,7 +31,7 @@ class PromptRow:
     """A line of prompts.jsonl; which of these a reward needs, `check_prompts` knows."""
 
     task_id: str | int
-    messages: Any
+    prompt: str | None = None
     tests: PromptTests | None = None
     entry_point: str | None = None
     answer: str | None = None
