@@ -100,6 +100,8 @@ YAML = {
     "a control character": b"a: \x01\n",
     "no date": b"a: 2001-99-99\n",
     "no number": b"a: !!int x\n",
+    "a key twice": b"steps: 1\noptimizer: {}\nsteps: 2\n",
+    "a key twice within": b"optimizer: {learning_rate: 0.1, learning_rate: 0.2}\n",
     "a program": b"a: !!python/object/apply:os.getcwd []\n",
 }
 
