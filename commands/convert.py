@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dcoder_cli.base import console, options
+from dcoder_cli.base.checksums import RECORD
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.base.files import check_folder
+from dcoder_cli.base.files import check_replaceable
 from dcoder_cli.base.locks import locked
 from dcoder_cli.base.options import Needs
 
@@ -99,7 +100,7 @@ def convert(
         raise UserError("give either a MODEL to convert or --init SIZE for random weights")
     if tokenizer and train_tokenizer:
         raise UserError("give either --tokenizer or --train-tokenizer, not both")
-    _check_free(out, force)
+    check_replaceable(out, force, RECORD, "a checkpoint that dcoder wrote")
     from dcoder_cli.model import conversion
     from dcoder_cli.model.convert import Additions
 
@@ -114,7 +115,7 @@ def convert(
             found = conversion.plan_checkpoint(str(model), out, add, dtype, tokenizer)
         return plans.show(found, json)
     with locked(out):
-        _check_free(out, force)
+        check_replaceable(out, force, RECORD, "a checkpoint that dcoder wrote")
         if init is not None:
             result = conversion.initialise(
                 init, out, tokenizer, train_tokenizer or [], vocab_size, ar, mask_id, seed, dtype
@@ -131,9 +132,3 @@ def convert(
     )
     for finding in result["findings"]:
         console.warn(f"{finding['subject']}: {finding['message']}")
-
-
-def _check_free(out: Path, force: bool) -> None:
-    check_folder(out)
-    if out.exists() and not force and any(out.iterdir()):
-        raise UserError(f"--out {str(out)!r} exists already; choose another folder or add --force")

@@ -363,25 +363,11 @@ def rl(
         benchmarks=benchmarks or None,
     )
     settings = RlSettings(
-        sources=tuple(sources),
-        out=str(out),
-        tokenizer=tokenizer,
-        max_prompt_tokens=max_prompt_tokens,
-        hard=hard,
-        hard_mean=hard_mean,
-        hard_spread=hard_spread,
-        complete=complete,
-        from_code=from_code,
-        baseline=baseline,
-        system=system,
-        seed=seed,
-        heldout=heldout,
-        extensions=tuple(extensions),
-        exclude=tuple(exclude),
-        filters=filters,
-        overwrite=overwrite,
-        quiet=json,
-    )
+        sources=tuple(sources), out=str(out), tokenizer=tokenizer, max_prompt_tokens=max_prompt_tokens, hard=hard,
+        hard_given="hard" in options.given(context), hard_mean=hard_mean, hard_spread=hard_spread, complete=complete,
+        from_code=from_code, baseline=baseline, system=system, seed=seed, heldout=heldout, extensions=tuple(extensions),
+        exclude=tuple(exclude), filters=filters, overwrite=overwrite, quiet=json,
+    )  # fmt: skip
     _run(plan_rl, partial(tokenize_rl, trial=partial(tried, unsafe=unsafe_exec, quiet=json)), settings, dry_run, json)
 
 

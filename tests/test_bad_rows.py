@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import make_model, make_prompts, make_tokenizer, refused
 
+from dcoder_cli import load
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.dropped import BadRow
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
@@ -22,6 +24,7 @@ from dcoder_cli.data.sources import Piece
 from dcoder_cli.execution.judge import Judge
 from dcoder_cli.model.tokenizer import train_tokenizer
 from dcoder_cli.training.grpo.rewards import Rewarder, check_prompts, problem_of
+from dcoder_cli.training.grpo.rollouts import encode_prompts
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +431,14 @@ def test_the_text_parts_of_a_content_are_its_text(tmp_path: Path, tokenizer: str
     assert load_prompts(tmp_path / "rl" / "out")[0]["messages"] == [{"role": "user", "content": "adds one"}]
 
 
+def test_a_source_that_is_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    line = refused("tokenize", "pretrain", tmp_path / "a.jsonl", "--train-tokenizer", "300", "--out", tmp_path / "out")
+    assert (
+        "a.jsonl' cannot be read: Too many levels of symbolic links; name" in line and not (tmp_path / "out").exists()
+    )
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(
     tmp_path: Path, tokenizer: str, indent: int | None
@@ -437,3 +448,42 @@ def test_a_list_of_rows_under_the_name_of_lines_names_the_remedy(
     with pytest.raises(UserError, match=r"line 1 .*is read of a \.json: rename the file$"):
         pretrain(path, tokenizer)
     assert pretrain(path.rename(tmp_path / "rows.json"), tokenizer)["splits"]["train"]["documents"] == 2
+
+
+PROMPT: dict[str, Any] = {
+    "task_id": "a", "messages": [{"role": "user", "content": "Write f."}], "entry_point": "f", "tests": {"hidden": ["assert f(1) == 1"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"tests": 5}, "line 1 has tests = 5, which must be an object"),
+        ({"tests": {"hidden": [5]}}, r"line 1 has tests.hidden\[0\] = 5, which must be text"),
+        (
+            {"tests": {"hidden": ["assert f(1) == 1"], "setup": []}},
+            r"line 1 has tests.setup = \[\], which must be text",
+        ),
+        ({"entry_point": 5}, "line 1 has entry_point = 5, which must be text"),
+        ({"task_id": None}, "line 1 has task_id = null, which must be text"),
+        ({"baseline": "0.5"}, 'line 1 has baseline = "0.5", which must be a number'),
+        ({"messages": ..., "prompt": 5}, "line 1 has prompt = 5, which must be text"),
+        ({"task_id": ...}, "line 1 has no task_id; make them again"),
+    ],
+)
+def test_prompts_of_another_form_are_named_before_the_first_step(
+    tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    """Each was a traceback of `dcoder grpo`."""
+    row = {key: value for key, value in {**PROMPT, **changed}.items() if value is not ...}
+    folder = make_prompts(tmp_path / "rl", [row])
+    with pytest.raises(UserError, match=says):
+        check_prompts(load_prompts(folder), {"code": 1.0})
+
+
+def test_a_prompt_without_a_question_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = load(make_model(tmp_path / "model", tokenizer=tokenizer), device="cpu")
+    assert encode_prompts(model, [{"task_id": "a", "prompt": "x"}], 4)
+    with pytest.raises(UserError, match="prompt 'a' has neither messages nor a prompt; give one of them"):
+        encode_prompts(model, [{"task_id": "a"}], 4)

@@ -116,7 +116,9 @@ def test_numbers_say_nothing_of_constants_and_refuse_what_is_of_tests(tmp_path: 
     assert not (tmp_path / "above").exists()
 
 
-@pytest.mark.parametrize("options", [["--hard", "paper"], ["--hard-mean", "0.5"], ["--hard-spread", "0.5"]])
+@pytest.mark.parametrize(
+    "options", [["--hard", "paper"], ["--hard", "released"], ["--hard-mean", "0.5"], ["--hard-spread", "0.5"]]
+)
 def test_a_choice_of_the_hard_ones_needs_pass_rates(tmp_path: Path, options: list[str]) -> None:
     make_tokenizer().save_pretrained(tmp_path / "tokenizer")
     other = {"inferences": [{"model_name": "another", "pass_rate": 0.5}]}

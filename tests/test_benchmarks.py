@@ -134,6 +134,13 @@ def row(number: int) -> dict[str, object]:
             "\n".join(json.dumps({**row(n), "test": 1} if n else {"task_id": "x"}) for n in range(164)),
             "no field 'prompt'",
         ),
+        *(
+            (
+                "\n".join(json.dumps({**row(n), field: value} if n == 5 else row(n)) for n in range(164)),
+                f"task 6 has {field} = .*, which must be text",
+            )
+            for field, value in (("prompt", None), ("entry_point", 5), ("test", ["x"]))
+        ),
         ("", "is empty"),
     ],
 )

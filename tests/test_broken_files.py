@@ -100,6 +100,8 @@ YAML = {
     "a control character": b"a: \x01\n",
     "no date": b"a: 2001-99-99\n",
     "no number": b"a: !!int x\n",
+    "a key twice": b"steps: 1\noptimizer: {}\nsteps: 2\n",
+    "a key twice within": b"optimizer: {learning_rate: 0.1, learning_rate: 0.2}\n",
     "a program": b"a: !!python/object/apply:os.getcwd []\n",
 }
 
@@ -288,6 +290,6 @@ def test_a_row_of_an_evaluation_that_is_none_is_named(tmp_path: Path) -> None:
         ("judged", {"task_id": "a", "sample": 0, "status": {}}),
     ):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-        with pytest.raises(UserError, match=rf"{name}\.jsonl' line 1 has .*; choose another --out"):
+        with pytest.raises(UserError, match=rf"{name}\.jsonl' line 1 has .*; mend or remove that line"):
             Store(tmp_path, {})
         (tmp_path / f"{name}.jsonl").unlink()

@@ -19,6 +19,7 @@ from dcoder_cli.data.decontaminate import load_contamination
 from dcoder_cli.data.duplicates import are_blank, bands, signatures
 from dcoder_cli.data.filters import FilterSettings, alphanumeric_share, judge_document, licence_header, parses
 from dcoder_cli.data.ngrams import ngram_hashes, word_codes, words
+from dcoder_cli.data.remarks import remarks
 
 GOOD = "def add(a, b):\n    return a + b\n"
 
@@ -77,11 +78,20 @@ def test_licence_headers_are_stripped_or_dropped_by_name() -> None:
     assert licence_header("/* never closed, copyright") is None
 
 
+def test_a_licence_filter_that_met_nothing_says_so() -> None:
+    asked: dict[str, dict[str, object]] = {"filters": {"licence": "drop:GPL"}, "dropped": {}}
+    assert list(remarks(asked)) == ["--licence drop:GPL: no document begins with such a header"]
+    for met in ({"dropped": {"licence header GPL": {}}}, {"filters": {"licence": "keep"}}):
+        assert not list(remarks(asked | met))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         FilterSettings(near_duplicates=1.5),
         FilterSettings(licence="maybe"),
+        FilterSettings(licence="drop:gpl"),  # nothing was dropped, without a word
+        FilterSettings(licence="drop:MIT,GPL-3.0"),
         FilterSettings(code_filters="some"),  # type: ignore[arg-type]
         FilterSettings(decontaminate_ngram=1),
     ],

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers import make_shards, make_tokenizer
+from safetensors.numpy import load_file, save_file
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.manifest import part_name
@@ -88,6 +93,31 @@ def test_a_damaged_shard_is_named_at_open(tmp_path: Path, damage: str) -> None:
         file.write_bytes(changed[damage])
     with pytest.raises(UserError, match=r"train-0000\d\.safetensors"):
         ShardSet.open(folder)
+
+
+def other_tokens(folder: Path, change: Callable[[Any], Any]) -> Path:
+    """A folder whose first file has other tokens, as somebody's own program writes it."""
+    file = make_shards(folder, make_tokenizer()) / "train-00000.safetensors"
+    arrays = load_file(file)
+    save_file({**arrays, "tokens": change(arrays["tokens"])}, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_rows_of_ids_that_no_token_has_are_named(tmp_path: Path) -> None:
+    """They were an IndexError in the middle of a step; on a GPU, an assertion of the device."""
+    high = ShardSet.open(other_tokens(tmp_path / "high", lambda tokens: tokens + 40_000))
+    with pytest.raises(
+        UserError, match=r"train-00000.* has the id 40\d\d\d in row 3 .* a vocabulary of 300; make it again"
+    ):
+        high.rows([3, 1])
+    low = ShardSet.open(other_tokens(tmp_path / "low", lambda tokens: -tokens.astype(np.int64)))
+    with pytest.raises(UserError, match="has the id -"):
+        low.rows([0])
+    with pytest.raises(UserError, match="has tokens of type F32; whole numbers are needed"):
+        ShardSet.open(other_tokens(tmp_path / "float", lambda tokens: tokens.astype(np.float32)))
 
 
 @pytest.mark.parametrize(

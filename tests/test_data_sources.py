@@ -6,6 +6,8 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -33,9 +35,6 @@ def test_every_table_gives_its_rows(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     data = json.dumps(ROWS).encode() if name.startswith("r.json") and ".jsonl" not in name else lines(ROWS)
     if name.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
     elif name.endswith(".gz"):
         path.write_bytes(gzip.compress(data))
@@ -112,6 +111,18 @@ def test_broken_files_are_named(tmp_path: Path, name: str, data: bytes, message:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         records(str(tmp_path / name))
+
+
+def test_damaged_pages_and_names_that_are_there_twice_name_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"words {number}" for number in range(1000)]}), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + b"\xff" * 100 + data[300:])
+    with pytest.raises(UserError, match=r"cannot be read: .*; copy or make it again"):
+        records(str(path))
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(UserError, match="has the column 'text' twice; rename one of them"):
+        records(str(path))
 
 
 def test_rows_that_are_no_objects_have_a_problem(tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def test_from_a_given_model_to_the_report(place: Path, monkeypatch: pytest.Monke
         assert any(f"{row['prefix']}{row['hole']}\n" in f"{text}\n" for text in sources) and row["suffix"] == ""
     manifest = json.loads((place / "out" / "data" / "chats" / "manifest.json").read_text())
     long = manifest["dropped"].get("longer than the row", {"examples": []})["examples"]
-    assert manifest["settings"]["seq_len"] == 192 and not [one for one in long if not one.startswith("sft.jsonl/")], long
+    assert manifest["settings"]["seq_len"] == 192 and not [one for one in long if not one.startswith("sft.jsonl/")], (
+        long
+    )
 
 
 def test_what_cannot_be_is_refused_before_anything(place: Path, tmp_path: Path) -> None:

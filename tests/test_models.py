@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import dcoder, make_model, make_tokenizer, refused
+from helpers import dcoder, make_model, make_tokenizer, refused, said
 from safetensors.torch import load_file, save_file
 
 from dcoder_cli import load
@@ -255,7 +255,7 @@ def test_convert_and_inspect_as_commands(tmp_path: Path) -> None:
 def test_bad_checkpoints_are_one_line(ar: Path, converted: Path, tmp_path: Path) -> None:
     assert "no hub id" in refused("inspect", tmp_path / "nothing")
     assert "already" in refused("convert", converted, "--out", tmp_path / "x")
-    assert "exists already" in refused("convert", ar, "--out", converted)
+    assert "already holds a checkpoint that dcoder wrote" in refused("convert", ar, "--out", converted)
     assert "qwen2.5-coder-7b" in refused("convert", "--init", "qwen2.5-coder-7", "--out", tmp_path / "x")
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -319,3 +319,15 @@ def test_an_empty_section_is_none(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dcoder": None}))
     assert "dcoder" not in load(folder).config
+
+
+def test_convert_replaces_what_dcoder_wrote_and_nothing_else(ar: Path, tmp_path: Path) -> None:
+    """--force had replaced any folder: a thesis, a home directory."""
+    out = tmp_path / "out"
+    said("convert", ar, "--out", out)
+    said("convert", ar, "--out", out, "--force")
+    (out / "checksums.json").rename(out / "thesis.txt")
+    for more in ([], ["--dry-run"]):
+        line = refused("convert", ar, "--out", out, "--force", *more)
+        assert line.endswith("is not empty and does not hold a checkpoint that dcoder wrote; choose another --out")
+    assert (out / "thesis.txt").is_file()

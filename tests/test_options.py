@@ -181,7 +181,7 @@ EFFECTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "convert (a model)": ("{ar} --out {tmp}/o", {"--rows-multiple": "1"}),
     "convert (without a tokenizer)": ("--init tiny --ar --out {tmp}/o", {"--tokenizer": "t"}),
-    "convert (into a folder that is there)": ("--init tiny --ar --out {folder}", {"--force": ""}),
+    "convert (into a folder that is there)": ("--init tiny --ar --out {ar}", {"--force": ""}),
     "arness (files)": (
         "--trajectories {traj} --json",
         {"--trajectories": "{traj}", "--label": "x", "--local-k": "2", "--global-k": "2", "--convention": "paper",

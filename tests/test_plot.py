@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import dcoder, refused
+from helpers import dcoder, refused, said
 
 from dcoder_cli.analysis import training_plot
 
@@ -99,5 +100,24 @@ def test_what_cannot_be_drawn_is_one_line(runs: list[Path], tmp_path: Path) -> N
     assert "did you mean 'grad_norm'?" in refused("plot", runs[0], "--metric", "gradnorm")
     assert "must end in .png or .svg" in refused("plot", runs[0], "--out", tmp_path / "a.pdf")
     assert "does not exist" in refused("plot", runs[0], "--out", tmp_path / "gone" / "a.png")
+    (empty / "metrics.jsonl").write_text('{"step": 1, "loss": 1' + "0" * 400 + "}\n")
+    assert "empty' has no metrics yet" in refused("plot", empty)
     assert "is named twice" in refused("plot", runs[0], runs[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "grpo", "seed0", "seed1"]
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", r"a$\nosuch$", "_hidden", "\u4e2d\u6587", "a\nb"])
+def test_names_are_text_in_a_picture(runs: list[Path], tmp_path: Path, name: str) -> None:
+    """matplotlib read `$` as mathematics, a traceback where it is none, and left names with a leading `_` out of the legend."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "loss": 1e308, name: 1.0}) + "\n" for step in (1, 2))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said("plot", folder, runs[0], "--metric", name, "--metric", "loss", "--out", tmp_path / "a.svg")
+    figure = training_plot.compare(
+        {name: training_plot.read_curves(folder), "other": training_plot.read_curves(runs[0])}, ["loss"]
+    )
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [" ".join(name.split()), "other"]

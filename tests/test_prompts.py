@@ -138,6 +138,14 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         collect(["a"], tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv.gz", "p.parquet"])
+def test_a_table_is_no_file_of_prompts(tmp_path: Path, name: str) -> None:
+    """The header and the commas of a .csv were prompts."""
+    (tmp_path / name).write_text("prompt,id\na,1\n")
+    with pytest.raises(UserError, match=f"{name}' is a table; write its rows as JSON lines"):
+        read(tmp_path / name)
+
+
 def test_prompts_as_the_options_want_them() -> None:
     found = [("a", "one"), ("b", [5, 6]), ("c", CHAT), ("d", [{"role": "system", "content": "own"}, *CHAT])]
     system = {"role": "system", "content": "Be brief."}

@@ -88,7 +88,7 @@ def a_trajectory(number: int) -> dict[str, Any]:
 
 
 READERS: dict[str, tuple[Callable[[Path], list[Any]], Callable[[int], dict[str, Any]]]] = {
-    "rl prompts": (prompts, lambda number: {"text": ODD}),
+    "rl prompts": (prompts, lambda number: {"task_id": number, "messages": [], "text": ODD}),
     "sources": (records, lambda number: {"text": ODD}),
     "kept rollouts": (
         rollouts,

@@ -177,6 +177,20 @@ def test_what_is_none_is_named(reader: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=str(number)) as told:
             reader(file)
         assert "\n" not in str(told.value)
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"reveal_step": [0]}\n' * 99)[:-9])
+    for line in ('{"loss": 1.0}', '{"step": "1"}', '{"step": -1}', '{"step": true}', '{"step": 1.5}'):
+        (tmp_path / "metrics.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match=r"line 1 has (no step|step = ).*; mend or remove that line"):
+            read_metrics(tmp_path)  # what `dcoder plot` refuses of the same file
+    for line in (
+        '{"text": ""}',
+        '{"task_id": [1], "sample": 0, "text": ""}',
+        '{"task_id": "a", "sample": {}, "text": ""}',
+    ):
+        (tmp_path / "samples.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match=r"line 1 has (no task_id|task_id =|sample =).*; mend or remove that line"):
+            read_samples(tmp_path)  # a list for an id ended in a TypeError
+    (tmp_path / "cut.jsonl.gz").write_bytes(
+        gzip.compress(b'{"step": 0, "task_id": "a", "sample": 0, "text": "", "reveal_step": [0]}\n' * 99)[:-9]
+    )
     with pytest.raises(UserError, match="is damaged"):
         reader(tmp_path / "cut.jsonl.gz")

@@ -60,6 +60,8 @@ def test_every_field_that_is_wrong_is_named() -> None:
     assert message(parts=[{"file": "x", "rows": -1}]).startswith("has parts[0].rows = -1, which must be at least 0")
     assert message(parts=[{"file": None, "rows": 1}]).startswith("has parts[0].file = null, which must be text")
     assert message(parts=[{"file": "", "rows": 1, "share": float("nan")}]).startswith("has parts[0].share = NaN, which")
+    for far in ({"rows": 10**400}, {"rows": 1, "share": 10**400}):  # a curve of it ended in an OverflowError
+        assert "= 1000000" in message(parts=[{"file": "", **far}])
     assert message(size=[1]) == "has size = [1], which must have 2 entries; make it again"
     assert message(names={"x": 1}) == "has names.x = 1, which must be text; make it again"
     assert message(done=0) == "has done = 0, which must be true or false; make it again"

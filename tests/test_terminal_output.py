@@ -103,6 +103,7 @@ def test_an_encoding_that_lacks_characters_gets_escapes(monkeypatch: pytest.Monk
     ("redirection", "code", "told"),
     [
         (">&-", 2, "error: stdout is closed, and results go there; send it to a file, or to /dev/null\n"),
+        ("1</dev/null", 2, "error: stdout is open for reading alone, and results go there; send it to a file, or to /dev/null\n"),
         (">/dev/full", 2, "error: no space left on the disk; free some space or choose another --out, or another place for stdout\n"),
         ("2>&- <&-", 0, ""),
         ("| true; exit ${PIPESTATUS[0]}", 1, ""),
@@ -116,14 +117,23 @@ def test_streams_that_are_closed_or_full(redirection: str, code: int, told: str)
     assert done.returncode == code and done.stderr == told
 
 
+def test_a_terminal_of_no_width_is_told_as_much(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COLUMNS=0, as some editors and build machines have it: notes and warnings were not printed at all."""
+    monkeypatch.setenv("COLUMNS", "0")
+    console.warn("a model")
+    assert capsys.readouterr().err == "warning: a model\n"
+
+
 @pytest.mark.parametrize(
     "variables",
     [{"RANK": "abc"}, {"RANK": ""}, {"LOCAL_RANK": "-1"}, {"WORLD_SIZE": "x"}, {"WORLD_SIZE": "0"}, {"RANK": "2", "WORLD_SIZE": "2"},
-     {"RANK": "1"}, {"LOCAL_RANK": "3"}, {"RANK": "\u0663"}, {"WORLD_SIZE": "9" * 5000}],
+     {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "x"}, {"RANK": "1"}, {"LOCAL_RANK": "3"}, {"RANK": "\u0663"}, {"WORLD_SIZE": "9" * 5000}],
 )  # fmt: skip
 def test_ranks_that_no_launcher_sets(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """RANK=3 alone had a command print nothing, and succeed."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     check_ranks()
     for name, value in variables.items():

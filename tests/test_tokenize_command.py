@@ -89,6 +89,18 @@ def test_rl_tells_what_it_left_out_and_renamed(prepared: Path, tmp_path: Path) -
         (["sft", "{tmp}/rows.jsonl", "--tokenizer", "{tok}"], "known: text"),
         (["sft", "{tmp}/plain.py", "--tokenizer", "{tok}"], "text files"),
         (["rl", "{tmp}/rows.jsonl", "--tokenizer", "{tok}"], "has no tests"),
+        (
+            ["pretrain", "{tmp}/utf16.txt", "--tokenizer", "{tok}"],
+            "1 not UTF-8.; mend the files: text that is not empty, in UTF-8",
+        ),
+        (
+            ["pretrain", "{tmp}/texts.json", "--tokenizer", "{tok}"],
+            "2 not an object of columns.; mend the files: .* rows as",
+        ),
+        (
+            ["pretrain", "{tmp}/plain.py", "--tokenizer", "{tok}", "--licence", "drop:gpl"],
+            "'gpl' is no licence known here; known: AGPL",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -99,6 +111,8 @@ def test_mistakes_are_one_line_and_leave_nothing(
     (tmp_path / "broken.jsonl").write_text('{"text": "x"}\n{"text\n')
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "plain.py").write_text("x = 1\n")
+    (tmp_path / "utf16.txt").write_text("x = 1\n", encoding="utf-16")
+    (tmp_path / "texts.json").write_text('["x", "y"]')
     before = sorted(tmp_path.iterdir())
     filled = [part.format(tmp=tmp_path, tok=prepared / "tokenizer") for part in arguments]
     result = CliRunner().invoke(app, [*filled, "--out", str(tmp_path / "out")])

@@ -95,8 +95,10 @@ DISAGREE: dict[str, tuple[dict[str, Any], Callable[[Weights], Weights], str]] = 
     "a bias more": ({}, lambda weights: weights | {"lm_head.bias": torch.zeros(320)}, "unknown weight 'lm_head.bias'"),
     "no biases": ({}, without("bias"), "fewer biases"),
     "fewer rows": ({"vocab_size": 321}, dict, r"shape \(320, 32\) but the config says \(321, 32\)"),
-    "compiled": ({}, of_prefix("_orig_mod."), "begin with '_orig_mod.'"),
-    "of DDP": ({}, of_prefix("module."), "begin with 'module.'"),
+    "compiled": ({}, of_prefix("_orig_mod."), "begin with '_orig_mod.', which torch.compile put there; save model._orig_mod, or"),
+    "of DDP": ({}, of_prefix("module."), "begin with 'module.', which DDP, FSDP or DeepSpeed put there; save model.module, or"),
+    "of FSDP": ({}, of_prefix("_fsdp_wrapped_module."), "which FSDP put there"),
+    "compiled in DDP": ({}, of_prefix("module._orig_mod."), "begin with 'module._orig_mod.', which DDP"),
     "no head, no prefix": ({}, lambda weights: {key.removeprefix("model."): weights[key] for key in weights}, "lack the prefix 'model.'"),
     "8-bit floats": ({}, of_format(torch.float8_e4m3fn, "mlp"), "is stored as F8_E4M3"),
     "integers": ({}, of_format(torch.int8, "mlp"), "is stored as I8"),
@@ -414,6 +416,28 @@ def test_an_odd_tokenizer_config_is_a_model_or_one_line(ar: Path, tmp_path: Path
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("value", ["false", None, 0, []])
+def test_a_recorded_shift_that_is_neither_true_nor_false_is_refused(ar: Path, tmp_path: Path, value: Any) -> None:
+    """The text "false" counted as true, and null as false: every logit stood at another place."""
+    folder = copied(ar, tmp_path / "m", {"dcoder": {"shift": value}})
+    for read in (load, inspect, lambda name: plan_checkpoint(str(name), tmp_path / "o")):
+        with pytest.raises(UserError, match=r"dcoder\.shift = .*; it must be true or false"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("is_ar", [True, False])
+def test_an_answer_out_of_logits_that_are_no_numbers_is_refused(ar: Path, tmp_path: Path, is_ar: bool) -> None:
+    """It was an empty text, or one of the first token, and exit 0."""
+    if not is_ar:
+        convert_checkpoint(str(ar), tmp_path / "diffusion")
+    folder = stored(
+        copied(ar if is_ar else tmp_path / "diffusion", tmp_path / "m"),
+        lambda weights: weights | {"model.norm.weight": weights["model.norm.weight"] * math.nan},
+    )
+    line = refused("generate", "--model", folder, "--max-new-tokens", "4", "--device", "cpu", "x")
+    assert f"the logits of model {str(folder)!r} are not finite" in line and "float32" in line
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_damaged_tokenizer_files_are_one_line(ar: Path, tmp_path: Path, name: str) -> None:
     whole = (ar / name).read_bytes()
@@ -422,6 +446,15 @@ def test_damaged_tokenizer_files_are_one_line(ar: Path, tmp_path: Path, name: st
         (folder / name).write_bytes(damage)
         with pytest.raises(UserError, match="cannot be read"):
             load(folder, device="cpu")
+
+
+def test_a_tokenizer_that_cuts_at_random_is_refused(ar: Path, tmp_path: Path) -> None:
+    """BPE's dropout is of training: no two runs had the same rows or the same prompt."""
+    folder = copied(ar, tmp_path / "m")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["dropout"] = 0.1
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert "tokenizer.json has dropout = 0.1; set it to null" in refused("generate", "--model", folder, "x")
 
 
 def test_slow_tokenizers_are_told_what_to_do(ar: Path, tmp_path: Path) -> None:

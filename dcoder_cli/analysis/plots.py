@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ _STYLE = {
     "legend.handlelength": 3.0,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # names of runs, models and metrics are text
     "svg.hashsalt": "dcoder",  # the same figure gives the same bytes
 }
 
@@ -114,7 +116,11 @@ def narrowed(figure: Any) -> Any:
 def _bytes(figure: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a name in letters that no font here has: boxes in the picture
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -140,11 +146,11 @@ def printable(text: str) -> str:
     return " ".join("".join("·" if unicodedata.category(mark) in ("Cc", "Cs", "Cn") else mark for mark in text).split())
 
 
-def _label(text: str) -> str:
-    """A label as plain text: matplotlib reads `$` as mathematics and hides labels with a leading `_`."""
+def legible(text: str) -> str:
+    """A label of a legend: on one line, cut where it is long. matplotlib hides those with a leading `_`."""
     shown = printable(" ".join(text.split()))
     shown = shown if len(shown) <= 40 else shown[:18] + "…" + shown[-21:]
-    return ("\N{NO-BREAK SPACE}" if shown.startswith("_") else "") + shown.replace("$", r"\$")
+    return ("\N{NO-BREAK SPACE}" if shown.startswith("_") else "") + shown
 
 
 def _legend(figure: Any, axis: Any) -> None:
@@ -168,7 +174,7 @@ def arness_curves(series: Mapping[str, Mapping[str, Any]]) -> Any:
         for index, (label, result) in enumerate(series.items()):
             values = result[kind]
             longest = max(longest, len(values["k"]))
-            _line(axis, index, values["k"], _numbers(values["mean"]), values["low"], values["high"], _label(label))
+            _line(axis, index, values["k"], _numbers(values["mean"]), values["low"], values["high"], legible(label))
         axis.set(xlabel="k", ylabel=f"{kind} AR-ness@k", ylim=(-0.03, 1.03), xticks=range(1, longest + 1))
     _legend(figure, axes[0])
     return figure
@@ -190,13 +196,13 @@ def by_temperature(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         temperatures = [float(point["temperature"]) for point in ordered]
         for axis, kind in zip(axes[:2], ("local", "global"), strict=True):
             columns = [[point["arness"][kind][name][0] for point in ordered] for name in ("mean", "low", "high")]
-            _line(axis, index, temperatures, _numbers(columns[0]), columns[1], columns[2], _label(label))
+            _line(axis, index, temperatures, _numbers(columns[0]), columns[1], columns[2], legible(label))
         for number, key in enumerate(passes):
             known = [(point["temperature"], _triple(point[key])) for point in ordered if key in point]
             if known:
                 x, triples = zip(*known, strict=True)
                 mean, low, high = zip(*triples, strict=True)
-                _line(axes[2], index, x, _numbers(mean), low, high, _label(f"{label} {key}"), variant=number)
+                _line(axes[2], index, x, _numbers(mean), low, high, legible(f"{label} {key}"), variant=number)
     for axis, name in zip(axes, ("local AR-ness@1", "global AR-ness@1", "share passed"), strict=False):
         axis.set(xlabel="temperature", ylabel=name, ylim=(-0.03, 1.03))
         axis.set_xticks(sorted({float(point["temperature"]) for points in series.values() for point in points}))
@@ -221,7 +227,7 @@ def first_step(profiles: Mapping[str, Mapping[str, Any]]) -> Any:
     for index, (label, profile) in enumerate(profiles.items()):
         x, y, fit = profile["distance"], _numbers(profile["confidence"]), profile["fit"]
         colour = SERIES[index % len(SERIES)]
-        name = _label(label)
+        name = legible(label)
         if fit["decay_length"] is not None:
             name += f": decay length {fit['decay_length']:.2g} tokens, floor {fit['floor']:.2f}"
             distance = np.linspace(1, len(x), 600)
@@ -261,7 +267,7 @@ def entropy_heatmaps(grids: Mapping[str, NDArray[np.float64]]) -> Any:
         )  # fmt: skip
         axis.grid(False)
         axis.set(xlabel="position (tokens)")
-        axis.set_title(_label(label), fontsize=9, loc="left")
+        axis.set_title(legible(label), fontsize=9, loc="left")
     axes[0].set_ylabel("denoising step")
     figure.colorbar(image, ax=axes, label="entropy (nats); white: committed", pad=0.02)
     return figure
@@ -284,6 +290,6 @@ def decoding_order(series: Mapping[str, Sequence[Sequence[int]]]) -> Any:
                 c=[order_colour(value, "ordered") for value in share],
             )  # fmt: skip
         axis.set(xlabel="position (tokens)")
-        axis.set_title(_label(label), fontsize=9, loc="left")
+        axis.set_title(legible(label), fontsize=9, loc="left")
     axes[0].set_ylabel("denoising step")
     return figure

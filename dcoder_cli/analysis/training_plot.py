@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from dcoder_cli.analysis.colours import LINES, MARKERS, SERIES
-from dcoder_cli.analysis.plots import new_figure, printable, styled
+from dcoder_cli.analysis.plots import legible, new_figure, printable, styled
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.training.tracking import numbers
 
 _SMOOTHED = 20  # a moving mean over a twentieth of the run
+_MOST = 1e100  # matplotlib counts no ticks between numbers near the largest; what lies beyond is a gap, as inf is
 
 # What `dcoder plot` draws of what the runs have, in this order, and how a panel is called.
 PANELS = {
@@ -59,7 +61,7 @@ def read_curves(folder: str | Path) -> Curves:
 
 def labels(folders: Sequence[str | Path]) -> list[str]:
     """A name for each run: its folder's, with as many folders above it as tell equal ones apart."""
-    parts = [Path(folder).resolve().parts for folder in folders]
+    parts = [Path(os.path.realpath(folder)).parts for folder in folders]
     result = []
     for own in parts:
         depth = 1
@@ -107,7 +109,7 @@ def compare(runs: Mapping[str, Curves], names: Sequence[str]) -> Any:
             if name in curves:
                 steps, values = zip(*curves[name], strict=True)
                 _curve(axis, steps, values, index, label, points=name.startswith("heldout/"))
-        axis.set_title(PANELS.get(name, name), loc="left")
+        axis.set_title(PANELS.get(name, printable(name)), loc="left")
         axis.set_xlabel("step")
         axis.set_xlim(0, 1.03 * max(curves[name][-1][0] for curves in runs.values() if name in curves) or 1)
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
@@ -118,7 +120,7 @@ def compare(runs: Mapping[str, Curves], names: Sequence[str]) -> Any:
     drawn = [(index, label) for index, (label, own) in enumerate(runs.items()) if set(names) & set(own)]
     handles = [Line2D([], [], marker=MARKERS[index % len(MARKERS)], markersize=4, **_look(index)) for index, _ in drawn]
     figure.legend(
-        handles, [printable(label) for _, label in drawn], loc="outside lower center", ncols=min(columns, len(drawn))
+        handles, [legible(label) for _, label in drawn], loc="outside lower center", ncols=min(columns, len(drawn))
     )
     return figure
 
@@ -176,11 +178,12 @@ def _curve(
 ) -> None:
     """The values, faint, and their centred moving mean, shorter at the ends; or each as a point."""
     look = {**_look(index), "label": label}
+    array = np.array(values, dtype=np.float64)
+    array[np.abs(array) > _MOST] = np.nan
     if points or len(values) == 1:
-        axis.plot(steps, values, marker=MARKERS[index % len(MARKERS)], markersize=4, linewidth=1.2, **look)
+        axis.plot(steps, array, marker=MARKERS[index % len(MARKERS)], markersize=4, linewidth=1.2, **look)
         return
     half = max(1, len(values) // _SMOOTHED) // 2
-    array = np.asarray(values, dtype=np.float64)
     smooth = [float(array[max(0, place - half) : place + half + 1].mean()) for place in range(len(array))]
-    axis.plot(steps, values, color=look["color"], alpha=0.3, linewidth=0.8)
+    axis.plot(steps, array, color=look["color"], alpha=0.3, linewidth=0.8)
     axis.plot(steps, smooth, **look)

@@ -23,10 +23,25 @@ from dcoder_cli.base.ranges import Range, shown
 T = TypeVar("T")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, and no key twice: the first would be forgotten without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError if it is missing, broken, nested too deeply or not a mapping."""
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        value = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise UserError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

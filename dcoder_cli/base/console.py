@@ -58,6 +58,8 @@ class _Visible:
 def _console(file: Any, **chosen: Any) -> Console:
     """Brackets and colons in a text are text: no markup, no emoji."""
     console = Console(file=file, quiet=rank() != 0, highlight=False, markup=False, emoji=False, **chosen)
+    if not console.width:  # COLUMNS=0, as some editors and build machines set it: rich would print nothing
+        console.width = 80
     console.push_render_hook(_Untrusted())
     return console
 

@@ -189,7 +189,7 @@ def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
         what: what such a folder holds, for the messages.
     """
     check_folder(out)
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or not any(file.name != LOCK_INSIDE for file in out.iterdir()):
         return
     if not (out / mark).is_file():
         raise UserError(f"--out {str(out)!r} is not empty and does not hold {what}; choose another --out")

@@ -171,7 +171,11 @@ def parse(line: bytes | str, where: str, halves: bool = False) -> Any:
             place += f", line {number + 1}"
         raise UserError(f"{where} is not UTF-8 ({error.reason} {place}); {_conversion(error.object)}") from None
     except ValueError as error:
-        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        if not isinstance(error, json.JSONDecodeError):  # Python takes no whole number of more digits
+            raise UserError(
+                f"{where} holds a number of more than 4,300 digits; write it as text or leave it out"
+            ) from None
+        several = error.msg == "Extra data"
         raise (_SeveralValues if several else UserError)(f"{where} is not JSON: {one_line(error)}") from None
     # Only an escape can bring one in, so other lines are not walked.
     if not halves and ("\\ud" in text or "\\uD" in text):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.base.run_files import JUDGED, LOG, SAMPLES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,10 +43,10 @@ def read_metrics(path: str | Path, frame: bool = False, timings: bool = False) -
     """
     rows = []
     for file, run in _files(Path(path), "metrics.jsonl", "run folder", "train with: dcoder train-stage"):
-        lines = [row for _, row in jsonl.objects(file, "log", torn=True)]
+        lines = [row for _, row in LOG.rows(file, torn=True)]
         times = {}
         if timings and (found := _packed(file.parent / file.name.replace("metrics", "timings", 1))) is not None:
-            times = {row.get("step"): row for _, row in jsonl.objects(found, "log", torn=True)}
+            times = {row.get("step"): row for _, row in LOG.rows(found, torn=True)}
         for row in lines:
             rows.append({"run": run, **row, **(times.get(row.get("step"), {}) if "loss" in row else {})})
     return _frame(rows) if frame else rows
@@ -105,12 +106,12 @@ def read_samples(path: str | Path, frame: bool = False) -> list[Record] | DataFr
     for file, folder in _files(Path(path), "samples*.jsonl", "folder of samples", "score a model with: dcoder eval"):
         verdicts: dict[Any, Record] = {}
         for judged in sorted({one for end in _PACKED for one in file.parent.glob(f"judged*.jsonl{end}")}):
-            for _, row in jsonl.objects(judged, "verdicts", torn=True, halves=True):
-                key = (row.get("task_id"), row.get("sample"))
+            for _, row in JUDGED.rows(judged, torn=True, halves=True):
+                key = (row["task_id"], row["sample"])
                 if verdicts.get(key, _LOST)["status"] == "infrastructure":  # which is judged again, further down
-                    verdicts[key] = {"status": None, **row}
-        for _, row in jsonl.objects(file, "samples file", torn=True, halves=True):
-            verdict = verdicts.get((row.get("task_id"), row.get("sample")), {})
+                    verdicts[key] = row
+        for _, row in SAMPLES.rows(file, torn=True, halves=True):
+            verdict = verdicts.get((row["task_id"], row["sample"]), {})
             seconds = {"judge_seconds": verdict["seconds"]} if "seconds" in verdict else {}
             rows.append({"folder": folder, **verdict, **row, **seconds})
     return _frame(rows) if frame else rows

@@ -1,4 +1,7 @@
-"""What the files of a run folder must hold: config.yaml, environment.json, metrics.jsonl and timings.jsonl."""
+"""What the files of a run folder must hold: config.yaml, environment.json, metrics.jsonl and timings.jsonl.
+
+And those of an evaluation's folder: samples.jsonl and judged.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +52,33 @@ class LogLine:
     heldout: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A line of samples.jsonl. What was not made here has no counts."""
+
+    task_id: str
+    sample: Annotated[int, Least(0)]
+    text: str
+    tokens: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class JudgedLine:
+    """A line of judged.jsonl."""
+
+    task_id: str
+    sample: Annotated[int, Least(0)]
+    status: str
+    tier: str | None = None
+
+
 RUN = Format("run's record", RunRecord, "mend it, copy the run again, or start another with another --out")
 STARTS = Format("run's environment", RunStarts, "move it away, and what it tells of earlier starts is lost")
 LOG = Format("log", LogLine, "mend or remove that line")
+SAMPLES = Format("samples file", Sampled, "mend or remove that line")
+JUDGED = Format("verdicts", JudgedLine, "mend or remove that line")
 LOGS = ("metrics", "timings")
 
 

@@ -32,6 +32,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 
 T = TypeVar("T")
+MOST_FLOAT = 2**1023  # whole numbers of JSON have no bounds; from here on none is a float
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,10 @@ def _check_any(options: tuple[Any, ...], value: Any, name: str) -> None:
 
 def _check_scalar(hint: Any, value: Any, name: str) -> None:
     if hint is float:
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        good = (type(value) is int and abs(value) < MOST_FLOAT) or (isinstance(value, float) and not math.isnan(value))
     else:
         good = isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
+        good = good and (hint is not int or abs(value) < MOST_FLOAT)
     if not good:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}
         kind = kinds.get(hint) or ("a list" if hint is list else f"a {hint.__name__}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from dcoder_cli.base.errors import UserError
 
@@ -15,7 +18,8 @@ def open_streams() -> None:
     """Make the three streams safe to use: closed ones, and those whose encoding lacks characters, which show as escapes.
 
     Raises:
-        UserError: stdout is closed. The next file that is opened would take its place, and get the results.
+        UserError: stdout is closed, or open for reading alone. The next file that is opened would take its place, and get
+            the results.
     """
     closed = sys.stdout is None
     # In this order: a file that is opened takes the lowest number that is free, which must be the stream's own.
@@ -30,6 +34,15 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if closed:
         raise UserError("stdout is closed, and results go there; send it to a file, or to /dev/null")
+    if _only_read(sys.stdout):
+        raise UserError("stdout is open for reading alone, and results go there; send it to a file, or to /dev/null")
+
+
+def _only_read(stream: TextIO) -> bool:
+    try:
+        return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    except (OSError, ValueError):  # no file of the system, as in a test
+        return False
 
 
 def flush() -> OSError | None:
@@ -73,3 +86,10 @@ def check_ranks() -> None:
             raise UserError(
                 f"{name}={found[name]} in the environment is not below WORLD_SIZE={size}; unset it, or use a launcher, which sets both"
             )
+    port = os.environ.get("MASTER_PORT", "")
+    if size > 1 and not (os.environ.get("MASTER_ADDR") and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+        where = f"{os.environ.get('MASTER_ADDR', '')}:{port}"
+        raise UserError(
+            f"WORLD_SIZE={size} in the environment, but MASTER_ADDR and MASTER_PORT ({where!r}) name no place to meet; "
+            "unset it, or use a launcher, which sets all three"
+        )

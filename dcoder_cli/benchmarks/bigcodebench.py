@@ -17,11 +17,11 @@ _FIELDS = (
 )  # fmt: skip
 FULL = data.BenchmarkSource(
     "bigcodebench", "bigcodebench/BigCodeBench-v0.1.4-derived.jsonl.gz", 1140, "bigcode/bigcodebench", None, ("v0.1.4",),
-    _FIELDS,
+    _FIELDS, texts=_FIELDS,
 )  # fmt: skip
 HARD = data.BenchmarkSource(
     "bigcodebench-hard", "bigcodebench/BigCodeBench-Hard-v0.1.4-derived.jsonl.gz", 148, "bigcode/bigcodebench-hard", None,
-    ("v0.1.4",), _FIELDS,
+    ("v0.1.4",), _FIELDS, texts=_FIELDS,
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.functions import short
 from dcoder_cli.base.hub import fail_at_once_offline
 from dcoder_cli.base.machine import BENCHMARKS_VARIABLE
 
@@ -31,6 +32,7 @@ class BenchmarkSource:
         count: number of tasks, anything else is refused; None where files of any number are published.
         hub: dataset on the hub, with configuration and splits (joined in order).
         fields: every row has these, under the names of the original files.
+        texts: those of them that are text in every row.
         evalplus: name and version of the release that the package evalplus keeps in its cache (there with the same fields).
         hub_file: the file's name on the hub, where it is read as it is; None: by splits.
     """
@@ -44,6 +46,7 @@ class BenchmarkSource:
     fields: tuple[str, ...]
     evalplus: tuple[str, str] | None = None
     hub_file: str | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ def find(source: BenchmarkSource, file: str | Path | None = None) -> BenchmarkRo
             raise UserError(
                 f"{name} from {found.origin}: task {place} has no field {missing[0]!r}; is it another benchmark's?"
             )
+        for field in source.texts:
+            if not isinstance(row[field], str):
+                raise UserError(
+                    f"{name} from {found.origin}: task {place} has {field} = {short(row[field])}, which must be text; fetch the file again"
+                )
     return found
 
 

@@ -17,7 +17,8 @@ from dcoder_cli.benchmarks import data
 from dcoder_cli.benchmarks.benchmark import Benchmark, ByAnswer, Item, Loaded, OwnPrompt, Row
 
 SOURCE = data.BenchmarkSource(
-    "gsm8k", "gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer")
+    "gsm8k", "gsm8k/test.jsonl.gz", 1319, "openai/gsm8k", "main", ("test",), ("question", "answer"),
+    texts=("question", "answer"),
 )  # fmt: skip
 STOPS = ("\nQ:", "\n\nQ:")
 

@@ -14,6 +14,7 @@ SECONDS = 10.0  # the references take at most 0.5 s for all calls of a test; our
 SOURCE = BenchmarkSource(
     "humaneval", "humaneval/HumanEval.jsonl.gz", 164, "openai/openai_humaneval", None, ("test",),
     ("task_id", "prompt", "entry_point", "canonical_solution", "test"),
+    texts=("task_id", "prompt", "entry_point", "canonical_solution", "test"),
 )  # fmt: skip
 
 

@@ -19,7 +19,14 @@ _FILES = {
 }
 SOURCES = {
     subset: BenchmarkSource(
-        f"humaneval-infilling-{subset}", f"humaneval_infilling/{file}.jsonl.gz", count, None, None, (), _FIELDS
+        f"humaneval-infilling-{subset}",
+        f"humaneval_infilling/{file}.jsonl.gz",
+        count,
+        None,
+        None,
+        (),
+        _FIELDS,
+        texts=_FIELDS,
     )
     for subset, (file, count) in _FILES.items()
 }

@@ -18,10 +18,12 @@ _HUB, _SPLITS = "google-research-datasets/mbpp", ("prompt", "test", "validation"
 SOURCE = BenchmarkSource(
     "mbpp", "mbpp/mbpp.jsonl.gz", 974, _HUB, "full", _SPLITS,
     ("task_id", "text", "code", "test_list", "test_setup_code"),
+    texts=("text", "code"),
 )  # fmt: skip
 SANITIZED = BenchmarkSource(
     "mbpp-sanitized", "mbpp/sanitized-mbpp.json.gz", 427, _HUB, "sanitized", _SPLITS,
     ("task_id", "prompt", "code", "test_list", "test_imports"),
+    texts=("prompt", "code"),
 )  # fmt: skip
 
 

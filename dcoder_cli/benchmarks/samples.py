@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import check_folder, json_line, write_json, write_jsonl
 from dcoder_cli.base.locks import try_lock
-from dcoder_cli.base.schema import Format, Least
+from dcoder_cli.base.run_files import JUDGED, SAMPLES
 from dcoder_cli.benchmarks.benchmark import Row
 
 _IDENTITY = "settings.json"
@@ -26,33 +25,6 @@ Key = tuple[str, int]  # task id and number of the sample, from 0
 def key_of(row: Mapping[str, Any]) -> Key:
     """The key of a row of either file."""
     return row["task_id"], row["sample"]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A line of samples.jsonl. What was not made here has no counts."""
-
-    task_id: str
-    sample: Annotated[int, Least(0)]
-    text: str
-    tokens: int = 0
-    forwards: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class JudgedLine:
-    """A line of judged.jsonl."""
-
-    task_id: str
-    sample: Annotated[int, Least(0)]
-    status: str
-    tier: str | None = None
-
-
-_ANOTHER = "choose another --out"
-_SAMPLES = Format("evaluation's file", Sampled, _ANOTHER)
-_JUDGED = Format("evaluation's file", JudgedLine, _ANOTHER)
 
 
 class Store:
@@ -178,5 +150,5 @@ def _drop_cut_line(file: Path) -> None:
 
 
 def _whole_lines(file: Path) -> list[Row]:
-    kind = _JUDGED if file.name.startswith("judged") else _SAMPLES
+    kind = JUDGED if file.name.startswith("judged") else SAMPLES
     return [row for _, row in kind.rows(file, torn=True, halves=True)]

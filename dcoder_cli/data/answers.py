@@ -9,9 +9,11 @@ long to compare. The time is linear in the text. How a number may be written, an
                 groups them (9,500), and before another number of digits is a decimal comma (in a reference: refused)
     lists       1,2,3 and "3-5" end in their last number; 12:30, 1.2.3 and 12/25/2024 are times, versions and dates: no numbers
     fractions   1/2   3 1/2   ½   \frac{1}{2}   \dfrac12   3\frac{1}{2}
-    powers      1e3   10^3   10^{-3}   10³   2 \times 10^{3}   2^10; an exponent or index of anything else (cm^2, m², x_1) is none
-    dress       $9,500   \$9,500   50%   50\%   \text{units}   90^\circ are their number; full-width digits are digits
-    minus       -5, −5, -\$5; it is a sign only where nothing it could be subtracted from stands before it: "3-4" ends in 4
+    powers      1e3   10^3   10^{-3}   10³   2 \times 10^{3}   2 x 10^3   2^10; an exponent or index of anything else (cm^2,
+                m², cm2, x_1) is none
+    dress       $9,500   \$9,500   €9,500   5 €   50%   50\%   \text{units}   90^\circ are their number; full-width digits are
+                digits; characters without a width are nothing
+    minus       -5, −5, –5, -\$5, -€5; a sign only where nothing it could be subtracted from stands before it: "3-4" ends in 4
     \boxed{}    the last box that holds a number says the answer, whatever follows it
 
 Words are no numbers: not "twelve", and "5 million" is 5. Nor are inf and nan.
@@ -33,7 +35,8 @@ _MOST_TEN = 9999
 
 _CHARACTERS = str.maketrans(
     {
-        **dict.fromkeys("−－﹣", "-"),
+        **dict.fromkeys("−－﹣‐‑‒–", "-"),
+        **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2066\u2067\u2068\u2069\ufeff", None),
         **dict.fromkeys(
             "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", "\u00a0"
         ),
@@ -45,8 +48,7 @@ _CHARACTERS = str.maketrans(
         "：": ":",
         "⁄": "/",
         "∕": "/",
-        "’": "'",
-        "＇": "'",
+        **dict.fromkeys("’‘′´＇", "'"),
         "٬": ",",
         "٫": ".",
         "×": "*",
@@ -63,36 +65,40 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 # What LaTeX and HTML write for a separator or a sign. A line break, "\\", is taken first, so that its second stroke begins nothing.
 _TYPESET = re.compile(
-    r"(?P<line>\\\\)|(?P<comma>\{,\})|(?P<nothing>\\!|\{\}|\\left(?![a-z])|\\right(?![a-z]))|\\(?P<sign>[$%])"
-    r"|(?P<times>\\times(?![a-z])|\\cdot(?![a-z]))"
+    r"(?P<line>\\\\)|(?P<comma>(?:\\(?:mathord|mathpunct|mathrm|text))?\{,\})"
+    r"|(?P<nothing>\\!|\{\}|\\left(?![a-z])|\\right(?![a-z]))|\\(?P<sign>[$%])"
+    r"|(?P<times>\\times(?![a-z])|\\cdot(?![a-z]))|(?P<over>\\over(?![a-z]))"
     r"|(?P<space>\{\\[,;: ]\}|\\[,;:> ]|\\thinspace(?![a-z])|~|&(?:nbsp|thinsp|#160|#8239);)"
 )
-_REPLACED = {"line": "\n", "comma": ",", "nothing": "", "times": "*", "space": "\u00a0"}
+_REPLACED = {"line": "\n", "comma": ",", "nothing": "", "times": "*", "over": "/", "space": "\u00a0"}
 
 # Digits with single separators between them; `_last_of` says what number that is. Possessive: no run is read twice.
 _RUN = r"\d++(?:[.,'_\u00a0 ]\d++)*+|(?<![\w.])\.\d++"
 _PART = r"-?\d++(?:[.,\u00a0]\d++)*+"
+_CURRENCY = "$€£¥₹₩₽₺₪₫₱₴₦฿¢"
 _RAISE = r"[ ]?(?:\^|\*\*)[ ]?"
 _TOKEN = re.compile(
     rf"""
-    (?P<skip> \^[ ]?(?:\{{[^{{}}\n]{{0,64}}\}}|[-+]?\d++) | (?<=[A-Za-z)}}\]])_(?:\{{[^{{}}\n]{{0,64}}\}}|\d++) )
-    | (?P<sign>(?<![\w)\]}}-])-)?+ \$?+ (?:
+    (?P<skip> \^[ ]?(?:\{{[^{{}}\n]{{0,64}}\}}|[-+]?\d++) | (?<=[A-Za-z)}}\]])_(?:\{{[^{{}}\n]{{0,64}}\}}|\d++)
+        | (?<![A-Za-z])(?:[cdkmµ]?m|ft|yd|mi)[23](?!\w) )
+    | (?P<sign>(?<![\w)\]}}-])-)?+ [{_CURRENCY}]?+ (?:
         (?:(?P<whole>\d++)[ ]?)?+ \\[dtc]?frac[ ]?
             (?:\{{[ ]?(?P<upper>{_PART})[ ]?\}}|(?P<up>\d)) [ ]? (?:\{{[ ]?(?P<lower>{_PART})[ ]?\}}|(?P<low>\d))
         | (?P<run>{_RUN})
           (?: (?P<exponent>[eE][+-]?\d++(?!\w))
             | (?P<colons>(?::\d++)++)
             | {_RAISE}(?:\{{[ ]?(?P<power>-?\d++)[ ]?\}}|(?P<bare>-?\d++))
-            | [ ]?\*[ ]?10{_RAISE}(?:\{{[ ]?(?P<ten>-?\d++)[ ]?\}}|(?P<tens>-?\d++))
-            | (?P<over>(?:[ ]?/[ ]?\d++(?:[.,]\d++)*+)++) )?+
+            | [ ]?[*x][ ]?10{_RAISE}(?:\{{[ ]?(?P<ten>-?\d++)[ ]?\}}|(?P<tens>-?\d++))
+            | (?P<over>(?:[ ]?/[ ]?-?\d++(?:[.,]\d++)*+)++) )?+
       )
     """,
     re.VERBOSE,
 )
 _DRESS = re.compile(
-    r"(?:[\s$%.*}°]|\\[)\]]|\^[ ]?(?:\\circ|\{[ ]?\\circ[ ]?\})|\\(?:text|mathrm|textbf)[ ]?\{[^{}]{0,64}\}(?:\^\{?\d\}?)?)*+"
+    rf"(?:[\s{_CURRENCY}%.*}}°]|"
+    r"\\[)\]]|\^[ ]?(?:\\circ|\{[ ]?\\circ[ ]?\})|\\(?:text|mathrm|textbf)[ ]?\{[^{}]{0,64}\}(?:\^\{?\d\}?)?)*+"
 )
-_OPENING = re.compile(r"(?:[\s*]|\\[(\[]|\$(?=[^$]*\$\s*$))*+")
+_OPENING = re.compile(r"(?:[\s*]|\+(?=\d)|\\[(\[]|\$(?=[^$]*\$\s*$))*+")
 
 
 def last_number(text: str) -> Number | None:
@@ -178,10 +184,10 @@ def _value(found: re.Match[str]) -> tuple[Number | None, bool]:
     number: Number | None = last
     if found["over"]:
         parts = found["over"].split("/")[1:]
-        lower, rest = _last_of(parts[0].strip())
-        if len(parts) > 1 or rest:
+        lower = _signed(parts[0].strip())
+        if len(parts) > 1 or lower is None:
             return None, False
-        proper = before is not None and lower is not None and last < lower
+        proper = before is not None and last < lower
         whole = before if proper else None
         number = _fraction(whole, last, lower)
         before = None if proper and before is not None and before.isdecimal() else before

@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError
 
 
@@ -39,6 +40,11 @@ class FilterSettings:
             raise UserError(f"--near-duplicates {self.near_duplicates} must be a similarity from 0 (off) to 1")
         if not re.fullmatch(r"keep|strip|drop|drop:[\w.,+-]+", self.licence):
             raise UserError(f"--licence {self.licence!r} must be keep, strip, drop or drop:NAME,NAME")
+        for name in filter(None, self.licence.partition(":")[2].split(",")):
+            if name not in LICENCES:
+                raise UserError(
+                    f"--licence {self.licence!r}: {name!r} is no licence known here{nearest(name, LICENCES, True)}"
+                )
         if self.code_filters not in ("auto", "all", "none"):
             raise UserError(f"--code-filters {self.code_filters!r} must be auto, all or none")
         if self.decontaminate_ngram < 2:
@@ -142,6 +148,7 @@ _LICENCES = (
     ("BSD", r"\bBSD\b|redistribution and use in source and binary forms"),
     ("PSF", r"\bPSF\b|python software foundation|licensed to psf"),
 )
+LICENCES = (*(name for name, _ in _LICENCES), "other")
 _COMMENT_LINE = re.compile(r"\s*(#|//|--|;|%)")
 _FIXED_LINE = re.compile(r"#!|#.*coding[:=]|<\?php")
 

@@ -8,11 +8,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcoder_cli.base.schema import Format
 from dcoder_cli.data.dropped import Tally
 from dcoder_cli.data.problems import RlProblem, completion_prompt
 
 # DiffuCoder B.2: the question of a completion-style prompt, as in its evaluation.
 _COMPLETE = "Please complete the following problem:\n```\n{code}\n```\n"
+
+
+@dataclass(frozen=True)
+class PromptTests:
+    """What a completion is held against, in code."""
+
+    hidden: list[str] | None = None
+    shown: list[str] | None = None
+    prelude: str = ""
+    setup: str = ""
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A line of prompts.jsonl; which of these a reward needs, `check_prompts` knows."""
+
+    task_id: str | int
+    prompt: str | None = None
+    tests: PromptTests | None = None
+    entry_point: str | None = None
+    answer: str | None = None
+    baseline: float | None = None
+
+
+PROMPTS = Format("prompts", PromptRow, "make them again with: dcoder tokenize rl")
 
 
 @dataclass

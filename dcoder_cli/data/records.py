@@ -13,7 +13,7 @@ from dcoder_cli.base import jsonl
 from dcoder_cli.base.config import nearest
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.data.dropped import BadRow, SourceStopped
-from dcoder_cli.data.sources import COMPRESSIONS, Piece, Unit, open_hub
+from dcoder_cli.data.sources import COMPRESSIONS, Piece, Unit, open_hub, unreadable_parquet
 
 
 class Record(NamedTuple):
@@ -110,6 +110,8 @@ def _read_parquet(piece: Piece) -> Iterator[Record]:
 
     try:
         with pq.ParquetFile(piece.path) as file:
+            if twice := {name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1}:
+                raise UserError(f"parquet file {piece.path!r} has the column {min(twice)!r} twice; rename one of them")
             number = sum(file.metadata.row_group(index).num_rows for index in range(piece.start))
             groups = list(range(piece.start, piece.end))
             for batch in file.iter_batches(batch_size=256, row_groups=groups) if groups else ():
@@ -117,7 +119,7 @@ def _read_parquet(piece: Piece) -> Iterator[Record]:
                     number += 1
                     yield Record(f"{piece.name}:{number}", dict(zip(batch.schema.names, row, strict=True)))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"parquet file {piece.path!r} cannot be read: {one_line(error)[:200]}") from None
+        raise unreadable_parquet(piece.path, error) from None
 
 
 class Unreadable:

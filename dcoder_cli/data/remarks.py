@@ -15,6 +15,11 @@ def remarks(manifest: dict[str, Any]) -> Iterator[str]:
     """A line for each thing that happened."""
     for licence, count in manifest.get("licence_headers_stripped", {}).items():
         yield f"licence headers stripped: {count:,} {licence}"
+    asked = manifest.get("filters", {}).get("licence", "keep")
+    dropped = [reason for reason in manifest["dropped"] if reason.startswith("licence header")]
+    headers = [*manifest.get("licence_headers_stripped", {}), *dropped]
+    if asked != "keep" and not headers:
+        yield f"--licence {asked}: no document begins with such a header"
     for name, words in _TALLIES.items():
         if (met := manifest.get(name)) and met["count"]:
             yield f"{words}: {met['count']:,}, such as {met['examples'][0]}"

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dcoder_cli.base import checksums, jsonl
+from dcoder_cli.base import checksums
 from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError, one_line
 from dcoder_cli.base.files import check_replaceable, write_jsonl
@@ -32,7 +32,7 @@ from dcoder_cli.data.manifest import MANIFEST, hashes_of, read_manifest, write_m
 from dcoder_cli.data.ngrams import word_codes
 from dcoder_cli.data.plans import plan_of
 from dcoder_cli.data.problems import HARD_MODELS, RlProblem, hard_subset, read_problem, why_unusable
-from dcoder_cli.data.prompts import Ids, prompts_of
+from dcoder_cli.data.prompts import PROMPTS, Ids, prompts_of
 from dcoder_cli.data.records import Record, read_records
 from dcoder_cli.data.selection import in_heldout
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
@@ -54,7 +54,7 @@ class RlSettings:
     """Settings of `dcoder tokenize rl`. `hard` applies to rows that have `inferences`; others all stay.
 
     `hard`: which of them stay. `released` as the authors' code, `paper` as the text (see HARD), `all`.
-    `hard_mean`, `hard_spread`: shares in their place.
+    `hard_mean`, `hard_spread`: shares in their place. `hard_given`: it was asked for, and is refused where it changes nothing.
 
     `baseline`: `constant` gives credit only for tests beyond those that the best constant answer passes; `none` for each.
     """
@@ -72,6 +72,7 @@ class RlSettings:
     system: str | None = None
     seed: int = 0
     heldout: float = 0.0
+    hard_given: bool = False
     exclude: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
     filters: FilterSettings = field(default_factory=lambda: FilterSettings(near_duplicates=0.0, code_filters="none"))
@@ -213,7 +214,7 @@ def load_prompts(folder: str | Path, split: str = "train") -> list[dict[str, Any
     found = checksums.first_damaged([(path, hashes_of(entries[0]))], "prompt file", "copy or make them again")
     if found is not None:
         raise found
-    return [row for _, row in jsonl.objects(path, "prompts")]
+    return [row for _, row in PROMPTS.rows(path)]
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -278,11 +279,11 @@ def _unique(
 def _check_effects(problems: list[RlProblem], settings: RlSettings) -> None:
     """Raises UserError for an option that changes nothing with these rows."""
     chosen = {
-        "--hard": None if settings.hard in (RlSettings.hard, "all") else settings.hard,
+        "--hard": settings.hard if settings.hard_given or settings.hard != RlSettings.hard else None,
         "--hard-mean": settings.hard_mean,
         "--hard-spread": settings.hard_spread,
     }
-    given = [f"{name} {value}" for name, value in chosen.items() if value is not None]
+    given = [f"{name} {value}" for name, value in chosen.items() if value not in (None, "all")]
     if problems and given and not any(problem.pass_rates for problem in problems):
         models = " or ".join(HARD_MODELS)
         raise UserError(f"{given[0]} changes nothing: no row has inferences of {models}; leave it out")

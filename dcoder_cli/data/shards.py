@@ -85,6 +85,10 @@ class ArrayFile:
         arrays: dict[str, Array] = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(
+                    f"shard {str(path)!r} has {name} of type {entry['dtype']}; whole numbers are needed ({', '.join(_DTYPES)})"
+                )
             shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
             if begin == end:
                 arrays[name] = np.empty(shape, dtype)
@@ -228,7 +232,19 @@ class ShardSet:
         if not len(indices):
             shape = (0, self.sequence_length)
             return {name: np.empty(shape, token_dtype(self.vocab_size)) for name in columns}
-        return {name: np.stack(parts) for name, parts in out.items()}
+        found = {name: np.stack(parts) for name, parts in out.items()}
+        self._check_ids(indices, found["tokens"])
+        return found
+
+    def _check_ids(self, indices: Sequence[int], tokens_NL: Array) -> None:
+        """Raises UserError for an id that no token has: an index out of range in the middle of a step."""
+        for index, lowest, highest in zip(indices, tokens_NL.min(-1), tokens_NL.max(-1), strict=True):
+            if lowest < 0 or highest >= self.vocab_size:
+                file = self.files[bisect.bisect_right(self._ends, index)][0]
+                raise UserError(
+                    f"shard {str(file)!r} has the id {lowest if lowest < 0 else highest} in row {index} of its split, and its "
+                    f"manifest a vocabulary of {self.vocab_size}; make it again with the tokenizer that the manifest names"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a mapped file would travel as a copy of its content

@@ -83,7 +83,7 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
             if not (weight > 0 and _LEAST <= weight <= _MOST):
                 raise UserError(f"source {spec!r}: the weight must be above 0, from {_LEAST:g} to {_MOST:g}")
         is_hub = location.startswith("hub:")
-        label = location if is_hub else Path(location).resolve().name
+        label = location if is_hub else Path(os.path.realpath(location)).name
         same = sum(source.label.split("#")[0] == label for source in sources)
         sources.append(Source(location, f"{label}#{same + 1}" if same else label, weight, is_hub))
     return sources
@@ -277,9 +277,7 @@ def _parquet_units(number: int, path: Path, name: str) -> Iterator[Unit]:
         with pq.ParquetFile(path) as file:
             sizes = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"parquet file {str(path)!r} cannot be read: {one_line(error)[:200]}; copy or make it again, without encryption"
-        ) from None
+        raise unreadable_parquet(str(path), error) from None
     start = 0
     while start < len(sizes):
         end, size = start, 0
@@ -287,6 +285,13 @@ def _parquet_units(number: int, path: Path, name: str) -> Iterator[Unit]:
             size, end = size + sizes[end], end + 1
         yield Unit(number, (Piece(str(path), name, "parquet", start, end),), size)
         start = end
+
+
+def unreadable_parquet(path: str, error: Exception) -> UserError:
+    """The refusal of a Parquet file whose footer or pages are no good."""
+    return UserError(
+        f"parquet file {path!r} cannot be read: {one_line(error)[:200]}; copy or make it again, without encryption"
+    )
 
 
 def open_hub(location: str) -> Any:

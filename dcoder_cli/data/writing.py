@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_FILE = 2**25  # 128 MiB a file with two 2-byte columns (ours): quick to copy and to check
 
+_UNUSABLE = ("binary", "empty", "not UTF-8", "not an object of columns")  # reasons that no filter is behind
+
 # Settings that are of this machine or do not change the result, or stand elsewhere in the manifest.
-_UNTOLD = ("sources", "out", "workers", "ray", "quiet", "overwrite", "tokenizer", "filters")
+_UNTOLD = ("sources", "out", "workers", "ray", "quiet", "overwrite", "tokenizer", "filters", "hard_given")
 
 
 def describe(kind: str, settings: Any, tokenizer: PreTrainedTokenizerBase, path: str | None) -> dict[str, Any]:
     """The first part of a manifest: format, tokenizer, settings. No path of this machine, no time."""
     name = "tokenizer" if path is None else path
     if Path(name).exists():
-        name = Path(name).resolve().name
+        name = Path(os.path.realpath(name)).name
     filters = asdict(settings.filters)
     filters.pop("benchmarks")
     return {
@@ -50,7 +53,11 @@ def nothing_left(what: str, remedy: str, read: int, dropped: str, sources: Seque
     if not read:
         names = ", ".join(repr(source.location) for source in sources)
         return UserError(f"no row to read: {names} {'is' if len(sources) == 1 else 'are'} empty; copy or make it again")
-    return UserError(f"no {what} is left to train on (dropped: {dropped or 'none'}); loosen {remedy}")
+    if dropped and all(one.partition(" ")[2] in _UNUSABLE for one in dropped.split(", ")):
+        remedy = "mend the files: text that is not empty, in UTF-8, rows as objects of columns"
+    else:
+        remedy = f"loosen {remedy}"
+    return UserError(f"no {what} is left to train on (dropped: {dropped or 'none'}); {remedy}")
 
 
 def check_left(files: list[dict[str, Any]], chosen: Selection, sources: Sequence[Source]) -> None:

@@ -19,6 +19,7 @@ HOLE = "<FILL>"
 LONGEST = 2**24  # characters of a prompt (ours): beyond every context, and far below what fills a memory
 _FORMS = ("prompt", "messages", "ids", "prefix")
 _JSON = (".jsonl", ".json", ".ndjson")
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".arrow")  # whose lines, a header and commas, are no prompts
 _PACKED = (".gz", ".zst")
 
 
@@ -100,6 +101,8 @@ def read(path: str | Path) -> list[tuple[str, Prompt]]:
     name = str(path).lower()
     for ending in _PACKED:
         name = name.removesuffix(ending)
+    if name.endswith(_TABLES):
+        raise UserError(f"prompt file {str(path)!r} is a table; write its rows as JSON lines with 'prompt' (.jsonl)")
     prompts: list[tuple[str, Prompt]]
     if name.endswith(_JSON):
         found: list[tuple[str | None, Prompt]] = []

@@ -6,6 +6,7 @@ settings as keywords, for Python.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Literal
@@ -186,8 +187,13 @@ def _dream_top_k(model: Model) -> int | None:
 
 
 def to_trajectory(model: Model, decoded: Decoded) -> Trajectory:
-    """What was decoded, with its text and how it came about."""
+    """What was decoded, with its text and how it came about. Raises UserError where its logits were not finite."""
     request, tokens = decoded.ticket.request, decoded.columns["tokens"]
+    if any(map(math.isnan, decoded.columns["confidence"])):
+        raise UserError(
+            f"the logits of model {model.name!r} are not finite (NaN), so its tokens mean nothing: its weights are damaged, "
+            f"or too large for {str(model.dtype).removeprefix('torch.')}; copy it again, or try --dtype float32"
+        )
     text, finished = _text(model, request.prefix, tokens)
     counts = {
         "forwards": decoded.forwards,

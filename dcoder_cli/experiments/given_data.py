@@ -73,8 +73,8 @@ class Documents:
 
     def _tokens(self, row: Mapping[str, Any]) -> int:
         """Of a row as `dcoder tokenize sft` encodes it; 0 where it would be dropped."""
-        from dcoder_cli.data.formats import Gap, sample_of
-        from dcoder_cli.data.holes import room
+        from dcoder_cli.data.formats import sample_of
+        from dcoder_cli.data.holes import Gap, room
 
         sample = sample_of(dict(row), "")
         if isinstance(sample, Gap):

@@ -17,8 +17,16 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _FORMATS = ("F64", "F32", "BF16", "F16")  # as safetensors names them; all else is quantised, or no weight of ours
 _ROWS = 4096  # of a table compared at a time
 
-# What torch.compile, DDP, peft, trainers and models around a model put before every name.
-_PREFIXES = ("_orig_mod.", "module.", "base_model.model.", "language_model.", "model.language_model.", "model.model.")
+# What a wrapper puts before every name, or several one before another: which it is, and what to save in place of it.
+_PREFIXES = {
+    "_orig_mod.": ("torch.compile", "model._orig_mod"),
+    "_fsdp_wrapped_module.": ("FSDP", "its full state dict"),
+    "module.": ("DDP, FSDP or DeepSpeed", "model.module"),
+    "base_model.model.": ("peft", "model.merge_and_unload()"),
+    "model.language_model.": ("a model of pictures and text", "its language model"),
+    "language_model.": ("a model of pictures and text", "its language model"),
+    "model.model.": ("a class around the model", "the model inside it"),
+}
 
 
 def check_stored(folder: Path, network: Any, layout: Layout, name: str) -> None:
@@ -85,9 +93,11 @@ def _why(missing: Sequence[str], extra: Sequence[str], expected: Mapping[str, An
         return "no head is stored; set tie_word_embeddings to true if it is the embedding, or copy the checkpoint again"
     if extra and all(f"model.{key}" in missing for key in extra):
         return "its names lack the prefix 'model.': it is the model without its head; save the whole one"
-    for prefix in _PREFIXES:
-        if any(key.startswith(prefix) and key.removeprefix(prefix) in missing for key in extra):
-            return f"its names begin with {prefix!r}, which what wrapped the model put there; save it again without"
+    for key in extra:
+        before = next((key.removesuffix(name) for name in missing if key.endswith(name)), "")
+        for prefix, (wrapper, inside) in _PREFIXES.items():
+            if before.startswith(prefix):
+                return f"its names begin with {before!r}, which {wrapper} put there; save {inside}, or take that off the names"
     layers = sum(".layers." in key for key in (*missing, *extra))
     if layers == len(missing) + len(extra) and not (missing and extra):
         kinds = {key.split(".layers.", 1)[1].split(".", 1)[-1] for key in (*missing, *extra)}

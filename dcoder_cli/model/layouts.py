@@ -163,10 +163,17 @@ def layout_of(config: Config, name: str) -> Layout:
 
 
 def shift_of(config: Config, layout: Layout) -> bool:
-    """Whether hidden state i-1 predicts token i: what the checkpoint records, else its layout's rule."""
+    """Whether hidden state i-1 predicts token i: what the checkpoint records, else its layout's rule.
+
+    Raises:
+        UserError: what it records is neither true nor false ("false" would count as true).
+    """
     recorded = config.get("dcoder")
     if isinstance(recorded, Mapping) and "shift" in recorded:
-        return bool(recorded["shift"])
+        shift = recorded["shift"]
+        if type(shift) is not bool:
+            raise UserError(f"config.json has dcoder.shift = {short(shift)}; it must be true or false")
+        return shift
     return layout.shift
 
 

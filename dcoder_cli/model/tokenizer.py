@@ -46,7 +46,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     tokenizer, which that class copies.
 
     Raises:
-        UserError: nothing there, broken files, or a tokenizer without a `tokenizers` (Rust) backend.
+        UserError: nothing there, broken files, a tokenizer without a `tokenizers` (Rust) backend, or one that cuts at random.
     """
     folder = checkpoint_of(Path(path))
     name = str(folder)
@@ -74,6 +74,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{where}: {one_line(error)[:200] or type(error).__name__}{hint}") from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"tokenizer {name!r} is a slow one; save it once as a fast tokenizer (tokenizer.json)")
+    dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None)
+    if dropout:
+        raise UserError(
+            f"tokenizer {name!r} cuts words at random, each time otherwise: its tokenizer.json has dropout = {dropout:g}; "
+            "set it to null"
+        )
     return tokenizer
 
 

@@ -292,7 +292,11 @@ class _Answering:
                 self.worker.drop([self.tickets[place]])
                 self._answer(place, draft.cut(draft.text())[0], draft.count(draft.settled()), "stop")
             return text
-        made = sampler.to_trajectory(self.worker.model, what)
+        try:
+            made = sampler.to_trajectory(self.worker.model, what)
+        except UserError as error:
+            self.meters.failed.inc()
+            raise Failed(500, f"decoding failed: {one_line(error)}") from None
         self.meters.forwards.inc(what.forwards)
         whole, stopped = draft.cut(made.text)
         reason = "stop" if stopped or made.settings["finished"] else "length"

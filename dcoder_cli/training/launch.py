@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,9 @@ def _tracking(options: LaunchOptions, before: dict[str, str] | None) -> Tracking
         return None
     if before is None:
         assert options.track is not None
-        return Tracking(options.track, options.run_name or options.out.resolve().name, uuid.uuid4().hex[:16])
+        return Tracking(
+            options.track, options.run_name or Path(os.path.realpath(options.out)).name, uuid.uuid4().hex[:16]
+        )
     if options.run_name not in (None, before["name"]):
         raise UserError(
             f"--run-name {options.run_name!r} cannot change on resuming: the run began as {before['name']!r}; leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def _fixed(now: str, before: Any) -> str:
 
 
 def _same_place(one: str, other: str) -> bool:
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return one == other or os.path.realpath(Path(one).expanduser()) == os.path.realpath(Path(other).expanduser())
 
 
 def of_run(out: Path, stage: int) -> dict[str, Any]:

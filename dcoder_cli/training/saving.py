@@ -185,7 +185,7 @@ class SavedState:
 
     torch_rng: torch.Tensor
     tail: list[Any]
-    best: Any = None
+    best: float | None = None
     waited: int = 0
     heldout: dict[str, Any] | None = None
     before: dict[str, Any] | None = None

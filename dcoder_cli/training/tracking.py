@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dcoder_cli.base.schema import MOST_FLOAT
+
 PROJECT = "dcoder"
 # Where Accelerate gives a tracker its project alone: the option of the tracker's own start that takes the run's name.
 # For the others (TensorBoard, Aim ...) the project's place is the run's name.
@@ -87,6 +89,6 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
                 for place, item in enumerate(value)
             }
             result |= numbers(named, f"{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, float) or (type(value) is int and abs(value) < MOST_FLOAT):
             result[name] = value
     return result

@@ -48,6 +48,8 @@ def encode_prompts(model: Model, prompts: Sequence[dict[str, Any]], new_tokens: 
     for prompt in prompts:
         if "messages" in prompt:
             ids = chat.encode(tokenizer, prompt["messages"], model.name, f"prompt {prompt.get('task_id')!r}").ids
+        elif prompt.get("prompt") is None:
+            raise UserError(f"prompt {prompt.get('task_id')!r} has neither messages nor a prompt; give one of them")
         else:
             ids = list(tokenizer(prompt["prompt"], add_special_tokens=False)["input_ids"])
         if len(ids) + new_tokens > model.max_length:
