@@ -80,6 +80,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer {name!r} cuts words at random, each time otherwise: its tokenizer.json has dropout = {dropout:g}; "
             "set it to null"
         )
+    if not tokenizer("a = 1", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"tokenizer {name!r} makes no tokens of a text; mend its tokenizer.json")
     return tokenizer
 
 
