@@ -14,8 +14,9 @@ from dcoder_cli.base.errors import UserError
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
 
-# Shares of the time that is left once the corpus is tokenized (ours): adapting is what all else stands on.
-SHARES = {"adapt": 0.40, "mid": 0.06, "sft": 0.18, "grpo": 0.05, "scores": 0.24, "orders": 0.04}
+# Shares of the time that is left once the corpus is tokenized (ours). Of an hour with SmolLM2-135M on a CPU: 142 steps of stage 1
+# brought the held-out loss from 8.0 to 4.7, 101 of stage 3 with 350 micro tasks the micro score from 0 to 4 of 17, with 230 to 0.
+SHARES = {"adapt": 0.34, "mid": 0.04, "sft": 0.28, "grpo": 0.05, "scores": 0.22, "orders": 0.04}
 SCORED = 6  # models that are scored: the AR model, its conversion, and one after each of the four stages
 ROW = {"cpu": 256, "mps": 256, "cuda": 1024}  # tokens of a packed row (ours; the paper's 4,096 is for days of training)
 CHAT_ROW = 128  # least tokens of an instruction row (ours): micro's tasks with a template's system turn

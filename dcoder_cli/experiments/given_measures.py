@@ -76,16 +76,16 @@ def documents(data: Path, tokenizer: Any) -> list[str]:
     return [decode(tokenizer, ids) for ids in unpack(rows, special["eos"]["id"], bos)]
 
 
-def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, int] | None:
-    """A hole with as many whole lines around it as `room` tokens hold, and the line's tokens; None where it has over HOLE."""
+def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, list[int]] | None:
+    """A hole with as many whole lines around it as `room` tokens hold, and the line's ids; None where it has over HOLE."""
     from dcoder_cli.model.text import encode_after
 
-    size = len(encode_after(tokenizer, hole.before[-20:] or "\n", hole.line))
+    ids = encode_after(tokenizer, hole.before[-20:] or "\n", hole.line)
     before, after = hole.before.split("\n"), hole.after.split("\n")
-    while 0 < size <= HOLE:
+    while 0 < len(ids) <= HOLE:
         kept = Hole("\n".join(before), hole.line, "\n".join(after))
-        if len(tokenizer(kept.before)["input_ids"]) + len(tokenizer(kept.after)["input_ids"]) + size <= room:
-            return kept, size
+        if len(tokenizer(kept.before)["input_ids"]) + len(tokenizer(kept.after)["input_ids"]) + len(ids) <= room:
+            return kept, ids
         if len(before) > 1:
             del before[0]
         elif len(after) > 1:
@@ -96,7 +96,8 @@ def fitted(hole: Hole, tokenizer: Any, room: int) -> tuple[Hole, int] | None:
 
 
 def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int) -> dict[str, Any]:
-    """How many of `count` holes a model fills with the very line, given the line's own number of tokens, one token a step.
+    """How many of `count` holes a model fills with the very line, given the line's own number of tokens, one token a step;
+    and, where that is given, how many of these tokens are the line's own.
 
     The fast mode: what stands around a hole is computed once, the hole in every step. An AR model sees what stands before
     alone, and its first line that is not blank counts.
@@ -113,11 +114,14 @@ def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int
     sized = list(islice(fitting, count))
     if model.is_diffusion:
         settings = Settings(seed=seed, mode="fast", commit="schedule", early_stop=False)
-        lengths = [size for _, size in sized]
+        lengths = [len(ids) for _, ids in sized]
         prompts: list[Any] = [Infill(hole.before, hole.after) for hole, _ in sized]
         found = decode(model, prompts, settings, lengths=lengths, batch_size=BATCH)
         written = [one.text.strip() for one in found]
+        pairs = [pair for one, (_, ids) in zip(found, sized, strict=True) for pair in zip(one.tokens, ids, strict=True)]
+        tokens = {"tokens": {"of": len(pairs), **share(sum(own == token for own, token in pairs), len(pairs))}}
     else:
+        tokens = {}
         prompts = [hole.before.rpartition("\n")[0] + "\n" for hole, _ in sized]
         found = decode(model, prompts, Settings(seed=seed, max_new_tokens=HOLE + INDENT), batch_size=BATCH)
         written = [one.text.strip().split("\n")[0] for one in found]
@@ -126,7 +130,7 @@ def filled(model: Model, asked: Sequence[Hole], count: int, room: int, seed: int
         {"line": hole.line, "written": text, "right": good}
         for text, (hole, _), good in zip(written, sized, right, strict=True)
     ]
-    return {"holes": len(right), **share(sum(right), len(right)), "examples": examples[:8]}
+    return {"holes": len(right), **share(sum(right), len(right)), **tokens, "examples": examples[:8]}
 
 
 def solved(model: Model, tasks: int, seed: int, unsafe: bool) -> tuple[dict[str, Any], Any]:

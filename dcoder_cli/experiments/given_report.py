@@ -37,15 +37,21 @@ def write_report(out: Path, model: str, journal: Journal) -> Path:
     )
     report.add_heading("What each stage changed")
     report.add_table(
-        ["", "micro, pass@1", "lines filled exactly", "held-out loss, nats a token"],
+        ["", "micro, pass@1", "lines filled exactly", "their tokens", "held-out loss, nats a token"],
         [
-            [LABELS[key], _share(one["micro"]), _share(one.get("infill")), (one.get("heldout") or {}).get("loss")]
+            [
+                LABELS[key],
+                _share(one["micro"]),
+                _share(one.get("infill")),
+                _share((one.get("infill") or {}).get("tokens")),
+                (one.get("heldout") or {}).get("loss"),
+            ]
             for key, one in scores.items()
         ],
         "Shares with 95% intervals (Wilson) over the tasks, of one training: what another seed would give is not in them. "
         "micro: functions that no training holds, asked by chat, greedy; "
         f"{ANSWER} new tokens, the AR model {AR_ANSWER}, as it may explain first. Lines: of held-out documents, their number of "
-        "tokens given; the AR model sees what stands before them alone, and has no denoising loss.",
+        "tokens given, and how many of these are right; the AR model sees what stands before them alone, and has no denoising loss.",
     )
     report.add_figure(
         by_ratio({LABELS[key]: one["heldout"]["by_t"] for key, one in scores.items() if one.get("heldout")}),
@@ -66,7 +72,7 @@ def write_report(out: Path, model: str, journal: Journal) -> Path:
     words = load_tokenizer(steps["convert"]["where"])
     series = [
         of_file(file, Measure(), file.stem.removeprefix("orders-"), words)
-        for file in sorted(out.glob("orders-*.jsonl"))
+        for file in sorted(out.glob("orders-*.jsonl"), key=lambda file: float(file.stem.partition("=")[2]))
     ]
     if series:
         measure.add_numbers(report, measure.Findings(series))

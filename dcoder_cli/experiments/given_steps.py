@@ -284,6 +284,8 @@ class GivenModel:
         found["infill"] = measures.filled(model, asked, amounts.tasks, amounts.row, self.seed)
         if found["infill"]["holes"]:
             told.append(f"{found['infill']['share']:.0%} of {found['infill']['holes']} lines filled exactly")
+            if "tokens" in found["infill"]:
+                told[-1] += f" ({found['infill']['tokens']['share']:.0%} of their tokens)"
         if model.is_diffusion:
             found["heldout"] = measures.lost(model, data, amounts.heldout)
             told.append(f"held-out loss {found['heldout']['loss']:.2f}")
