@@ -32,9 +32,9 @@ _CONNECTED = 10.0  # seconds in which an address answers (ours)
 _MARKER = ".seen-by-all"
 
 
-def check_installed() -> None:
-    """Raises UserError where Ray is not."""
-    if importlib.util.find_spec("ray") is None:
+def check_installed(address: str | None) -> None:
+    """Raises UserError where Ray is asked for and not installed."""
+    if address is not None and importlib.util.find_spec("ray") is None:
         raise UserError("--ray needs the package ray; install it with `pip install 'dcoder[ray]'`")
 
 
@@ -87,7 +87,7 @@ def _result(ray: Any, task: Any) -> Any:
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected. A cluster that was there stays, one that was made for this ends."""
-    check_installed()
+    check_installed(address)
     import ray
 
     if ray.is_initialized():  # the caller's own

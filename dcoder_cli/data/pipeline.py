@@ -1,8 +1,7 @@
 """From sources to shards: plan, process units in parallel, select, pack, describe.
 
-The result is the same, byte for byte, for any number of workers and after any number of stops. Duplicates are looked
-for within one run: with `shard`, each machine knows its own part only. A compressed file is read by one worker, and
-its tokens stay in that worker's memory until it ends: many files of some 100 MB are better than one of 10 GB.
+The result is the same, byte for byte, for any number of workers and after any number of stops. A compressed file is read by
+one worker, and its tokens stay in its memory until it ends: many files of some 100 MB are better than one of 10 GB.
 """
 
 from __future__ import annotations
@@ -149,9 +148,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
         special = _special_tokens(settings, tokenizer)
         engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units, settings.ray)
         paths = [unit_path(workspace.units, number) for number in range(len(mine))]
-        chosen = select(
-            mine, paths, sources, settings.filters, settings.heldout, settings.seed, workspace.root / "copies"
-        )
+        chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed, workspace.copies)
         files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, ids_end(tokenizer), special)
         check_left(files, chosen, sources)
         taught = taught_tokens(kind, chosen, settings.seq_len)
@@ -188,8 +185,7 @@ class _Ready:
 
 def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
     settings.filters.check()
-    if settings.ray is not None:
-        cluster.check_installed()
+    cluster.check_installed(settings.ray)
     if not 0 <= settings.heldout < 1:
         raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
     index, count = parse_part(settings.shard)
@@ -315,9 +311,7 @@ def _special_tokens(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> d
         special["end_of_turn"] = {"id": end.id, "token": end.token}
         if settings.pad_token is not None:
             pad = settings.pad_token
-        elif (pad is None or pad == tokenizer.eos_token) and tokenizer.backend_tokenizer.token_to_id(
-            "<|dlm_pad|>"
-        ) is not None:
+        elif pad in (None, tokenizer.eos_token) and "<|dlm_pad|>" in tokenizer.get_vocab():
             pad = "<|dlm_pad|>"  # DiffuCoder's own pad, trained to end and fill the answer
         if pad is None:
             raise UserError("the tokenizer has no pad token; name one with --pad-token")

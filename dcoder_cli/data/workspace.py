@@ -22,7 +22,7 @@ from dcoder_cli.data.manifest import MANIFEST
 
 
 class Workspace:
-    """`units/`, `tokenizer/` and `out/` under `.OUT.partial`."""
+    """`units/`, `tokenizer/`, `copies/` and `out/` under `.OUT.partial`."""
 
     def __init__(self, out: Path) -> None:
         self.out = Path(os.path.realpath(out))  # a link stays where it is
@@ -30,6 +30,7 @@ class Workspace:
         self.units = self.root / "units"
         self.tokenizer = self.root / "tokenizer"
         self.result = self.root / "out"
+        self.copies = self.root / "copies"
 
     def resume(self, plan: Mapping[str, Any], quiet: bool) -> bool:
         """Keep the work of an earlier run with the same plan and return True; else start empty."""
