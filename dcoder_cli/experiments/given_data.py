@@ -17,10 +17,11 @@ import numpy as np
 from dcoder_cli.base.files import write_jsonl
 
 _LEAST_LINES = 4  # of a fragment (ours)
+_MOST_DOCUMENTS = 20_000  # kept in memory (ours); their order is drawn, so the first ones are of all sources
 
 
 class Documents:
-    """The documents that a pretraining folder trains on, as text, in the order of its rows; `seed`: of the fragments."""
+    """Documents that a pretraining folder trains on, as text, in the order of its rows; `seed`: of the fragments."""
 
     def __init__(self, corpus: Path, tokenizer: Path, seed: int) -> None:
         from dcoder_cli.data.formats import ChatEncoder
@@ -34,7 +35,8 @@ class Documents:
         special = shards.manifest["special_tokens"]
         bos = special["bos"]["id"] if "bos" in special else None
         rows = (row for place in range(len(shards)) for row in shards.rows([place])["tokens"])
-        self._texts = [decode(words, ids) for ids in unpack(rows, special["eos"]["id"], bos)]
+        found = islice(unpack(rows, special["eos"]["id"], bos), _MOST_DOCUMENTS)
+        self._texts = [decode(words, ids) for ids in found]
         self._seed = seed
 
     def write_pairs(self, folder: Path, count: int, most: int) -> int:
