@@ -21,7 +21,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.data import cluster as engine
 from dcoder_cli.data import sources
 from dcoder_cli.data.pipeline import tokenize_pretrain
-from dcoder_cli.data.units import unit_path
+from dcoder_cli.data.unit_files import unit_path
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes some 10 s to start

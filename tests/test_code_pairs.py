@@ -27,7 +27,7 @@ from dcoder_cli.data.holes import INFILL_LENGTHS, room
 from dcoder_cli.data.records import Record
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.data.sources import parse_sources, plan_units
-from dcoder_cli.data.units import unit_path
+from dcoder_cli.data.unit_files import unit_path
 from dcoder_cli.decoding.requests import Infill, encode_prompt
 from dcoder_cli.execution.extract import extract_solution, fence_format
 

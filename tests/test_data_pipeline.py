@@ -17,12 +17,12 @@ import pytest
 from helpers import make_tokenizer
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.data import sources
+from dcoder_cli.data import sources, writing
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.packing import unpack
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
 from dcoder_cli.data.shards import ShardSet
-from dcoder_cli.data.units import unit_path
+from dcoder_cli.data.unit_files import unit_path
 from dcoder_cli.model.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 
 LINES = 1200
@@ -135,7 +135,7 @@ def test_two_workers_and_a_second_run_give_the_same_bytes(
 
 
 RUN = f"""
-from dcoder_cli.data import sources
+from dcoder_cli.data import sources, writing
 from dcoder_cli.main import main
 sources._FILES_UNIT_BYTES = {UNIT_BYTES}
 main()
@@ -264,6 +264,37 @@ def test_special_tokens_in_a_document_are_text(tokenizer: str, tmp_path: Path) -
     out = tmp_path / "out"
     tokenize_pretrain(PretrainSettings((str(source),), str(out), tokenizer, seq_len=8, heldout=0, quiet=True))
     assert sorted(documents(out, tokenizer)) == [text, "other words"]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_written_at_once_hold_the_rows_of_one(
+    workers: int, bos: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts fall into documents, before their EOS, between them; documents are repeated, and some are longer than a file."""
+    made = make_tokenizer()
+    if bos:
+        made.add_special_tokens({"bos_token": "<|beginoftext|>"})
+    made.save_pretrained(tmp_path / "words")
+    rng = random.Random(1)
+    sizes = [1, 2, 14, 15, 16, 31, 47, 48, 49, 130, *(rng.randrange(1, 40) for _ in range(60))]
+    texts = [" ".join(f"w{rng.randrange(200)}" for _ in range(size)) for size in sizes]
+    ones, twos = write_rows(tmp_path / "a.jsonl", texts[:40]), write_rows(tmp_path / "b.jsonl", texts[40:])
+    settings = PretrainSettings(
+        (f"{ones}@2.5", str(twos)), str(tmp_path / "one"), str(tmp_path / "words"), seq_len=16, heldout=0.2, workers=workers,
+        filters=LEFT_ALONE, quiet=True,
+    )  # fmt: skip
+    tokenize_pretrain(settings)
+    monkeypatch.setattr(writing, "_TOKENS_PER_FILE", 48)
+    tokenize_pretrain(replace(settings, out=str(tmp_path / "many")))
+    for split in ("train", "heldout"):
+        one, many = (ShardSet.open(tmp_path / name, split) for name in ("one", "many"))
+        assert len(one) == len(many) and one.manifest["splits"] == many.manifest["splits"]
+        assert one.padding == many.padding and len(many.files) >= len(one) // 3
+        for name, column in one.rows(range(len(one))).items():
+            assert (column == many.rows(range(len(one)))[name]).all()
+    sources = [entry["taught_tokens"] for entry in many.manifest["sources"]]
+    assert sum(sources) == many.manifest["splits"]["train"]["tokens"] - bos * many.manifest["splits"]["train"]["rows"]
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Units as tasks of a Ray cluster, over a folder that its machines share: `dcoder tokenize --ray`.
+"""Work as tasks of a Ray cluster, over a folder that its machines share: `dcoder tokenize --ray`.
 
-Ray's own: where a task runs, machines that join, and tasks of machines that are lost, which others do again. A unit's file
-appears in one rename and depends on the unit alone, so it does not matter who made it, or how often.
+Ray's own: where a task runs, machines that join, and tasks of machines that are lost, which others do again. What a task
+writes appears in one rename and depends on its call alone, so it does not matter who made it, or how often.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ import importlib.util
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcoder_cli import __version__
 from dcoder_cli.base.errors import UserError, WorkFailed, one_line
 from dcoder_cli.base.machine import cores
-from dcoder_cli.data.sources import Unit
-
-if TYPE_CHECKING:
-    from dcoder_cli.data.units import TokenizeJob, UnitWorker
 
 RUNNING, LOCAL = "auto", "local"  # the running cluster, or else one of this machine; one of this machine
 RETRIES = 3  # of a task whose worker or machine is lost: Ray's default
@@ -38,55 +34,71 @@ def check_installed(address: str | None) -> None:
         raise UserError("--ray needs the package ray; install it with `pip install 'dcoder[ray]'`")
 
 
-def run_in_cluster(
-    job: TokenizeJob, units: Sequence[Unit], waiting: Sequence[int], address: str, report: Callable[[int, Unit], None]
-) -> None:
-    """Process the units in `waiting`, each as a task of the cluster at `address`; `report` is told the bytes that each read.
-
-    The job, with its tokenizer and what it must not contain, goes to each machine once.
+@contextmanager
+def connected(address: str, folder: Path) -> Iterator[Cluster]:
+    """The cluster at `address`, all of whose machines see `folder`. One that was there stays, one that was made for this ends.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster, a machine that cannot work, or what a unit raised.
-        WorkFailed: a task was lost more than RETRIES times.
+        UserError: Ray is not installed, there is no cluster, or a machine that cannot work.
     """
     with _connected(address) as ray:
-        _check_machines(ray, Path(job.folder))
-        shared, name = ray.put(job), uuid.uuid4().hex
+        _check_machines(ray, folder)
+        yield Cluster(ray, folder)
+
+
+class Cluster:
+    """A `tasks.Place`: each call a task of a core, `shared` fetched once by each process."""
+
+    def __init__(self, ray: Any, folder: Path) -> None:
+        self._ray, self._folder = ray, folder
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        shared: Any,
+        calls: Iterable[tuple[Any, ...]],
+        done: Callable[[int, Any], None],
+    ) -> None:
+        """As `Place.run`. A task whose worker or machine is lost is done again, RETRIES times.
+
+        Raises:
+            WorkFailed: a task was lost more often.
+        """
+        ray = self._ray
+        kept, name = ray.put(shared), uuid.uuid4().hex
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_process)
         running: dict[Any, int] = {}
-        left = iter(waiting)
+        left = enumerate(calls)
         try:
             while True:
                 room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
-                for index in islice(left, max(0, room)):
-                    running[task.remote(name, [shared], index, units[index])] = index
+                for number, call in islice(left, max(0, room)):
+                    running[task.remote(str(self._folder), name, [kept], function, *call)] = number
                 if not running:
                     return
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for one in finished:
-                    index = running.pop(one)
-                    found = _result(ray, one)
+                    number = running.pop(one)
+                    found = self._result(one)
                     if isinstance(found, BaseException):
                         raise found
-                    report(found, units[index])
+                    done(number, found)
         finally:
             for one in running:
                 ray.cancel(one, force=True)
 
-
-def _result(ray: Any, task: Any) -> Any:
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayError as error:
-        raise WorkFailed(
-            f"a tokenizing task was lost {RETRIES + 1} times, most likely for memory ({one_line(error)[:120]}); "
-            "run the same command again to go on"
-        ) from None
+    def _result(self, task: Any) -> Any:
+        try:
+            return self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            raise WorkFailed(
+                f"a tokenizing task was lost {RETRIES + 1} times, most likely for memory ({one_line(error)[:120]}); "
+                "run the same command again to go on"
+            ) from None
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Ray, connected. A cluster that was there stays, one that was made for this ends."""
     check_installed(address)
     import ray
 
@@ -175,26 +187,22 @@ def _seen(path: str) -> tuple[str, str | None]:
         return __version__, None
 
 
-_kept: tuple[str, UnitWorker] | None = None
+_kept: tuple[str, Any] = ("", None)
 
 
-def _process(name: str, shared: Sequence[Any], index: int, unit: Unit) -> int | BaseException:
-    """`UnitWorker.process` in a task; what it raises is returned, since Ray would wrap it. The job is fetched once a process."""
+def _process(folder: str, name: str, shared: Sequence[Any], function: Callable[..., Any], *call: Any) -> Any:
+    """A call in a task. What it raises is returned, since Ray would wrap it."""
     global _kept
     import ray
 
-    from dcoder_cli.data.units import UnitWorker, unit_path
-
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        if _kept is None or _kept[0] != name:
-            _kept = name, UnitWorker(ray.get(shared[0]))
-        worker = _kept[1]
-        folder = unit_path(worker.job.folder, index).parent
-        if not folder.is_dir():
+        if _kept[0] != name:
+            _kept = name, ray.get(shared[0])
+        if not Path(folder).is_dir():
             raise UserError(
-                f"machine {socket.gethostname()!r} of the cluster does not see {str(folder)!r}; give an --out in a folder that all share"
+                f"machine {socket.gethostname()!r} of the cluster does not see {folder!r}; give an --out in a folder that all share"
             )
-        return worker.process(index, unit)
+        return function(_kept[1], *call)
     except Exception as error:
         return error

@@ -1,18 +1,20 @@
-"""Which engine makes the ids of a run: proven before the first document, and given up should it ever differ."""
+"""Tokenizing the units, by an engine that is proven before the first document and given up should it ever differ."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dcoder_cli.base.console import note
-from dcoder_cli.data.parallel import run_units
+from dcoder_cli.base.console import bar, note
 from dcoder_cli.data.records import TextMapping, texts_of
 from dcoder_cli.data.shards import token_dtype
 from dcoder_cli.data.sources import Unit
-from dcoder_cli.data.units import TokenizeJob
+from dcoder_cli.data.tasks import Place
+from dcoder_cli.data.unit_files import unit_path
+from dcoder_cli.data.units import TokenizeJob, UnitWorker
 from dcoder_cli.model.encoding import EnginesDiffer, TextEncoder, choose
 from dcoder_cli.model.tokenizer import ids_end
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 # Text on which the engines are compared before they are used (ours): 0.1 s.
 _SAMPLED_UNITS, _SAMPLED_CHARACTERS = 32, 2**14
+_MEGABYTE = 1e6
 
 
 def choose_encoder(
@@ -53,21 +56,47 @@ def run_proven(
     job: TokenizeJob,
     engine: str,
     units: Sequence[Unit],
-    workers: int,
+    place: Place,
     quiet: bool,
     forget: Callable[[], None],
-    ray: str | None = None,
 ) -> str:
-    """`run_units`, and the name of the engine that made the ids.
+    """Process every unit whose file is not there yet; returns the name of the engine that made the ids.
 
     Should tiktoken differ from `tokenizers` after all, `forget` removes what it made and `tokenizers` does all.
     """
     try:
-        run_units(job, units, workers, quiet, ray)
+        _run_units(job, units, place, quiet)
     except EnginesDiffer as difference:
         assert job.texts is not None
         note(f"{difference}: starting afresh with tokenizers alone")
         forget()
-        run_units(replace(job, texts=job.texts.without_tiktoken()), units, workers, quiet, ray)
+        _run_units(replace(job, texts=job.texts.without_tiktoken()), units, place, quiet)
         return f"tokenizers ({difference})"
     return engine
+
+
+def _run_units(job: TokenizeJob, units: Sequence[Unit], place: Place, quiet: bool) -> None:
+    """Process every unit whose file is not there yet.
+
+    Raises:
+        UserError: what a worker raised, such as a damaged source.
+        WorkFailed: a worker was killed.
+        OSError: the disk is full, or cannot be written.
+    """
+    waiting = [index for index in range(len(units)) if not unit_path(job.folder, index).exists()]
+    total = sum(unit.bytes for unit in units)
+    done = total - sum(units[index].bytes for index in waiting)
+    begin, read = time.monotonic(), 0
+    with bar("tokenizing (MB)", round(total / _MEGABYTE, 1) or None, done / _MEGABYTE, quiet) as progress:
+
+        def add(number: int, size: int) -> None:
+            nonlocal read
+            read += size
+            rate = read / _MEGABYTE / max(time.monotonic() - begin, 1e-3)
+            progress.advance(units[waiting[number]].bytes / _MEGABYTE, f"{rate:.1f} MB/s")
+
+        if waiting:
+            place.run(UnitWorker.process, UnitWorker(job), ((index, units[index]) for index in waiting), add)
+    seconds = time.monotonic() - begin
+    if not quiet and waiting:
+        note(f"tokenized {read / _MEGABYTE:.1f} MB in {seconds:.1f} s ({read / _MEGABYTE / seconds:.1f} MB/s)")

@@ -32,9 +32,10 @@ from dcoder_cli.data.records import TextMapping, texts_of
 from dcoder_cli.data.selection import select
 from dcoder_cli.data.shards import LONGEST_ROW
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
-from dcoder_cli.data.units import TokenizeJob, unit_path
+from dcoder_cli.data.tasks import open_place
+from dcoder_cli.data.units import TokenizeJob
 from dcoder_cli.data.workspace import Workspace, open_workspace
-from dcoder_cli.data.writing import check_left, describe, taught_tokens, write_rows
+from dcoder_cli.data.writing import check_left, describe, with_taught_tokens, write_rows
 from dcoder_cli.model.tokenizer import DREAM_BOS, ids_end, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -146,12 +147,11 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             code_gaps=settings.gaps if isinstance(settings, SftSettings) and settings.from_code else None,
         )
         special = _special_tokens(settings, tokenizer)
-        engine = run_proven(job, engine, mine, settings.workers, settings.quiet, workspace.forget_units, settings.ray)
-        paths = [unit_path(workspace.units, number) for number in range(len(mine))]
-        chosen = select(mine, paths, sources, settings.filters, settings.heldout, settings.seed, workspace.copies)
-        files, splits = write_rows(kind, workspace.result, chosen, settings.seq_len, ids_end(tokenizer), special)
+        with open_place(settings.workers, mine, settings.ray, workspace.root) as place:
+            engine = run_proven(job, engine, mine, place, settings.quiet, workspace.forget_units)
+            chosen = select(kind, mine, sources, settings, workspace.units, workspace.copies, place)
+            files, splits = write_rows(kind, workspace.result, chosen, settings, ids_end(tokenizer), special, place)
         check_left(files, chosen, sources)
-        taught = taught_tokens(kind, chosen, settings.seq_len)
         if isinstance(settings, PretrainSettings) and settings.train_tokenizer is not None:
             tokenizer.save_pretrained(workspace.result / "tokenizer")
         manifest = {
@@ -160,7 +160,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             "special_tokens": special,
             "engine": engine,
             "splits": splits,
-            "sources": [{**one, "taught_tokens": of} for one, of in zip(chosen.sources, taught, strict=True)],
+            "sources": with_taught_tokens(kind, chosen, settings.seq_len),
             "dropped": chosen.dropped,
             "licence_headers_stripped": chosen.stripped,
             "files": files,

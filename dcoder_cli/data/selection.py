@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcoder_cli.base.console import bar
 from dcoder_cli.data import copies
 from dcoder_cli.data.copies import Copies
 from dcoder_cli.data.dropped import EXAMPLES
@@ -21,32 +22,51 @@ from dcoder_cli.data.duplicates import PERMUTATIONS
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.shards import ArrayFile
 from dcoder_cli.data.sources import Source, Unit
+from dcoder_cli.data.tasks import Place
+from dcoder_cli.data.unit_files import UnitFiles, unit_path
 
 Numbers = npt.NDArray[Any]
 _HELDOUT, _WEIGHT, _ORDER = 1, 2, 3  # salts: the three choices are independent
 
 
-@dataclass
-class Split:
-    """The documents of one split: its source's number, and where each stands in the units' tokens.
+@dataclass(frozen=True)
+class Kept:
+    """The documents that are kept, in source order: arrays [n].
 
-    Arrays of equal length, in final order. Held-out documents stand source by source, so that each row has one source.
+    Attributes:
+        unit: which unit's file holds it.
+        start: where its tokens begin there.
+        length: how many they are.
+        prompt_length: of these, the prompt; None where there are no prompts.
+        suffix_length: -1 for a chat, whose answer goes to the end of the row; else what stands after a gap. None as above.
+        source_of: [units] each unit's source.
     """
 
-    source: Numbers
     unit: Numbers
     start: Numbers
     length: Numbers
-    prompt_length: Numbers
-    suffix_length: Numbers  # -1: a chat, whose answer goes to the end of the row; else what stands after a gap
+    prompt_length: Numbers | None
+    suffix_length: Numbers | None
+    source_of: Numbers
+
+    def columns(self, documents: Numbers) -> tuple[Numbers, ...]:
+        """unit, start, length and, where there are prompts, prompt_length and suffix_length, of documents by place."""
+        columns = (self.unit, self.start, self.length, self.prompt_length, self.suffix_length)
+        return tuple(column[documents] for column in columns if column is not None)
 
 
 @dataclass
 class Selection:
-    """What was chosen, and the counts for the manifest."""
+    """What was chosen, and the counts for the manifest.
 
-    tokens: list[Numbers]
-    splits: dict[str, Split]
+    Attributes:
+        splits: of each split the places in `kept`, in final order; one occurs as often as its source's weight says.
+            Held-out documents stand source by source, so that each row has one source.
+    """
+
+    files: UnitFiles
+    kept: Kept
+    splits: dict[str, Numbers]
     dropped: dict[str, dict[str, Any]]
     stripped: dict[str, int]
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -75,33 +95,32 @@ def _held(base: Numbers, fraction: float) -> Numbers:
 
 
 def select(
+    kind: str,
     units: Sequence[Unit],
-    paths: Sequence[Path],
     sources: Sequence[Source],
-    filters: FilterSettings,
-    heldout: float,
-    seed: int,
+    settings: Any,
+    folder: Path,
     scratch: Path,
+    place: Place,
 ) -> Selection:
-    """Read the finished units, in order, and choose.
+    """Read the finished units in `folder`, in order, and choose by `settings`: filters, heldout, seed, quiet.
 
-    Memory: about 200 bytes a document. The tokens stay on disk, and so does what `copies.find` sorts, in `scratch`.
+    Memory: about 100 bytes a document. The tokens stay on disk, and so does what `copies.find` sorts, in `scratch`.
 
     Raises:
         OSError: the disk is full.
     """
-    opened = [ArrayFile.open(path).arrays for path in paths]
-    contents = [arrays["contents"] for arrays in opened]
-    signatures = [arrays["signatures"] for arrays in opened] if filters.near_duplicates else []
-    found = copies.find(contents, signatures, filters.exact_duplicates, filters.near_duplicates, scratch)
-    starts = np.cumsum([0, *map(len, contents)])
-    rows: list[Numbers] = []  # of each unit [n, 6]: unit, start, length, prompt length, suffix length, source
-    keys: list[Numbers] = []
+    paths = [unit_path(folder, number) for number in range(len(units))]
+    files = UnitFiles.open(paths)
+    found = _copies(files, settings.filters, scratch, place, settings.quiet)
+    columns: dict[str, list[Numbers]] = {"unit": [], "start": [], "length": [], "key": []}
+    if kind == "sft":
+        columns |= {"prompt_length": [], "suffix_length": []}
     dropped: dict[str, list[Any]] = {}
     stripped: dict[str, int] = {}
     counts = [{"documents_read": 0, "bytes_read": 0, "documents_kept": 0, "tokens": 0} for _ in sources]
-    named = _Names(units, paths, sources, starts)
-    for number, (unit, arrays) in enumerate(zip(units, opened, strict=True)):
+    named = _Names(units, paths, sources, files.starts)
+    for number, unit in enumerate(units):
         note = ArrayFile.open(paths[number]).note
         label = named.label(unit)
         count = counts[unit.source]
@@ -111,7 +130,7 @@ def select(
             _add(dropped, reason, documents, size, [label + example for example in examples])
         for licence, times in note["stripped"].items():
             stripped[licence] = stripped.get(licence, 0) + times
-        here = slice(starts[number], starts[number + 1])
+        here = files.documents(range(number, number + 1))
         kept = found.of[here] < 0
         for reason, gone in (
             ("exact duplicate", found.exact[here]), ("near duplicate", ~kept & ~found.exact[here]),
@@ -119,22 +138,20 @@ def select(
             if gone.any():
                 places = np.flatnonzero(gone)
                 examples = [
-                    f"{label}{note['names'][place]} (of {named.copied(found, int(starts[number]) + place)})"
+                    f"{label}{note['names'][place]} (of {named.copied(found, here.start + place)})"
                     for place in places[: _room(dropped, reason)].tolist()
                 ]
-                _add(dropped, reason, len(places), int(arrays["sizes"][gone].sum()), examples)
-        lengths = np.array(arrays["lengths"], np.int64)
-        suffixes = arrays.get("suffix_lengths")
-        table = np.empty((int(kept.sum()), 6), np.int64)
-        table[:, 0], table[:, 5] = number, unit.source
-        table[:, 1] = (np.cumsum(lengths) - lengths)[kept]
-        table[:, 2] = lengths[kept]
-        table[:, 3] = arrays["prompt_lengths"][kept]
-        table[:, 4] = -1 if suffixes is None else suffixes[kept]
-        rows.append(table)
-        keys.append(np.ascontiguousarray(contents[number][kept, :8]).view("<u8")[:, 0])
-        count["documents_kept"] += len(table)
-        count["tokens"] += int(table[:, 2].sum())
+                _add(dropped, reason, len(places), int(files.array(number, "sizes")[gone].sum()), examples)
+        lengths = np.array(files.array(number, "lengths"), np.int64)
+        columns["unit"].append(np.full(int(kept.sum()), number, np.uint32))
+        columns["start"].append((np.cumsum(lengths) - lengths)[kept])
+        columns["length"].append(lengths[kept].astype(np.uint32))
+        columns["key"].append(np.ascontiguousarray(files.array(number, "contents")[kept, :8]).view("<u8")[:, 0])
+        for name in ("prompt_length", "suffix_length"):
+            if name in columns:
+                columns[name].append(files.array(number, f"{name}s")[kept].astype(np.int32))
+        count["documents_kept"] += int(kept.sum())
+        count["tokens"] += int(lengths[kept].sum())
     described = [
         {"name": source.label, "weight": source.weight, **count} for source, count in zip(sources, counts, strict=True)
     ]
@@ -142,10 +159,23 @@ def select(
         reason: {"documents": entry[0], "bytes": entry[1], "examples": entry[2]}
         for reason, entry in sorted(dropped.items())
     }
+    whole = {name: np.concatenate(columns.pop(name)) for name in tuple(columns)}
+    keys = whole.pop("key")
+    all_kept = Kept(
+        whole["unit"], whole["start"], whole["length"], whole.get("prompt_length"), whole.get("suffix_length"),
+        np.array([unit.source for unit in units], np.uint32),
+    )  # fmt: skip
     weights = np.array([source.weight for source in sources])
-    splits = _split(np.concatenate(rows), np.concatenate(keys), weights, heldout, seed)
-    tokens = [arrays["tokens"] for arrays in opened]
-    return Selection(tokens, splits, report, dict(sorted(stripped.items())), described)
+    splits = _split(all_kept, keys, weights, settings.heldout, settings.seed)
+    return Selection(files, all_kept, splits, report, dict(sorted(stripped.items())), described)
+
+
+def _copies(files: UnitFiles, filters: FilterSettings, scratch: Path, place: Place, quiet: bool) -> Copies:
+    with bar("looking for copies (%)", 100, quiet=quiet, late=True) as progress:
+        return copies.find(
+            files, filters.exact_duplicates, filters.near_duplicates, scratch, place,
+            lambda share, doing: progress.advance(100 * share, doing),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,26 +212,23 @@ def _add(dropped: dict[str, list[Any]], reason: str, documents: int, size: int, 
     entry[2].extend(examples[: EXAMPLES - len(entry[2])])
 
 
-def _split(table: Numbers, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Split]:
+def _split(kept: Kept, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Numbers]:
     base = mix(keys, seed)
     is_held = _held(base, heldout)
-    wanted = weights[table[:, -1]]
-    whole = np.floor(wanted).astype(np.int64)
-    copies = whole + (share(base, _WEIGHT) < wanted - whole)
-    splits: dict[str, Split] = {}
-    for name, chosen, times in (
-        ("train", ~is_held, copies),
-        # Once each: the held-out loss weighs the sources themselves, and all that is held out helps to measure them.
-        ("heldout", is_held, np.ones(len(table), np.int64)),
-    ):
-        picked = np.flatnonzero(chosen)
-        picked = np.repeat(picked, times[picked])
-        # Copies of a document are told apart by their number, so that they are spread over the order.
-        first = np.flatnonzero(np.diff(picked, prepend=-1))
-        copy = np.arange(len(picked)) - np.repeat(first, np.diff(np.append(first, len(picked))))
-        order = np.argsort(mix(base[picked] + copy.astype(np.uint64), _ORDER), kind="stable")
-        picked = picked[order]
-        if name == "heldout":
-            picked = picked[np.argsort(table[picked, -1], kind="stable")]
-        splits[name] = Split(table[picked, -1], *(table[picked, column] for column in range(5)))
-    return splits
+    # Held out once each: the held-out loss weighs the sources themselves, and all that is held out helps to measure them.
+    held = _shuffled(base, np.flatnonzero(is_held))
+    held = held[np.argsort(kept.source_of[kept.unit[held]], kind="stable")]
+    picked = np.flatnonzero(~is_held)
+    if (weights != 1).any():
+        wanted = weights[kept.source_of[kept.unit[picked]]]
+        whole = np.floor(wanted).astype(np.int64)
+        times = whole + (share(base[picked], _WEIGHT) < wanted - whole)
+        picked = np.repeat(picked, times)
+    return {"train": _shuffled(base, picked), "heldout": held}
+
+
+def _shuffled(base: Numbers, picked: Numbers) -> Numbers:
+    """Places in ascending order, by a hash of each. Those that occur again are told apart, so that they are spread out."""
+    first = np.flatnonzero(np.diff(picked, prepend=-1))
+    again = np.arange(len(picked)) - np.repeat(first, np.diff(np.append(first, len(picked))))
+    return np.asarray(picked[np.argsort(mix(base[picked] + again.astype(np.uint64), _ORDER), kind="stable")])

@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from dcoder_cli.data.manifest import hashes_of, part_folders, read_manifest
 SPLITS = ("train", "heldout")
 COLUMNS = {"pretrain": ("tokens", "document_ids"), "sft": ("tokens", "eligible")}
 LONGEST_ROW = 65_536  # document_ids are uint16 and a row of L tokens may hold L documents
+_OPEN = 128  # files of a set, of two columns each (ours): a process may have 1,024 on most machines
 _AGAIN = "copy the data again, or make it again with: dcoder tokenize"
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
 
@@ -70,31 +72,54 @@ def write_hashed(path: Path, arrays: Mapping[str, Array], note: Mapping[str, Any
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An array in a file: its type, its shape and the byte at which it begins."""
+
+    dtype: type[Any]
+    shape: tuple[int, ...]
+    begin: int
+
+    def map(self, path: str | Path) -> Array:
+        """The array, not read before it is used. While it lives a file is open."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(path, self.dtype, "r", self.begin, self.shape)
+
+
+@dataclass(frozen=True)
 class ArrayFile:
-    """The arrays of one safetensors file, mapped into memory and not read before they are used."""
+    """The arrays of one safetensors file: where they stand, and mapped into memory. Nothing is read before it is used."""
 
     path: Path
-    arrays: dict[str, Array]
-    note: dict[str, Any]
+    stored: dict[str, Stored]
+    metadata: str
 
     @classmethod
     def open(cls, path: Path) -> ArrayFile:
         """Raises UserError, naming the file, where it is missing, truncated or not safetensors."""
         header, data_start = _read_header(path)
-        note = json.loads(header.pop("__metadata__", {}).get("dcoder", "{}"))
-        arrays: dict[str, Array] = {}
+        metadata = header.pop("__metadata__", {}).get("dcoder", "{}")
         for name, entry in header.items():
-            begin, end = entry["data_offsets"]
             if entry["dtype"] not in _DTYPES:
                 raise UserError(
                     f"shard {str(path)!r} has {name} of type {entry['dtype']}; whole numbers are needed ({', '.join(_DTYPES)})"
                 )
-            shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-            if begin == end:
-                arrays[name] = np.empty(shape, dtype)
-            else:
-                arrays[name] = np.memmap(path, dtype, "r", data_start + begin, shape)
-        return cls(path, arrays, note)
+        stored = {
+            name: Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+        return cls(path, stored, metadata)
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """Each array, mapped."""
+        return {name: stored.map(self.path) for name, stored in self.stored.items()}
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What `write_arrays` was given, read anew."""
+        loaded: dict[str, Any] = json.loads(self.metadata)
+        return loaded
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -165,7 +190,7 @@ class ShardSet:
         self.sources, self.padding = sources, padding
         self.files = files
         self._ends = list(itertools.accumulate(rows))
-        self._open: dict[int, ArrayFile] = {}
+        self._open: dict[int, dict[str, Array]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, split: str = "train") -> ShardSet:
@@ -224,17 +249,25 @@ class ShardSet:
             if not 0 <= index < len(self):
                 raise IndexError(f"row {index} of {len(self)}")
             file = bisect.bisect_right(self._ends, index)
-            if file not in self._open:
-                self._open[file] = ArrayFile.open(self.files[file][0])
             start = self._ends[file - 1] if file else 0
             for name in columns:
-                out[name].append(self._open[file].arrays[name][index - start])
+                out[name].append(np.array(self._opened(file)[name][index - start]))  # a copy: the file may be closed
         if not len(indices):
             shape = (0, self.sequence_length)
             return {name: np.empty(shape, token_dtype(self.vocab_size)) for name in columns}
         found = {name: np.stack(parts) for name, parts in out.items()}
         self._check_ids(indices, found["tokens"])
         return found
+
+    def _opened(self, file: int) -> dict[str, Array]:
+        """A file's arrays; of those that are open the one longest unused is closed, since sets have thousands."""
+        arrays = self._open.pop(file, None)
+        if arrays is None:
+            arrays = ArrayFile.open(self.files[file][0]).arrays
+            if len(self._open) >= _OPEN:
+                self._open.pop(next(iter(self._open)))
+        self._open[file] = arrays
+        return arrays
 
     def _check_ids(self, indices: Sequence[int], tokens_NL: Array) -> None:
         """Raises UserError for an id that no token has: an index out of range in the middle of a step."""
@@ -284,10 +317,10 @@ def _source_rows(manifests: list[dict[str, Any]], entries: list[dict[str, Any]])
 
 
 def _check_rows(path: Path, rows: int, manifest: dict[str, Any]) -> None:
-    arrays = ArrayFile.open(path).arrays
+    stored = ArrayFile.open(path).stored
     expected = (rows, manifest["sequence_length"])
     for name in COLUMNS[manifest["kind"]]:
-        shape = arrays[name].shape if name in arrays else None
+        shape = stored[name].shape if name in stored else None
         if shape != expected:
             raise UserError(
                 f"shard {str(path)!r} has {name} of shape {shape}, its manifest says {expected}; copy or make it again"

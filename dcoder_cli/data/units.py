@@ -7,7 +7,6 @@ in any order, before or after a stop, leaves the same files.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from dcoder_cli.data.ngrams import Hashes, word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
 from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
+from dcoder_cli.data.unit_files import unit_path
 from dcoder_cli.model.encoding import TextEncoder
 
 if TYPE_CHECKING:
@@ -62,11 +62,6 @@ class TokenizeJob:
     )
 
 
-def unit_path(folder: str | Path, index: int) -> Path:
-    """Where the result of unit `index` lies."""
-    return Path(folder) / f"unit-{index:07d}.safetensors"
-
-
 @dataclass
 class _Result:
     tokens: list[Any] = field(default_factory=list)
@@ -88,6 +83,9 @@ class UnitWorker:
         self.job = job
         self._dtype = token_dtype(job.vocab_size)
         self._chat = ChatEncoder(job.tokenizer, job.system) if job.tokenizer is not None else None
+
+    def __reduce__(self) -> tuple[type[UnitWorker], tuple[TokenizeJob]]:
+        return UnitWorker, (self.job,)
 
     def process(self, index: int, unit: Unit) -> int:
         """Do one unit and write its file; returns the bytes of text read.
@@ -245,19 +243,3 @@ def _has_lone_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-_worker: UnitWorker | None = None
-
-
-def start_worker(job: TokenizeJob) -> None:
-    """Set up a worker process."""
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
-    _worker = UnitWorker(job)
-
-
-def process_unit(index: int, unit: Unit) -> int:
-    """`UnitWorker.process` in a worker process."""
-    assert _worker is not None
-    return _worker.process(index, unit)
