@@ -70,6 +70,9 @@ KINDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], Any, dict[str, Any
             "turns of another form": {"messages": [{"role": "user", "content": ["parts"]}]},
             "not an object of columns": "x",
             "no answer": {"messages": [{"role": "user", "content": "x"}]},
+            "a question without text": {
+                "conversations": [{"from": "human", "value": None}, {"from": "gpt", "value": "x"}]
+            },
         },
     ),
     "rl": (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,6 +143,18 @@ def test_values_that_are_no_yaml_are_text_and_nan_is_no_number() -> None:
         assert "optimizer.learning_rate = " in line
 
 
+@pytest.mark.parametrize("value", ["010", "-0777", "1:30", "10:00:00", "1:30.5", "0o17"])
+def test_a_number_that_says_another_one_than_it_shows_is_refused(tmp_path: Path, value: str) -> None:
+    """YAML 1.1 has 010 for 8 and 1:30 for 90: a run of 8 steps where 10 were asked for."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"steps: {value}\n")
+    assert read_yaml(file) == parse_assignments([f"steps={value}"]) == {"steps": value}
+    file.write_text("a: [0, 10, -3, 1_000, 0x1F, 0.5, -1.5e-3, .5, 1e-4, .inf, 0.10]\nb: {c: yes, d: null}\n")
+    assert read_yaml(file) == {
+        "a": [0, 10, -3, 1000, 31, 0.5, -1.5e-3, 0.5, "1e-4", math.inf, 0.1], "b": {"c": True, "d": None},
+    }  # fmt: skip
+
+
 GOOD_MANIFEST: dict[str, Any] = {
     "format_version": 1,
     "kind": "pretrain",
@@ -251,6 +265,11 @@ def test_what_a_run_to_resume_holds_is_checked_first(tmp_path: Path) -> None:
             assert f"{name}.jsonl" in told()
         (tmp_path / f"{name}.jsonl").write_text('{"step": 1}\n{"ste')  # a kill cut it off
         RunFolder.check(tmp_path, resume=True)
+    for name in ("metrics.jsonl", "timings.jsonl", "environment.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)  # to open one waits for ever
+        assert f"{name}' is no regular file" in told()
+        (tmp_path / name).unlink()
     (tmp_path / "checkpoints" / "best").mkdir()
     assert "best' is no link to a checkpoint" in told()
     (tmp_path / "checkpoints" / "best").rmdir()

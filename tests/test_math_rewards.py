@@ -172,7 +172,7 @@ def test_a_fraction_without_end_is_itself_and_no_decimal_near_it() -> None:
 @pytest.mark.parametrize(
     "shape",
     ["1", "1,", "1,000", "1 000", "1'", "1.", "1:", "1/", "1e", "1^", "^{", r"\frac{1", r"1\frac{", r"\boxed{", "\\", "-",
-     "$", "1*10^", r"\text{", "~1", "x_", "\u00bd", "The answer is 1"],
+     "$", "1*10^", r"\text{", "~1", "x_", "\u00bd", "The answer is 1", r"\sqrt{", r"\sqrt[", r"\frac{{", "1\u221a", r"\frac{x}{", "1*"],
 )  # fmt: skip
 def test_numbers_are_read_in_linear_time(shape: str) -> None:
     """131,072 characters of what a pattern could begin at again and again: about a tenth of a second each."""
@@ -188,10 +188,13 @@ def test_numbers_are_read_in_linear_time(shape: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "none", "...", "-", "$", "forty-two", "__import__('os').getpid()", "inf", "nan", "1.2.3", "12:30", "x_1"],
-)
+    ["", "none", "...", "-", "$", "forty-two", "__import__('os').getpid()", "inf", "nan", "1.2.3", "12:30", "x_1",
+     r"2\sqrt{3}", r"\sqrt 3", r"5 \sqrt[3]{7}", "2\u221a3", r"2\pi", "x = 3, so 2\u03c0", r"\pi/2", r"2 \cdot \pi", r"\frac{\pi}{2}",
+     r"\frac{\sqrt{3}}{2}", r"\dfrac{x}{2}", r"\frac{3}{x+1}", r"\boxed{2\sqrt{3}}", r"3\frac{\pi}{2}"],
+)  # fmt: skip
 def test_a_text_without_a_number_earns_nothing(text: str) -> None:
     assert last_number(text) is None
+    assert final_number(text) is None
     assert math_reward(text, "0") == math_reward(text, "nan") == math_reward(text, "inf") == 0.0
 
 

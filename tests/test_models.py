@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,14 @@ def test_convert_replaces_what_dcoder_wrote_and_nothing_else(ar: Path, tmp_path:
     out = tmp_path / "out"
     said("convert", ar, "--out", out)
     said("convert", ar, "--out", out, "--force")
+    run = tmp_path / "run" / "checkpoints" / "step-4"  # what a run's --resume needs is no output of convert
+    run.parent.mkdir(parents=True)
+    shutil.copytree(out, run)
+    (tmp_path / "run" / "config.yaml").write_text("stage: mid\n")
+    assert "is a run's checkpoint, which its --resume needs" in refused("convert", ar, "--out", run, "--force")
+    (out / "training").mkdir()
+    assert "is a run's checkpoint" in refused("convert", ar, "--out", out, "--force")
+    (out / "training").rmdir()
     (out / "checksums.json").rename(out / "thesis.txt")
     for more in ([], ["--dry-run"]):
         line = refused("convert", ar, "--out", out, "--force", *more)

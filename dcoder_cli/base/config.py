@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,18 @@ from dcoder_cli.base.ranges import Range, shown
 T = TypeVar("T")
 
 
+_PLAIN = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values, and no key twice: the first would be forgotten without a word."""
+    """YAML's plain values, without two traps: a key twice, whose first value would be forgotten, and numbers of YAML 1.1 that
+    say another one than they show: 010 (8), 1:30 (90). Those are text here, which a number's field refuses by name.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -36,6 +47,12 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in patterns]
+    for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -69,7 +86,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
                 f"--set {assignment!r} has no '='; write it as key=value, for example optimizer.learning_rate=1e-4"
             )
         try:
-            value = yaml.safe_load(text) if text.strip() else ""
+            value = yaml.load(text, _Loader) if text.strip() else ""
         except (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError):
             value = text
         *parents, last = key.strip().split(".")

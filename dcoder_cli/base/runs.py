@@ -69,6 +69,10 @@ class RunFolder:
             raise UserError(f"run folder {str(path)!r} holds no run to resume; start without --resume")
         if not resume and holds_run:
             raise UserError(f"run folder {str(path)!r} holds a run already; add --resume or choose another --out")
+        for name in ("config.yaml", "environment.json", *(f"{log}.jsonl" for log in LOGS)):
+            place = self.path / name
+            if place.exists() and not place.is_file():
+                raise UserError(f"{str(place)!r} is no regular file, and a run writes there; move it away")
         for name in ("last", "best"):
             place = self.path / "checkpoints" / name
             if place.exists() and not place.is_symlink():

@@ -13,6 +13,8 @@ long to compare. The time is linear in the text. How a number may be written, an
                 m², cm2, x_1) is none
     dress       $9,500   \$9,500   €9,500   5 €   50%   50\%   \text{units}   90^\circ are their number; full-width digits are
                 digits; characters without a width are nothing
+    symbols     2\sqrt{3}, √2, 2\pi, \pi/2, \frac{\pi}{2}, \frac{x}{2} are numbers that no digits write: none, and neither is what
+                stands before them
     minus       -5, −5, –5, -\$5, -€5; a sign only where nothing it could be subtracted from stands before it: "3-4" ends in 4
     \boxed{}    the last box that holds a number says the answer, whatever follows it
 
@@ -77,9 +79,14 @@ _RUN = r"\d++(?:[.,'_\u00a0 ]\d++)*+|(?<![\w.])\.\d++"
 _PART = r"-?\d++(?:[.,\u00a0]\d++)*+"
 _CURRENCY = "$€£¥₹₩₽₺₪₫₱₴₦฿¢"
 _RAISE = r"[ ]?(?:\^|\*\*)[ ]?"
+_BRACED = r"\{(?:[^{}\n]|\{[^{}\n]{0,64}\}){0,64}\}"
 _TOKEN = re.compile(
     rf"""
-    (?P<skip> \^[ ]?(?:\{{[^{{}}\n]{{0,64}}\}}|[-+]?\d++) | (?<=[A-Za-z)}}\]])_(?:\{{[^{{}}\n]{{0,64}}\}}|\d++)
+    (?P<symbol> (?:\d[\d.,]*+[ ]?\*?[ ]?)?+ (?:
+          \\sqrt(?![A-Za-z])[ ]?(?:\[[^\]\n]{{0,16}}\])?(?:{_BRACED}|\d)?+ | √[ ]?(?:\d++|{_BRACED})?+
+        | \\pi(?![A-Za-z]) | π
+        | \\[dtc]?frac[ ]?(?!\{{[ ]?{_PART}[ ]?\}}[ ]?\{{[ ]?{_PART}[ ]?\}}){_BRACED}[ ]?{_BRACED} ) (?:[ ]?/[ ]?\d++)?+ )
+    | (?P<skip> \^[ ]?(?:\{{[^{{}}\n]{{0,64}}\}}|[-+]?\d++) | (?<=[A-Za-z)}}\]])_(?:\{{[^{{}}\n]{{0,64}}\}}|\d++)
         | (?<![A-Za-z])(?:[cdkmµ]?m|ft|yd|mi)[23](?!\w) )
     | (?P<sign>(?<![\w)\]}}-])-)?+ [{_CURRENCY}]?+ (?:
         (?:(?P<whole>\d++)[ ]?)?+ \\[dtc]?frac[ ]?
@@ -119,7 +126,7 @@ def final_number(answer: str) -> Number | None:
     final = _plain(final).strip()
     opening = _OPENING.match(final)
     found = _TOKEN.match(final, opening.end() if opening else 0)
-    if found is None or found["skip"] or _DRESS.fullmatch(final, found.end()) is None:
+    if found is None or found["skip"] or found["symbol"] or _DRESS.fullmatch(final, found.end()) is None:
         return None
     number, whole = _value(found)
     run = found["run"] or ""
@@ -164,6 +171,8 @@ def _plain(text: str) -> str:
 def _last(text: str) -> Number | None:
     """The last number of a plain text. Tokens are remembered and valued from the end, until one has a value."""
     for found in reversed([match for match in _TOKEN.finditer(text) if not match["skip"]]):
+        if found["symbol"]:
+            return None
         number, _ = _value(found)
         if number is not None:
             return number

@@ -53,6 +53,8 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
             )
         if any(not isinstance(t[role_key], str) for t in turns):
             raise BadRow(f"{where}: {role_key!r} in {column!r} must be text", "turns of another form")
+        if any(t[text_key] is None and _ROLES.get(t[role_key]) == "user" for t in turns):
+            raise BadRow(f"{where}: a user's {text_key!r} in {column!r} is null", "a question without text")
         return [{"role": _ROLES.get(t[role_key], str(t[role_key])), "content": t[text_key] or ""} for t in turns]
     for ask, reply in _PAIRS:
         if isinstance(row.get(ask), str) and isinstance(row.get(reply), str):
