@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,21 @@ from typing import Any
 
 import pytest
 from helpers import refused
-from test_data_pipeline import RUN, UNIT_BYTES, UNITS, corpus, once, pretrain_settings, tokenizer, tree  # noqa: F401
+from test_data_pipeline import (  # noqa: F401
+    RUN,
+    UNIT_BYTES,
+    UNITS,
+    corpus,
+    on_a_full_disk,
+    once,
+    pretrain_settings,
+    tokenizer,
+    tree,
+)  # fmt: skip
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data import cluster as engine
-from dcoder_cli.data import sources
+from dcoder_cli.data import copies, sources, writing
 from dcoder_cli.data.pipeline import tokenize_pretrain
 from dcoder_cli.data.unit_files import unit_path
 
@@ -64,8 +75,19 @@ def test_two_nodes_give_the_bytes_of_one_process(
 ) -> None:
     monkeypatch.setattr(sources, "_FILES_UNIT_BYTES", UNIT_BYTES)
     settings = pretrain_settings(corpus, tokenizer, tmp_path / "data")
-    tokenize_pretrain(replace(settings, ray=nodes.address))
+    for name, value in (("DOCUMENTS", 5), ("PART_BYTES", 300)):  # many tasks, on both machines, for the copies too
+        monkeypatch.setattr(copies, f"_{name}", value)
+    manifest = tokenize_pretrain(replace(settings, ray=nodes.address))
     assert tree(tmp_path / "data") == tree(once)
+    assert {reason: entry["examples"] for reason, entry in manifest["dropped"].items()} == {
+        "exact duplicate": ["m001.py (of copy.py)"], "near duplicate": ["m001_close.py (of copy.py (0.99))"],
+    }  # fmt: skip
+    monkeypatch.setattr(writing, "_TOKENS_PER_FILE", 128 * 700)  # and for the rows
+    tokenize_pretrain(replace(settings, out=str(tmp_path / "files")))
+    tokenize_pretrain(replace(settings, out=str(tmp_path / "many"), ray=nodes.address))
+    assert tree(tmp_path / "many") == tree(tmp_path / "files") and len(tree(tmp_path / "many")) > 6
+    for name in ("files", "many"):
+        shutil.rmtree(tmp_path / name)
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
     # A machine that does not see the folder, and one of another release
     monkeypatch.setattr(engine, "_seen", lambda path: (engine.__version__, None))
@@ -115,6 +137,10 @@ def test_a_driver_that_is_stopped_goes_on_to_the_same_bytes(
     assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
     assert tree(out) == tree(once)
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_full_disk_is_one_line(nodes: Any, corpus: Path, tokenizer: str, once: Path, tmp_path: Path) -> None:
+    on_a_full_disk(lambda out: command(corpus, tokenizer, out, nodes.address), tmp_path / "small", once)
 
 
 def test_a_damaged_source_is_one_line(nodes: Any, tokenizer: str, tmp_path: Path) -> None:

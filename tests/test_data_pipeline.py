@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_two_workers_and_a_second_run_give_the_same_bytes(
 
 
 RUN = f"""
-from dcoder_cli.data import sources, writing
+from dcoder_cli.data import sources
 from dcoder_cli.main import main
 sources._FILES_UNIT_BYTES = {UNIT_BYTES}
 main()
@@ -497,8 +498,8 @@ def test_wrong_settings_are_one_line(tokenizer: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")), "nothing half-written"
 
 
-def test_a_full_disk_is_one_line_and_the_work_goes_on(corpus: Path, tokenizer: str, once: Path, tmp_path: Path) -> None:
-    place = tmp_path / "disk"
+def on_a_full_disk(call: Callable[[Path], list[str]], place: Path, once: Path) -> None:
+    """A command that writes `out` on a file system of 1 MB is one line and leaves nothing half-written; with room it goes on."""
     place.mkdir()
     if (
         os.geteuid()
@@ -507,7 +508,7 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on(corpus: Path, tokenizer: s
         pytest.skip("mounting a small file system needs root")
     try:
         out = place / "data"
-        result = subprocess.run(command(corpus, tokenizer, out, 2), capture_output=True, text=True)
+        result = subprocess.run(call(out), capture_output=True, text=True)
         assert result.returncode == 2, result.stderr
         told = [
             line for line in result.stderr.splitlines() if line
@@ -516,8 +517,15 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on(corpus: Path, tokenizer: s
         assert len(errors) == 1 and "no space left" in errors[0] and errors[0] == told[-1]
         assert not out.exists() and not list(place.rglob("*.tmp")) and not list(place.rglob("manifest.json"))
         subprocess.run(["mount", "-o", "remount,size=200m", place], check=True)
-        result = subprocess.run(command(corpus, tokenizer, out, 1), capture_output=True, text=True)
+        result = subprocess.run(call(out), capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert tree(out) == tree(once)
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_work_goes_on(
+    workers: int, corpus: Path, tokenizer: str, once: Path, tmp_path: Path
+) -> None:
+    on_a_full_disk(lambda out: command(corpus, tokenizer, out, workers), tmp_path / "small", once)

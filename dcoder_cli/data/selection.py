@@ -6,6 +6,7 @@ and the sampling of fractional weights by content hash, and the order of documen
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from dcoder_cli.data.duplicates import PERMUTATIONS
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.shards import ArrayFile
 from dcoder_cli.data.sources import Source, Unit
-from dcoder_cli.data.tasks import Place
+from dcoder_cli.data.tasks import Place, tell_time
 from dcoder_cli.data.unit_files import UnitFiles, unit_path
 
 Numbers = npt.NDArray[Any]
@@ -74,10 +75,13 @@ class Selection:
 
 def mix(values: Numbers, salt: int) -> Numbers:
     """A well mixed 64-bit hash of 64-bit values (the splitmix64 finalizer)."""
-    mixed = values.astype(np.uint64) + np.uint64((salt * 0x9E3779B97F4A7C15) % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed = values.astype(np.uint64)  # a copy; then in place, since there may be hundreds of millions
+    mixed += np.uint64((salt * 0x9E3779B97F4A7C15) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def share(values: Numbers, salt: int) -> Numbers:
@@ -160,22 +164,25 @@ def select(
         for reason, entry in sorted(dropped.items())
     }
     whole = {name: np.concatenate(columns.pop(name)) for name in tuple(columns)}
-    keys = whole.pop("key")
     all_kept = Kept(
         whole["unit"], whole["start"], whole["length"], whole.get("prompt_length"), whole.get("suffix_length"),
         np.array([unit.source for unit in units], np.uint32),
     )  # fmt: skip
+    del found
     weights = np.array([source.weight for source in sources])
-    splits = _split(all_kept, keys, weights, settings.heldout, settings.seed)
+    splits = _split(all_kept, whole.pop("key"), weights, settings.heldout, settings.seed)
     return Selection(files, all_kept, splits, report, dict(sorted(stripped.items())), described)
 
 
 def _copies(files: UnitFiles, filters: FilterSettings, scratch: Path, place: Place, quiet: bool) -> Copies:
+    begin = time.monotonic()
     with bar("looking for copies (%)", 100, quiet=quiet, late=True) as progress:
-        return copies.find(
+        found = copies.find(
             files, filters.exact_duplicates, filters.near_duplicates, scratch, place,
             lambda share, doing: progress.advance(100 * share, doing),
         )  # fmt: skip
+    tell_time(f"looked for copies among {len(found.of):,} documents", begin, quiet)
+    return found
 
 
 @dataclass(frozen=True)
@@ -214,21 +221,26 @@ def _add(dropped: dict[str, list[Any]], reason: str, documents: int, size: int, 
 
 def _split(kept: Kept, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Numbers]:
     base = mix(keys, seed)
+    del keys
     is_held = _held(base, heldout)
     # Held out once each: the held-out loss weighs the sources themselves, and all that is held out helps to measure them.
     held = _shuffled(base, np.flatnonzero(is_held))
     held = held[np.argsort(kept.source_of[kept.unit[held]], kind="stable")]
     picked = np.flatnonzero(~is_held)
+    again = None
     if (weights != 1).any():
         wanted = weights[kept.source_of[kept.unit[picked]]]
         whole = np.floor(wanted).astype(np.int64)
         times = whole + (share(base[picked], _WEIGHT) < wanted - whole)
         picked = np.repeat(picked, times)
-    return {"train": _shuffled(base, picked), "heldout": held}
+        # Repeats of a document are told apart by their number, so that they are spread over the order.
+        again = np.arange(len(picked)) - np.repeat(np.cumsum(times) - times, times)
+    return {"train": _shuffled(base, picked, again), "heldout": held}
 
 
-def _shuffled(base: Numbers, picked: Numbers) -> Numbers:
-    """Places in ascending order, by a hash of each. Those that occur again are told apart, so that they are spread out."""
-    first = np.flatnonzero(np.diff(picked, prepend=-1))
-    again = np.arange(len(picked)) - np.repeat(first, np.diff(np.append(first, len(picked))))
-    return np.asarray(picked[np.argsort(mix(base[picked] + again.astype(np.uint64), _ORDER), kind="stable")])
+def _shuffled(base: Numbers, picked: Numbers, again: Numbers | None = None) -> Numbers:
+    """Places by a hash of each, and of which repeat it is."""
+    values = base[picked]
+    if again is not None:
+        values += again.astype(np.uint64)
+    return np.asarray(picked[np.argsort(mix(values, _ORDER), kind="stable")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from dcoder_cli.data.sources import Unit
 # Below this a single process is done before others have started: starting one takes about 1 s, in which one encodes
 # 10 to 15 MB (ours, measured).
 _WORTH_PROCESSES = 16e6
+_LONG = 5.0  # seconds of work that are told (ours)
 _AHEAD = 2  # calls for each worker that are handed over, so that none waits for this process (ours)
 
 
@@ -140,3 +142,10 @@ def open_place(workers: int, units: Sequence[Unit], ray: str | None, folder: Pat
     except KeyboardInterrupt:
         note("stopped; run the same command again to go on")
         raise
+
+
+def tell_time(what: str, begin: float, quiet: bool) -> None:
+    """Say how long something took that began at `begin`, of `time.monotonic`, if it was long."""
+    seconds = time.monotonic() - begin
+    if not quiet and seconds >= _LONG:
+        note(f"{what} in {seconds:.1f} s")

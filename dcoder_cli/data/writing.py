@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dcoder_cli.data.packing import Tokens, pack
 from dcoder_cli.data.selection import Kept, Selection
 from dcoder_cli.data.shards import token_dtype, write_hashed
 from dcoder_cli.data.sources import Source
-from dcoder_cli.data.tasks import Place
+from dcoder_cli.data.tasks import Place, tell_time
 from dcoder_cli.data.unit_files import UnitFiles
 from dcoder_cli.model.tokenizer import ids_end, tokenizer_hash
 
@@ -111,6 +112,7 @@ def write_rows(
         chosen.files, kind, length, max(1, _TOKENS_PER_FILE // length), token_dtype(vocab_size),
         {name: entry["id"] for name, entry in special.items()},
     )  # fmt: skip
+    begin = time.monotonic()
     files: list[dict[str, Any]] = []
     splits: dict[str, dict[str, int]] = {}
     for name, picked in chosen.splits.items():
@@ -128,6 +130,7 @@ def write_rows(
         splits[name] = {"rows": rows, "documents": len(picked), "tokens": tokens, "padding_tokens": padding}
     for leftover in folder.glob(".*.tmp"):  # of a machine that was lost
         leftover.unlink()
+    tell_time(f"wrote {len(files):,} files", begin, settings.quiet)
     return files, splits
 
 
