@@ -16,7 +16,7 @@ import documented
 import numpy as np
 import pytest
 
-from dcoder_cli.data.shards import write_arrays
+from dcoder_cli.data.arrays import write_arrays
 
 PYTHON_TEXT = [
     "def add(a, b):\n    return a + b\n",

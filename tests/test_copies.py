@@ -13,9 +13,9 @@ import pytest
 from test_data_filters import _text
 
 from dcoder_cli.data import copies
+from dcoder_cli.data.arrays import write_arrays
 from dcoder_cli.data.duplicates import PERMUTATIONS, Signature, bands, signatures
 from dcoder_cli.data.ngrams import word_codes
-from dcoder_cli.data.shards import write_arrays
 from dcoder_cli.data.tasks import Processes
 from dcoder_cli.data.unit_files import UnitFiles, unit_path
 

@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data import shards as data_shards
+from dcoder_cli.data.arrays import token_dtype, write_arrays
 from dcoder_cli.data.manifest import part_name
 from dcoder_cli.data.packing import pack, unpack
-from dcoder_cli.data.shards import ShardSet, token_dtype, write_arrays
+from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.model.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 
 TEXTS = [

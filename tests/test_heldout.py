@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from helpers import make_tokenizer
 from torch import Tensor, nn
 
+from dcoder_cli.data.arrays import write_arrays
 from dcoder_cli.data.batches import RowRules
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.pipeline import PretrainSettings, SftSettings, tokenize_pretrain, tokenize_sft
-from dcoder_cli.data.shards import ShardSet, write_arrays
+from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.evaluation import evaluate, told
 

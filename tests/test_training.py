@@ -288,7 +288,7 @@ def test_the_pad_row_of_the_embedding_trains(place: Path, tmp_path: Path) -> Non
     file = shards / "train-00000.safetensors"
     arrays = {key: value.copy() for key, value in load_file(file).items()}
     arrays["tokens"][:, -8:] = pad
-    from dcoder_cli.data.shards import write_arrays
+    from dcoder_cli.data.arrays import write_arrays
 
     write_arrays(file, arrays, {})
     config = build(StageConfig, SMALL, {"steps": 3, "optimizer": {"weight_decay": 0.0}, "check_data": False})

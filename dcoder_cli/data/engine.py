@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dcoder_cli.base.console import bar, note
+from dcoder_cli.data.arrays import token_dtype
 from dcoder_cli.data.records import TextMapping, texts_of
-from dcoder_cli.data.shards import token_dtype
 from dcoder_cli.data.sources import Unit
 from dcoder_cli.data.tasks import Place
 from dcoder_cli.data.unit_files import unit_path

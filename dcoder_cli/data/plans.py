@@ -12,9 +12,9 @@ import numpy as np
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import human_bytes
 from dcoder_cli.base.plan import RunPlan
+from dcoder_cli.data.arrays import token_dtype
 from dcoder_cli.data.formats import sample_of
 from dcoder_cli.data.records import TextMapping, first_record, texts_of
-from dcoder_cli.data.shards import token_dtype
 from dcoder_cli.data.sources import Source, Unit
 from dcoder_cli.model.tokenizer import ids_end
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from dcoder_cli.base.console import bar
 from dcoder_cli.data import copies
+from dcoder_cli.data.arrays import ArrayFile
 from dcoder_cli.data.copies import Copies
 from dcoder_cli.data.dropped import EXAMPLES
 from dcoder_cli.data.duplicates import PERMUTATIONS
 from dcoder_cli.data.filters import FilterSettings
-from dcoder_cli.data.shards import ArrayFile
 from dcoder_cli.data.sources import Source, Unit
 from dcoder_cli.data.tasks import Place, tell_time
 from dcoder_cli.data.unit_files import UnitFiles, unit_path
@@ -31,7 +31,7 @@ _HELDOUT, _WEIGHT, _ORDER = 1, 2, 3  # salts: the three choices are independent
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptDocuments:
     """The documents that are kept, in source order: arrays [n].
 
     Attributes:
@@ -66,7 +66,7 @@ class Selection:
     """
 
     files: UnitFiles
-    kept: Kept
+    kept: KeptDocuments
     splits: dict[str, Numbers]
     dropped: dict[str, dict[str, Any]]
     stripped: dict[str, int]
@@ -164,7 +164,7 @@ def select(
         for reason, entry in sorted(dropped.items())
     }
     whole = {name: np.concatenate(columns.pop(name)) for name in tuple(columns)}
-    all_kept = Kept(
+    all_kept = KeptDocuments(
         whole["unit"], whole["start"], whole["length"], whole.get("prompt_length"), whole.get("suffix_length"),
         np.array([unit.source for unit in units], np.uint32),
     )  # fmt: skip
@@ -219,7 +219,7 @@ def _add(dropped: dict[str, list[Any]], reason: str, documents: int, size: int, 
     entry[2].extend(examples[: EXAMPLES - len(entry[2])])
 
 
-def _split(kept: Kept, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Numbers]:
+def _split(kept: KeptDocuments, keys: Numbers, weights: Numbers, heldout: float, seed: int) -> dict[str, Numbers]:
     base = mix(keys, seed)
     del keys
     is_held = _held(base, heldout)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcoder_cli.data.shards import ArrayFile, Stored
+from dcoder_cli.data.arrays import ArrayFile, ArrayPlace
 
 Numbers = npt.NDArray[np.int64]
 
@@ -60,7 +60,7 @@ class UnitFiles:
         dtype, width = self._types[name]
         length = int(self._lengths[name][unit])
         shape = (length, width) if width else (length,)
-        return Stored(dtype, shape, int(self._begins[name][unit])).map(self.paths[unit])
+        return ArrayPlace(dtype, shape, int(self._begins[name][unit])).map(self.paths[unit])
 
     def rows(self, name: str, documents: Numbers) -> npt.NDArray[Any]:
         """The rows [n, width] of documents by number, in the order given; each file is opened once."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from dcoder_cli.base.files import atomic_file
 from dcoder_cli.data import code_pairs
+from dcoder_cli.data.arrays import token_dtype, write_arrays
 from dcoder_cli.data.decontaminate import Contamination
 from dcoder_cli.data.dropped import BadRow, Dropped
 from dcoder_cli.data.duplicates import PERMUTATIONS, signatures
@@ -26,7 +27,6 @@ from dcoder_cli.data.formats import ChatEncoder, Rendered, sample_of
 from dcoder_cli.data.holes import Gap, room
 from dcoder_cli.data.ngrams import Hashes, word_codes
 from dcoder_cli.data.records import Record, TextMapping, read_records
-from dcoder_cli.data.shards import token_dtype, write_arrays
 from dcoder_cli.data.sources import Piece, Unit
 from dcoder_cli.data.unit_files import unit_path
 from dcoder_cli.model.encoding import TextEncoder

@@ -15,11 +15,11 @@ from dcoder_cli import __version__
 from dcoder_cli.base.console import bar
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import atomic_file
+from dcoder_cli.data.arrays import token_dtype, write_hashed
 from dcoder_cli.data.holes import ABSENT, room
 from dcoder_cli.data.manifest import FORMAT_VERSION
 from dcoder_cli.data.packing import Tokens, pack
-from dcoder_cli.data.selection import Kept, Selection
-from dcoder_cli.data.shards import token_dtype, write_hashed
+from dcoder_cli.data.selection import KeptDocuments, Selection
 from dcoder_cli.data.sources import Source
 from dcoder_cli.data.tasks import Place, tell_time
 from dcoder_cli.data.unit_files import UnitFiles
@@ -148,7 +148,7 @@ def with_taught_tokens(kind: str, chosen: Selection, length: int) -> list[dict[s
     return [{**one, "taught_tokens": int(taught[sources == number].sum())} for number, one in enumerate(chosen.sources)]
 
 
-def _parts(name: str, picked: Tokens, kept: Kept) -> Iterator[tuple[dict[str, Any], Tokens]]:
+def _parts(name: str, picked: Tokens, kept: KeptDocuments) -> Iterator[tuple[dict[str, Any], Tokens]]:
     """The training split whole; the held-out one source by source, with what its files' entries say of that."""
     if name == "train":
         yield {}, picked
@@ -159,7 +159,14 @@ def _parts(name: str, picked: Tokens, kept: Kept) -> Iterator[tuple[dict[str, An
 
 
 def _write_part(
-    layout: _Layout, folder: Path, split: str, first: int, kept: Kept, picked: Tokens, place: Place, quiet: bool
+    layout: _Layout,
+    folder: Path,
+    split: str,
+    first: int,
+    kept: KeptDocuments,
+    picked: Tokens,
+    place: Place,
+    quiet: bool,
 ) -> list[dict[str, Any]]:
     """Write the files of some documents, numbered from `first`; returns their entries, in order."""
     count, calls = (_packed_calls if layout.kind == "pretrain" else _padded_calls)(layout, kept, picked)
@@ -178,7 +185,7 @@ def _write_part(
 Calls = tuple[int, Iterator[tuple[Any, ...]]]  # how many files, and what each is made of
 
 
-def _packed_calls(layout: _Layout, kept: Kept, picked: Tokens) -> Calls:
+def _packed_calls(layout: _Layout, kept: KeptDocuments, picked: Tokens) -> Calls:
     """The documents that each file of packed rows has a part of, and how many tokens of the first are in the file before."""
     sizes = kept.length[picked].astype(np.int64) + 1  # with EOS
     ends = np.cumsum(sizes)
@@ -194,7 +201,7 @@ def _packed_calls(layout: _Layout, kept: Kept, picked: Tokens) -> Calls:
     return len(begins), calls()
 
 
-def _padded_calls(layout: _Layout, kept: Kept, picked: Tokens) -> Calls:
+def _padded_calls(layout: _Layout, kept: KeptDocuments, picked: Tokens) -> Calls:
     """The documents of each file of rows of their own."""
     begins = range(0, len(picked), layout.rows)
     return len(begins), ((0, *kept.columns(picked[begin : begin + layout.rows])) for begin in begins)

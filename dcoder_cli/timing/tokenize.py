@@ -21,12 +21,13 @@ import torch
 from dcoder_cli.base import jsonl
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.files import write_jsonl
+from dcoder_cli.data.arrays import token_dtype
 from dcoder_cli.data.filters import FilterSettings
 from dcoder_cli.data.manifest import read_manifest
 from dcoder_cli.data.packing import unpack
 from dcoder_cli.data.pipeline import PretrainSettings, tokenize_pretrain
 from dcoder_cli.data.records import TextMapping, texts_of
-from dcoder_cli.data.shards import ShardSet, token_dtype
+from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.data.sources import parse_sources, plan_units
 from dcoder_cli.model.tokenizer import load_tokenizer, train_tokenizer
 from dcoder_cli.timing import race, report
