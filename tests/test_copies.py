@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_data_filters import _text
 
-from dcoder_cli.data import copies
+from dcoder_cli.data import copies, spill
 from dcoder_cli.data.arrays import write_arrays
 from dcoder_cli.data.duplicates import PERMUTATIONS, Signature, bands, signatures
 from dcoder_cli.data.ngrams import word_codes
@@ -89,6 +89,7 @@ def test_what_every_pair_says_is_found(
     for size, documents, compared, pairs in ((2**26, 2**17, 2**15, 2**23), (500, 60, 7, 50)):  # whole, in many pieces
         for name, value in (("PART_BYTES", size), ("DOCUMENTS", documents), ("COMPARED", compared), ("PAIRS", pairs)):
             monkeypatch.setattr(copies, f"_{name}", value)
+        monkeypatch.setattr(spill, "_SEGMENT", size // 50)
         for ends in (cuts, np.array([0, 200])):
             files = unit_files(tmp_path, [(contents[a:b], signed[a:b]) for a, b in pairwise(ends)])
             found = copies.find(files, exact, threshold, tmp_path / "scratch")

@@ -119,9 +119,12 @@ class _Finder:
     def __init__(self, work: _Work, found: Copies, place: Place, advance: Callable[[float, str], None]) -> None:
         self._work, self._found, self._place, self._advance = work, found, place, advance
         self._groups = work.files.groups(work.span)
+        self._whole = 1.0
 
     def run(self, exact: bool) -> None:
         work, found = self._work, self._found
+        steps = ["contents", "same"] * exact + ["wholes", "equal", "bands", "pairs", "compare"] * bool(work.threshold)
+        self._whole = sum(_SHARES[step] for step in steps)
         if exact:
             self._spilled("contents", [(group,) for group in self._groups], _contents)
             self._each("same", [("contents", part, len(self._groups)) for part in range(work.parts["contents"])],
@@ -149,7 +152,7 @@ class _Finder:
     ) -> None:
         def done(number: int, result: Any) -> None:
             note(result)
-            self._advance(_SHARES[doing] / len(calls), doing)
+            self._advance(_SHARES[doing] / self._whole / len(calls), doing)
 
         self._place.run(task, self._work, calls, done)
 

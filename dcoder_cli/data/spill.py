@@ -20,6 +20,7 @@ Numbers = npt.NDArray[np.uint64] | npt.NDArray[np.int64]
 Records = npt.NDArray[np.uint64]
 
 _BYTES = 8  # of a number
+_SEGMENT = 2**21  # records that a segment has at least, but for the last (ours): 48 MiB of three numbers
 
 
 class Writer:
@@ -29,17 +30,31 @@ class Writer:
         self._handle, self._width, self._parts = handle, width, parts
         self._begins: list[npt.NDArray[np.int64]] = []
         self._written = 0
+        self._waiting: list[tuple[npt.NDArray[np.int64], Records]] = []
+        self._held = 0
 
     def add(self, parts: npt.NDArray[np.int64], *columns: Numbers) -> None:
         """Write records, given as columns [n], each to its part [n]: there they stand in the order in which they came."""
         records = np.stack([column.astype(np.uint64) for column in columns], 1)
+        self._waiting.append((parts, records))
+        self._held += len(records)
+        if self._held >= _SEGMENT:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        parts = np.concatenate([of for of, _ in self._waiting])
+        records = np.concatenate([some for _, some in self._waiting])
         order = np.argsort(parts, kind="stable")
         self._begins.append(self._written + np.searchsorted(parts[order], np.arange(self._parts + 1)))
         self._handle.write(records[order].tobytes())
         self._written += len(records)
+        self._waiting, self._held = [], 0
 
     def end(self) -> None:
-        """Write where everything stands."""
+        """Write what waits, and where everything stands."""
+        self._flush()
         begins = np.array(self._begins, np.int64).reshape(-1, self._parts + 1)
         self._handle.write(begins.tobytes())
         self._handle.write(np.array([len(begins), self._parts], np.int64).tobytes())
