@@ -184,7 +184,9 @@ def generate(
     with (
         viewer or contextlib.nullcontext(),
         console.bar(
-            "generate", -(-len(repeated) // console.world_size()), quiet=json or viewer is not None or len(repeated) == 1
+            "generate",
+            -(-len(repeated) // console.world_size()),
+            quiet=json or viewer is not None or len(repeated) == 1,
         ) as bar,
     ):
         results = spread.decode(
