@@ -51,9 +51,15 @@ def nodes() -> Iterator[Any]:
     made.shutdown()
 
 
+# Many tasks for the copies and the rows too, so that a stop falls among them.
+MANY = RUN.replace(
+    "main()\n", "from dcoder_cli.data import copies\ncopies._DOCUMENTS, copies._PART_BYTES = 3, 200\nmain()\n"
+)
+
+
 def command(corpus: Path, tokenizer: str, out: Path, address: str) -> list[str]:
     arguments = ["pretrain", str(corpus), "--out", str(out), "--tokenizer", tokenizer, "--seq-len", "128"]
-    return [sys.executable, "-c", RUN, "tokenize", *arguments, "--heldout", "0.2", "--ray", address]
+    return [sys.executable, "-c", MANY, "tokenize", *arguments, "--heldout", "0.2", "--ray", address]
 
 
 def begun(process: subprocess.Popen[str], units: Path) -> None:
@@ -117,6 +123,7 @@ def test_a_node_that_is_lost_and_one_that_joins_change_nothing(
     assert tree(tmp_path / "data") == tree(once) and "Traceback" not in told
 
 
+@pytest.mark.parametrize("among", ["units", "copies"])
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_stopped_goes_on_to_the_same_bytes(
     nodes: Any,
@@ -125,10 +132,14 @@ def test_a_driver_that_is_stopped_goes_on_to_the_same_bytes(
     once: Path,
     tmp_path: Path,
     kill: signal.Signals,
+    among: str,
 ) -> None:
     out, units = tmp_path / "data", tmp_path / ".data.partial" / "units"
     process = subprocess.Popen(command(corpus, tokenizer, out, nodes.address), stderr=subprocess.PIPE, text=True)
     begun(process, units)
+    while among == "copies" and not any((units.parent / "copies").glob("bands-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
     process.send_signal(kill)
     _, told = process.communicate(timeout=60)
     assert process.returncode == (130 if kill == signal.SIGINT else -kill) and not out.exists()
