@@ -23,6 +23,7 @@ from dcoder_cli.base.source_options import (
     Shard,
     Sources,
     Tokenizer,
+    WithRay,
     Workers,
     held_out,
 )
@@ -103,7 +104,7 @@ NEEDS = {
 }  # fmt: skip
 
 
-@app.command()
+@app.command(cls=WithRay)
 def pretrain(
     context: typer.Context,
     sources: Sources,
@@ -216,7 +217,7 @@ def pretrain(
     _run(plan_pretrain, tokenize_pretrain, settings, dry_run, json)
 
 
-@app.command()
+@app.command(cls=WithRay)
 def sft(
     context: typer.Context,
     sources: Sources,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from dcoder_cli.commands.tokenize import app
-from helpers import refused
+from helpers import make_tokenizer, refused
 from typer.testing import CliRunner
 
+from dcoder_cli.base import source_options
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.data.shards import ShardSet
@@ -167,3 +168,34 @@ def test_weights_have_a_range(tmp_path: Path) -> None:
     for weight in ("1e300", "1e-300", "nan", "inf", "0"):
         told = refused("tokenize", "pretrain", f"{tmp_path}@{weight}", "--out", tmp_path / "o", "--tokenizer", "t")
         assert "the weight must be above 0" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("{src} --ray", "{src} --ray auto"),
+        ("--ray {src}", "--ray auto {src}"),
+        ("--ray hub:a/b --out x", "--ray auto hub:a/b --out x"),
+        ("{src} --ray --out x", "{src} --ray auto --out x"),
+        ("{src} --ray 10.0.0.1:6379 --out x", "{src} --ray 10.0.0.1:6379 --out x"),
+        ("--ray local {src}", "--ray local {src}"),
+        ("--ray nosuch {src}", "--ray nosuch {src}"),
+        ("{src} -- --ray", "{src} -- --ray"),
+    ],
+)
+def test_ray_may_stand_without_an_address(given: str, meant: str, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    lines = [line.format(src=tmp_path / "src").split() for line in (given, meant)]
+    assert source_options._with_address(lines[0]) == lines[1]
+
+
+def test_a_wrong_address_is_refused_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "a.txt").write_text("words of a text")
+    make_tokenizer().save_pretrained(tmp_path / "words")
+    for address, told in (("nosuch", "HOST:PORT, such as"), ("127.0.0.1:1", "no cluster there"), ("h:x", "are known")):
+        for more in ([], ["--dry-run"]):
+            line = refused("tokenize", "pretrain", tmp_path / "a.txt", "--tokenizer", tmp_path / "words", "--out", tmp_path / "o",
+                           "--ray", address, *more)  # fmt: skip
+            assert f"--ray {address}: no cluster there" in line and told in line
+    assert not list(tmp_path.glob("*o"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dcoder_cli.base import options
 
@@ -23,9 +25,33 @@ Ray = Annotated[
     str | None,
     typer.Option(
         "--ray",
-        help="Work in a Ray cluster: its address, auto (the running one, else one of this machine), or local. Needs 'dcoder[ray]'.",
+        metavar="[HOST:PORT|auto|local]",
+        help="Work in a Ray cluster, by default the running one or else one of this machine (auto). Needs 'dcoder[ray]'.",
     ),
 ]
+
+
+class WithRay(TyperCommand):
+    """A command whose --ray may stand without its value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of any command."""
+        return super().parse_args(ctx, _with_address(args))
+
+
+def _with_address(args: list[str]) -> list[str]:
+    """`auto` behind every --ray that an option, the end or a source follows rather than an address."""
+    given: list[str] = []
+    for place, argument in enumerate(args):
+        given.append(argument)
+        if argument == "--":
+            return [*given, *args[place + 1 :]]
+        after = args[place + 1 : place + 2]
+        if argument == "--ray" and (not after or after[0].startswith(("-", "hub:")) or os.path.exists(after[0])):
+            given.append("auto")
+    return given
+
+
 Shard = Annotated[str, typer.Option(help="This machine's part, i/n; all n parts in one --out read as one set.")]
 Extensions = Annotated[
     list[str], typer.Option("--extensions", help="Take only these files of a folder, such as .py (may repeat).")

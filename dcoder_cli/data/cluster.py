@@ -28,10 +28,13 @@ _CONNECTED = 10.0  # seconds in which an address answers (ours)
 _MARKER = ".seen-by-all"
 
 
-def check_installed(address: str | None) -> None:
-    """Raises UserError where Ray is asked for and not installed."""
-    if address is not None and importlib.util.find_spec("ray") is None:
+def check(address: str | None) -> None:
+    """Raises UserError where Ray is asked for and not installed, or nobody listens at its address."""
+    if address is None:
+        return
+    if importlib.util.find_spec("ray") is None:
         raise UserError("--ray needs the package ray; install it with `pip install 'dcoder[ray]'`")
+    _check_address(address)
 
 
 @contextmanager
@@ -99,13 +102,12 @@ class Cluster:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    check_installed(address)
+    check(address)
     import ray
 
     if ray.is_initialized():  # the caller's own
         yield ray
         return
-    _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; else it warns
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     own: dict[str, Any] = {"address": LOCAL, "num_cpus": cores(), "include_dashboard": False}

@@ -185,7 +185,7 @@ class _Ready:
 
 def _ready(kind: str, settings: Settings, mapping: TextMapping) -> _Ready:
     settings.filters.check()
-    cluster.check_installed(settings.ray)
+    cluster.check(settings.ray)
     if not 0 <= settings.heldout < 1:
         raise UserError(f"--heldout {settings.heldout} must be a share from 0 to below 1")
     index, count = parse_part(settings.shard)
