@@ -15,6 +15,7 @@ from typing import Any
 import documented
 import numpy as np
 import pytest
+from warm import Warm
 
 from dcoder_cli.data.arrays import write_arrays
 
@@ -25,14 +26,15 @@ PYTHON_TEXT = [
 ] * 20
 
 
+_WARM = Warm()
+
+
 def dcoder(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a real process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
+    """Run the command line as a real process: forked from one that has imported all (warm.py) where it can be."""
+    line = [*map(str, arguments)]
+    warm = _WARM.run(line, 300, **options) if options.keys() <= {"cwd", "input"} else None
+    done = warm or subprocess.run(
+        [sys.executable, "-m", "dcoder_cli", *line], capture_output=True, text=True, timeout=300, **options
     )
     assert not check or done.returncode == 0, done.stderr
     if done.returncode == 0 and "--json" in arguments:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             raise UserError(
                 f"no tokenizer in {name!r}: it has neither tokenizer.json nor vocab.json{formats.instead_of_tokenizer(folder)}"
             )
+        _refuse_huge_ids(folder)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         tokenizer = _from_folder_or_hub(name)
@@ -83,6 +85,30 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not tokenizer("a = 1", add_special_tokens=False)["input_ids"]:
         raise UserError(f"tokenizer {name!r} makes no tokens of a text; mend its tokenizer.json")
     return tokenizer
+
+
+def _refuse_huge_ids(folder: Path) -> None:
+    """Raises UserError for ids over LARGEST_ID, before the library takes memory for all below them: minutes and gigabytes."""
+    path = folder / "tokenizer.json"
+    data = path.read_bytes() if path.is_file() else b""
+    if re.search(rb":\s*[0-9]{8,}", data) is None:
+        return
+    try:
+        whole = json.loads(data)
+        vocabulary = whole["model"].get("vocab")
+        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+        ids |= {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
+        token, largest = max(((token, number) for token, number in ids.items()), key=lambda entry: entry[1])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # the library says what is wrong
+    if isinstance(largest, int) and largest > LARGEST_ID:
+        raise _over(str(folder), token, largest)
+
+
+def _over(name: str, token: str, largest: int) -> UserError:
+    return UserError(
+        f"tokenizer {name!r} gives the id {largest:,} to {token!r}, over {LARGEST_ID:,}; mend tokenizer.json"
+    )
 
 
 def _try(tokenizer: Any) -> None:
@@ -128,9 +154,7 @@ def ids_end(tokenizer: Any) -> int:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no tokens; mend its tokenizer.json")
     token, largest = max(vocabulary.items(), key=lambda item: item[1])
     if largest > LARGEST_ID:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path!r} gives the id {largest:,} to {token!r}, over {LARGEST_ID:,}; mend tokenizer.json"
-        )
+        raise _over(tokenizer.name_or_path, token, largest)
     return 1 + int(largest)
 
 
