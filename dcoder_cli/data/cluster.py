@@ -11,7 +11,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class Cluster:
                     done(number, found)
         finally:
             for one in running:
-                ray.cancel(one, force=True)
+                with suppress(Exception):  # of a cluster that is going: what ended this is told, not this
+                    ray.cancel(one, force=True)
 
     def _result(self, task: Any) -> Any:
         try:
