@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 from helpers import refused
 
 
-def dcoder(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dcoder_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-    )
+def dcoder(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    changed: dict[str, Any] = {"env": {**os.environ, **environment}} if environment else {}
+    return helpers.dcoder(*arguments, check=False, **changed)
 
 
 def written(path: Path, *rows: object) -> Path:
