@@ -24,7 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_UNSEEN = {"PYTEST_CURRENT_TEST", "COLUMNS", "LINES"}  # what nothing reads while importing
+# What nothing reads while importing, and what the command itself sets before it imports, as the server does.
+_UNSEEN = {"PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "DCODER_BENCHMARKS"}
+_OWN = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 
 
 class Warm:
@@ -38,7 +40,7 @@ class Warm:
         self, arguments: Sequence[str], timeout: float, cwd: str | Path | None = None, input: str = ""
     ) -> subprocess.CompletedProcess[str] | None:
         """As `subprocess.run` with captured text; None where the environment is another one than the server's."""
-        seen = {name: value for name, value in os.environ.items() if name not in _UNSEEN}
+        seen = {name: value for name, value in os.environ.items() if name not in _UNSEEN and name not in _OWN}
         if self._server is None or self._server.poll() is not None:
             self._environment = seen
             self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -79,6 +81,7 @@ class Warm:
 
 
 def _serve() -> None:
+    os.environ.update(_OWN)
     import accelerate  # noqa: F401
     import torch  # noqa: F401
     import transformers
