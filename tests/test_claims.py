@@ -295,6 +295,7 @@ def test_the_tables_fit_a_terminal_and_start_with_the_primary_claims(
     assert {one["view"] for one in found["scores"]} >= {"filtered", "plain", "many hot", "paper cold", "paper hot"}
 
 
+@pytest.mark.slow
 def test_every_claim_is_measured_on_a_tiny_family_and_a_stopped_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,6 +239,7 @@ def test_completions_that_teach_nothing_are_left_out() -> None:
     assert _taught(torch.tensor([0.0, 1.0, 0.0, -1.0]), free) == [1, 3]
 
 
+@pytest.mark.slow
 def test_the_variance_lab_measures_what_the_theory_says(place: Path, tmp_path: Path) -> None:
     """Coupled and decoupled estimate one thing, coupled with less variance; the full mask has none, d1 another target."""
     out = tmp_path / "lab"
