@@ -64,9 +64,11 @@ def lock(folder: str | Path, what: str = "--out") -> Lock | None:
     """Lock a folder that need not be there yet. What this process holds already, it gets again; None where nothing can be locked.
 
     Raises:
-        UserError: another process writes to it; it is named.
+        UserError: another process writes to it; it is named. Or it is the root of the file system.
     """
     place = Path(os.path.realpath(folder))
+    if not place.name:
+        raise UserError(f"{what} {str(folder)!r} is the root of the file system; choose a folder in it")
     beside = place.with_name(f".{place.name}.lock")
     made = _make(place.parent)
     for file in (beside, place / LOCK_INSIDE):
