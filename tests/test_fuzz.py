@@ -78,6 +78,7 @@ def test_no_command_is_left_out() -> None:
             "train-stage 1 --model {model} --data d --nproc 1_000 --device cpu --preset cpu-tiny",
             "--nproc 1000 is more than",
         ),
+        ("train-stage 1 --model {model} --data d --config /dev/full", "a device without an end"),
         ("reproduce --out /", "--out '/' is the root of the file system"),
         ("presets slurm 8x80gb --stage sft --partition 'a\nrm -rf b'", "--partition .* has no place in a job script"),
         ("presets slurm 8x80gb --stage sft --time '1\r2'", "--time .* has no place in a job script"),

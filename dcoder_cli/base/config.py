@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from dcoder_cli.base.errors import UserError, one_line
+from dcoder_cli.base.jsonl import refuse_endless
 from dcoder_cli.base.ranges import Range, shown
 
 T = TypeVar("T")
@@ -58,7 +59,9 @@ _Loader.yaml_implicit_resolvers = {
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError if it is missing, broken, nested too deeply or not a mapping."""
     try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)
+        with open(path, "rb") as handle:
+            refuse_endless(handle)
+            value = yaml.load(handle.read().decode("utf-8-sig"), _Loader)
     except OSError as error:
         raise UserError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

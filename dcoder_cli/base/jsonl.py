@@ -225,7 +225,7 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
     name = str(path).lower()
     try:
         with open(path, "rb") as raw:
-            _refuse_endless(raw)
+            refuse_endless(raw)
             if name.endswith(".gz"):
                 with gzip.open(raw) as unpacked:
                     yield unpacked  # type: ignore[misc]
@@ -237,7 +237,7 @@ def open_binary(path: str | Path) -> Iterator[BinaryIO]:
         raise _Damaged(path, one_line(error)) from None
 
 
-def _refuse_endless(raw: BinaryIO) -> None:
+def refuse_endless(raw: BinaryIO) -> None:
     """Raises OSError for /dev/zero, /dev/urandom and their like: reading one ends where the memory does."""
     state = os.fstat(raw.fileno())
     device = stat.S_ISCHR(state.st_mode) and not raw.isatty()
