@@ -47,6 +47,7 @@ from dcoder_cli.training.grpo.rewards import Reward, Rewarder, check_prompts, ma
         ("50%", "50"),
         ("1e20", "1e20"),
         ("42\n#### 43\n", "43"),
+        ("it is 78.5, with \u03c0 as a word", "78.5"),
     ],
 )
 def test_the_last_number_of_a_text(text: str, number: str) -> None:

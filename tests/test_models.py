@@ -333,8 +333,12 @@ def test_convert_replaces_what_dcoder_wrote_and_nothing_else(ar: Path, tmp_path:
     (tmp_path / "run" / "config.yaml").write_text("stage: mid\n")
     assert "is a run's checkpoint, which its --resume needs" in refused("convert", ar, "--out", run, "--force")
     (out / "training").mkdir()
+    (out / "training" / "state.pt").write_bytes(b"")
     assert "is a run's checkpoint" in refused("convert", ar, "--out", out, "--force")
-    (out / "training").rmdir()
+    shutil.rmtree(out / "training")
+    deep = tmp_path / "run" / "data" / "model"  # below a folder that has a config.yaml of whatever kind
+    said("convert", ar, "--out", deep)
+    said("convert", ar, "--out", deep, "--force")
     (out / "checksums.json").rename(out / "thesis.txt")
     for more in ([], ["--dry-run"]):
         line = refused("convert", ar, "--out", out, "--force", *more)

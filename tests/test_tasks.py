@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dcoder_cli.base.errors import UserError, WorkFailed
+from dcoder_cli.data.cluster import open_place
 from dcoder_cli.data.sources import Unit
-from dcoder_cli.data.tasks import Here, Place, Processes, open_place, worker_count
+from dcoder_cli.data.tasks import Here, Place, Processes, worker_count
 
 PLACES = {"here": Here(), "processes": Processes(2)}
 

@@ -183,8 +183,12 @@ def test_weights_have_a_range(tmp_path: Path) -> None:
         ("{src} -- --ray", "{src} -- --ray"),
     ],
 )
-def test_ray_may_stand_without_an_address(given: str, meant: str, tmp_path: Path) -> None:
+def test_ray_may_stand_without_an_address(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "src").mkdir()
+    (tmp_path / "local").mkdir()  # a folder of that name is no source here
+    monkeypatch.chdir(tmp_path)
     lines = [line.format(src=tmp_path / "src").split() for line in (given, meant)]
     assert source_options._with_address(lines[0]) == lines[1]
 

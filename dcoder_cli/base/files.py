@@ -193,7 +193,10 @@ def check_replaceable(out: Path, force: bool, mark: str, what: str) -> None:
         return
     if not (out / mark).is_file():
         raise UserError(f"--out {str(out)!r} is not empty and does not hold {what}; choose another --out")
-    if (out / "training").exists() or (out.resolve().parent.parent / "config.yaml").is_file():
+    folder = out.resolve().parent
+    if (out / "training" / "state.pt").exists() or (
+        folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    ):
         raise UserError(f"--out {str(out)!r} is a run's checkpoint, which its --resume needs; choose another --out")
     if not force:
         raise UserError(f"--out {str(out)!r} already holds {what}; choose another --out or give --force")

@@ -46,8 +46,9 @@ def _with_address(args: list[str]) -> list[str]:
         given.append(argument)
         if argument == "--":
             return [*given, *args[place + 1 :]]
-        after = args[place + 1 : place + 2]
-        if argument == "--ray" and (not after or after[0].startswith(("-", "hub:")) or os.path.exists(after[0])):
+        after = next(iter(args[place + 1 :]), "-")
+        source = after not in ("auto", "local") and (after.startswith(("-", "hub:")) or os.path.exists(after))
+        if argument == "--ray" and source:
             given.append("auto")
     return given
 

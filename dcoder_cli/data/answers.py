@@ -14,7 +14,7 @@ long to compare. The time is linear in the text. How a number may be written, an
     dress       $9,500   \$9,500   €9,500   5 €   50%   50\%   \text{units}   90^\circ are their number; full-width digits are
                 digits; characters without a width are nothing
     symbols     2\sqrt{3}, √2, 2\pi, \pi/2, \frac{\pi}{2}, \frac{x}{2} are numbers that no digits write: none, and neither is what
-                stands before them
+                stands before them; a lone π is a word
     minus       -5, −5, –5, -\$5, -€5; a sign only where nothing it could be subtracted from stands before it: "3-4" ends in 4
     \boxed{}    the last box that holds a number says the answer, whatever follows it
 
@@ -172,6 +172,8 @@ def _last(text: str) -> Number | None:
     """The last number of a plain text. Tokens are remembered and valued from the end, until one has a value."""
     for found in reversed([match for match in _TOKEN.finditer(text) if not match["skip"]]):
         if found["symbol"]:
+            if found["symbol"] in ("π", "\\pi"):  # a word of the text
+                continue
             return None
         number, _ = _value(found)
         if number is not None:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from dcoder_cli import __version__
+from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError, WorkFailed, one_line
 from dcoder_cli.base.machine import cores
+from dcoder_cli.data.sources import Unit
+from dcoder_cli.data.tasks import AHEAD, Call, Done, Here, Place, Processes, Task, worker_count
 
 RUNNING, LOCAL = "auto", "local"  # the running cluster, or else one of this machine; one of this machine
 RETRIES = 3  # of a task whose worker or machine is lost: Ray's default
-_AHEAD = 2  # tasks for each core that are handed over, so that none waits for this process (ours)
 _ANSWER = 60.0  # seconds in which each machine tells what it sees (ours)
 _CONNECTED = 10.0  # seconds in which an address answers (ours)
 _MARKER = ".seen-by-all"
@@ -35,6 +37,27 @@ def check(address: str | None) -> None:
     if importlib.util.find_spec("ray") is None:
         raise UserError("--ray needs the package ray; install it with `pip install 'dcoder[ray]'`")
     _check_address(address)
+
+
+@contextmanager
+def open_place(workers: int, units: Sequence[Unit], ray: str | None, folder: Path) -> Iterator[Place]:
+    """Where units are worked on: here, or in the cluster at the address `ray`, whose machines see `folder`.
+
+    Ctrl-C ends after the calls in hand, and tells that the work goes on.
+
+    Raises:
+        UserError: `workers` below 0, or a cluster that cannot work.
+    """
+    try:
+        if ray is not None:
+            with connected(ray, folder) as cluster:
+                yield cluster
+        else:
+            count = worker_count(workers, sum(unit.bytes for unit in units))
+            yield Processes(count) if count > 1 else Here()
+    except KeyboardInterrupt:
+        note("stopped; run the same command again to go on")
+        raise
 
 
 @contextmanager
@@ -55,13 +78,7 @@ class Cluster:
     def __init__(self, ray: Any, folder: Path) -> None:
         self._ray, self._folder = ray, folder
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        shared: Any,
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int, Any], None],
-    ) -> None:
+    def run(self, function: Task, shared: Any, calls: Iterable[Call], done: Done) -> None:
         """As `Place.run`. A task whose worker or machine is lost is done again, RETRIES times.
 
         Raises:
@@ -74,7 +91,7 @@ class Cluster:
         left = enumerate(calls)
         try:
             while True:
-                room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
+                room = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
                 for number, call in islice(left, max(0, room)):
                     running[task.remote(str(self._folder), name, [kept], function, *call)] = number
                 if not running:

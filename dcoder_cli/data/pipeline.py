@@ -32,7 +32,6 @@ from dcoder_cli.data.records import TextMapping, texts_of
 from dcoder_cli.data.selection import select
 from dcoder_cli.data.shards import LONGEST_ROW
 from dcoder_cli.data.sources import Source, Unit, parse_sources, plan_units
-from dcoder_cli.data.tasks import open_place
 from dcoder_cli.data.units import TokenizeJob
 from dcoder_cli.data.workspace import Workspace, open_workspace
 from dcoder_cli.data.writing import check_left, describe, with_taught_tokens, write_rows
@@ -147,7 +146,7 @@ def _run(kind: str, settings: Settings, mapping: TextMapping) -> dict[str, Any]:
             code_gaps=settings.gaps if isinstance(settings, SftSettings) and settings.from_code else None,
         )
         special = _special_tokens(settings, tokenizer)
-        with open_place(settings.workers, mine, settings.ray, workspace.root) as place:
+        with cluster.open_place(settings.workers, mine, settings.ray, workspace.root) as place:
             engine = run_proven(job, engine, mine, place, settings.quiet, workspace.forget_units)
             chosen = select(kind, mine, sources, settings, workspace.units, workspace.copies, place)
             files, splits = write_rows(kind, workspace.result, chosen, settings, ids_end(tokenizer), special, place)

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Protocol
 
 from dcoder_cli.base.console import note
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import cores
 from dcoder_cli.base.workers import a_kill_is, workers
-from dcoder_cli.data.sources import Unit
 
 # Below this a single process is done before others have started: starting one takes about 1 s, in which one encodes
 # 10 to 15 MB (ours, measured).
 _WORTH_PROCESSES = 16e6
 _LONG = 5.0  # seconds of work that are told (ours)
-_AHEAD = 2  # calls for each worker that are handed over, so that none waits for this process (ours)
+AHEAD = 2  # calls for each worker that are handed over, so that none waits for this process (ours)
+
+
+Task = Callable[..., Any]
+Call = tuple[Any, ...]
+Done = Callable[[int, Any], None]  # is told a call's number and what it returned
 
 
 class Place(Protocol):
     """Where work runs."""
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        shared: Any,
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int, Any], None],
-    ) -> None:
+    def run(self, function: Task, shared: Any, calls: Iterable[Call], done: Done) -> None:
         """`function(shared, *call)` for every call, in any order; `done` is told each one's number and what it returned.
 
         `shared` goes to each worker once. Calls are drawn as there is room for them. What a function raises is raised.
@@ -46,13 +42,7 @@ class Place(Protocol):
 class Here:
     """This process."""
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        shared: Any,
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int, Any], None],
-    ) -> None:
+    def run(self, function: Task, shared: Any, calls: Iterable[Call], done: Done) -> None:
         """As `Place.run`."""
         for number, call in enumerate(calls):
             done(number, function(shared, *call))
@@ -64,13 +54,7 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def run(
-        self,
-        function: Callable[..., Any],
-        shared: Any,
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int, Any], None],
-    ) -> None:
+    def run(self, function: Task, shared: Any, calls: Iterable[Call], done: Done) -> None:
         """As `Place.run`; a call alone runs in this process."""
         left = iter(calls)
         first = list(islice(left, self.count))
@@ -84,7 +68,7 @@ class Processes:
             with a_kill_is(told):
                 for number, call in enumerate(chain(first, left)):
                     running[executor.submit(_call, function, call)] = number
-                    if len(running) >= _AHEAD * self.count:
+                    if len(running) >= AHEAD * self.count:
                         _collect(running, done)
                 while running:
                     _collect(running, done)
@@ -119,29 +103,6 @@ def worker_count(asked: int, size: int) -> int:
     if asked < 0:
         raise UserError(f"--workers {asked} must be 0 (one for each core) or more")
     return asked or (cores() if size > _WORTH_PROCESSES else 1)
-
-
-@contextmanager
-def open_place(workers: int, units: Sequence[Unit], ray: str | None, folder: Path) -> Iterator[Place]:
-    """Where units are worked on: here, or in the cluster at the address `ray`, whose machines see `folder`.
-
-    Ctrl-C ends after the calls in hand, and tells that the work goes on.
-
-    Raises:
-        UserError: `workers` below 0, or a cluster that cannot work.
-    """
-    try:
-        if ray is not None:
-            from dcoder_cli.data.cluster import connected
-
-            with connected(ray, folder) as cluster:
-                yield cluster
-        else:
-            count = worker_count(workers, sum(unit.bytes for unit in units))
-            yield Processes(count) if count > 1 else Here()
-    except KeyboardInterrupt:
-        note("stopped; run the same command again to go on")
-        raise
 
 
 def tell_time(what: str, begin: float, quiet: bool) -> None:

@@ -89,17 +89,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _refuse_huge_ids(folder: Path) -> None:
     """Raises UserError for ids over LARGEST_ID, before the library takes memory for all below them: minutes and gigabytes."""
-    path = folder / "tokenizer.json"
-    data = path.read_bytes() if path.is_file() else b""
-    if re.search(rb":\s*[0-9]{8,}", data) is None:
-        return
     try:
+        data = (folder / "tokenizer.json").read_bytes()
+        if re.search(rb":\s*[0-9]{8,}", data) is None:
+            return
         whole = json.loads(data)
         vocabulary = whole["model"].get("vocab")
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
         ids |= {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
         token, largest = max(((token, number) for token, number in ids.items()), key=lambda entry: entry[1])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # the library says what is wrong
     if isinstance(largest, int) and largest > LARGEST_ID:
         raise _over(str(folder), token, largest)
