@@ -470,3 +470,9 @@ def test_an_odd_generation_config_is_not_exported(ar: Path, tmp_path: Path) -> N
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
         with pytest.raises(UserError, match=r"eos_token_id = .* is no id below 320"):
             export.plan(str(folder))
+
+
+def test_a_tree_that_is_no_model_is_not_searched_through(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c.incomplete").write_bytes(b"")
+    assert "give a folder in the Hugging Face layout" in refused("generate", "--model", tmp_path, "x")

@@ -110,7 +110,9 @@ def instead(folder: Path) -> str:
 
 def broken_off(folder: Path) -> str:
     """Of a download that did not end and what to do about it, the end of a message; "" where there is none."""
-    file = next(iter(sorted(folder.rglob("*.incomplete"))), None)
+    # Where the hub's client keeps them, and nowhere else: what was given may be a home folder, or the root of a disk.
+    places = (folder.glob("*.incomplete"), (folder / ".cache" / "huggingface" / "download").rglob("*.incomplete"))
+    file = next(iter(sorted(file for place in places for file in place)), None)
     return "" if file is None else f"; a download was broken off ({file.name}): download it again"
 
 
