@@ -22,6 +22,7 @@ from dcoder_cli.base.errors import WorkFailed
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.data.batches import RowOrder, RowRules
 from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.model.attention import use
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import setup
 from dcoder_cli.training.config import StageConfig
@@ -72,7 +73,7 @@ def one_step(module: TokenLoss, source: Feed, step: int = 0) -> Tensor:
 
 def on_meta(model: Model, attention: str) -> TokenLoss:
     model.implementation = attention
-    model.network.config._attn_implementation = {"flex": "flex_attention"}.get(attention, attention)
+    use(model.network, attention)
     return TokenLoss(model.to("meta"))
 
 

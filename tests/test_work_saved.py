@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from dcoder_cli import generate, load
 from dcoder_cli.decoding import heads, own, room
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.diffusion import unmasking
-from dcoder_cli.model import last_block
+from dcoder_cli.model import grouped, last_block
 from dcoder_cli.model.backbone import Model
 
 WAYS: list[dict[str, Any]] = [
@@ -111,3 +112,53 @@ def test_own_numbers_are_the_same_asked_for_whole_or_in_part() -> None:
     assert every.entropy_N is not None and some.entropy_N is not None and every.best_N is not None
     assert torch.equal(some.entropy_N, every.entropy_N[chosen_K])
     assert torch.equal(every.best_N, every.confidence_N)
+
+
+def _attention_inputs(queries: int, columns: int) -> list[torch.Tensor]:
+    source = torch.Generator().manual_seed(columns)
+    shapes = ((3, 4, queries, 16), (3, 2, columns, 16), (3, 2, columns, 16))
+    return [torch.randn(shape, generator=source).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize(("queries", "columns"), [(2, 40), (7, 40), (40, 40)])
+@pytest.mark.parametrize("masked", ["nothing", "pads", "an entry in four"])
+def test_attention_of_grouped_queries_is_that_of_copied_keys(queries: int, columns: int, masked: str) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    mask = None
+    if masked == "pads":
+        mask = (torch.arange(columns) < torch.tensor([columns, 9, 20])[:, None])[:, None, None]
+    elif masked != "nothing":
+        mask = torch.rand(3, 1, queries, columns, generator=torch.Generator().manual_seed(0)) < 0.75
+        mask[..., 0] = True
+    block = torch.nn.Module()
+    block.num_key_value_groups, block.is_causal = 2, False
+    found = []
+    for way in (grouped.attend, sdpa_attention_forward):
+        inputs = _attention_inputs(queries, columns)
+        made = way(block, *inputs, mask, scaling=0.25, is_causal=False)[0]
+        found.append((made, torch.autograd.grad(made.square().sum(), inputs)))
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "fast", "block_length": 6, "cache": "dual"}])
+def test_keys_are_not_copied_for_the_heads_that_share_them(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = load(make_model(tmp_path / "model", **shape), device="cpu")
+    seen: list[tuple[int, bool]] = []
+    kernel = grouped.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *rest: Any, attn_mask: Any, **others: Any) -> torch.Tensor:
+        seen.append((key.shape[1], attn_mask is not None))
+        return kernel(query, key, *rest, attn_mask=attn_mask, **others)
+
+    monkeypatch.setattr(grouped, "scaled_dot_product_attention", watched)
+    generate(model, [[5, 6, 7]], max_new_tokens=6, **settings)
+    assert set(seen) == {(2, False)}  # and no mask where no row has pads
+    seen.clear()
+    generate(model, RAGGED, max_new_tokens=6, **settings)
+    assert (2, True) in seen and {heads for heads, _ in seen} == {2}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.machine import ATTENTIONS
+from dcoder_cli.model import grouped
 from dcoder_cli.model.block_masks import block_mask
 from dcoder_cli.model.varlen import Varlen, varlen
 
@@ -136,6 +137,16 @@ def positions(attention_mask_BL: Tensor) -> Tensor:
     """Position ids of left-padded rows: cumsum(mask) - 1, and 1 on pads (as Dream's public code has it). int64 [B, L]."""
     real_BL = attention_mask_BL.to(torch.int64)
     return (real_BL.cumsum(dim=1) - 1).masked_fill(real_BL == 0, 1)
+
+
+def use(network: Any, implementation: str) -> None:
+    """Let the blocks of a transformers module, or those that its config will make, compute attention so."""
+    config = getattr(network, "config", network)
+    name = {"flex": "flex_attention"}.get(implementation, implementation)
+    if implementation == "sdpa" and not getattr(config, "is_causal", True):
+        grouped.register()
+        name = grouped.NAME
+    config._attn_implementation = name
 
 
 def flash_attention_available() -> bool:

@@ -320,7 +320,7 @@ def empty_network(config: dict[str, Any], layout: Layout, implementation: str, d
     """The transformers module of a config with weights on the meta device. Raises UserError for a missing attention."""
     check_attention(implementation, device)
     theirs = transformers_config(config, layout)
-    theirs._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
+    attention.use(theirs, implementation)
     with torch.device("meta"):
         network = network_of(theirs, layout)
     with device:  # the rotary angles are computed, not stored

@@ -86,8 +86,10 @@ def take(columns: slice | Tensor, table_BL: Tensor) -> Tensor:
     return table_BL[:, columns] if isinstance(columns, slice) else table_BL.gather(1, columns)
 
 
-def mask(implementation: str, attention_mask_BL: Tensor | None, length: int, dtype: torch.dtype, device: Any) -> Tensor:
-    """Which columns a window may attend to, [B or 1, 1, 1, L]: all but pads. Every row needs a token that is no pad.
+def mask(
+    implementation: str, attention_mask_BL: Tensor | None, length: int, dtype: torch.dtype, device: Any
+) -> Tensor | None:
+    """Which columns a window may attend to, [B or 1, 1, 1, L]: all but pads; None = all. Every row needs a token that is no pad.
 
     Raises:
         UserError: the attention implementation has no kernel for it.
@@ -95,6 +97,8 @@ def mask(implementation: str, attention_mask_BL: Tensor | None, length: int, dty
     if implementation not in ("sdpa", "eager"):
         raise UserError(f"cached decoding does not run with attention {implementation}; load the model with sdpa")
     if attention_mask_BL is None:
+        if implementation == "sdpa":  # a mask, open or not, would keep kernels from grouped queries on a GPU
+            return None
         open_BL = torch.ones(1, length, dtype=torch.bool, device=device)
     else:
         open_BL = attention_mask_BL.to(device, torch.bool)

@@ -12,7 +12,7 @@ import torch
 from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
-from dcoder_cli.model import kernels
+from dcoder_cli.model import attention, kernels
 from dcoder_cli.model.backbone import Model, check_attention, choose_device, load, skeleton
 from dcoder_cli.model.outline import outline
 from dcoder_cli.training import lora, optimizers
@@ -139,7 +139,7 @@ def set_attention(model: Model, implementation: str, device: torch.device) -> No
     if implementation == "flex" and device.type == "cpu":
         raise UserError("attention = flex has no backward pass on a CPU (PyTorch's flex_attention); use sdpa")
     model.implementation = implementation
-    model.network.config._attn_implementation = {"flex": "flex_attention"}.get(implementation, implementation)
+    attention.use(model.network, implementation)
 
 
 def recompute_activations(network: Any) -> None:
