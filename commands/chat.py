@@ -56,7 +56,7 @@ def chat(
     settings = configs.merge(*layers, configs.parse_assignments(sets or []))
     from dcoder_cli.decoding import unused
     from dcoder_cli.decoding.requests import Settings, with_length
-    from dcoder_cli.model import backbone, checkpoint
+    from dcoder_cli.model import checkpoint, loading
     from dcoder_cli.terminal.chat import Session
     from dcoder_cli.terminal.conversation import converse
 
@@ -65,7 +65,7 @@ def chat(
     unused.refuse(written | options.given_by_set(sets), known, lambda: unused.any_diffusion([model]))
     if console.world_size() > 1:
         raise UserError(f"chat runs in one process, not {console.world_size()}; start it without a launcher")
-    loaded = backbone.load(model, device, dtype, attention)
+    loaded = loading.load(model, device, dtype, attention)
     session = Session(loaded, settings, system)
     if load is not None:
         session.load(load)

@@ -149,7 +149,7 @@ def generate(
 
     from dcoder_cli.decoding import prompts as reading
     from dcoder_cli.decoding import ranks, requests, spread, trajectory
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
     from dcoder_cli.model.outline import outline
     from dcoder_cli.training import launcher
 

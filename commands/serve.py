@@ -71,7 +71,7 @@ def serve(
             f"serve runs in one process, not {console.world_size()}; start one for each GPU, each on its own port"
         )
     from dcoder_cli.base.runs import model_labels
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     at = server.listen(host, port)  # before the model is read
     loaded = load(model, device, dtype, attention)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from dcoder_cli.base.readers import read_metrics, read_results, read_samples, read_trajectories
     from dcoder_cli.decoding.sampler import generate
     from dcoder_cli.execution.judge import judge
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["arness", "generate", "judge", "load", "read_metrics", "read_results", "read_samples", "read_trajectories"]
 
 _HOME = {
     "arness": "dcoder_cli.analysis.arness",
-    "load": "dcoder_cli.model.backbone",
+    "load": "dcoder_cli.model.loading",
     "generate": "dcoder_cli.decoding.sampler",
     "judge": "dcoder_cli.execution.judge",
     "read_metrics": "dcoder_cli.base.readers",

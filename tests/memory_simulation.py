@@ -25,8 +25,9 @@ def simulate(model: str, gpus: int, rows: int, length: int, checkpointing: bool 
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from dcoder_cli.model.backbone import Model, empty_network, fill
+    from dcoder_cli.model.backbone import Model
     from dcoder_cli.model.layouts import layout_of
+    from dcoder_cli.model.loading import empty_network, fill
     from dcoder_cli.model.special_ids import SpecialIds
     from dcoder_cli.training import setup
     from dcoder_cli.training.memory.shape import read_config

@@ -20,7 +20,8 @@ from helpers import PYTHON_TEXT, make_model, make_tokenizer, refused
 
 from dcoder_cli.decoding.requests import Request, Settings, encode
 from dcoder_cli.decoding.sampler import decode
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import load
 from dcoder_cli.timing import generate, grpo, judge, learning, models, plain_batch, plain_rows, race, rate, report
 from dcoder_cli.timing import tokenize as tokenizing
 from dcoder_cli.timing.memory import PeakMemory

@@ -20,7 +20,7 @@ from dcoder_cli.data.manifest import read_manifest, write_manifest
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.decoding.trajectory import Trajectory
 from dcoder_cli.model import checkpoint
-from dcoder_cli.model.backbone import load
+from dcoder_cli.model.loading import load
 from dcoder_cli.training import damage
 from dcoder_cli.training.grpo.estimate import Completion
 from dcoder_cli.training.grpo.rewards import Reward

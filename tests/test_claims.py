@@ -404,7 +404,7 @@ def test_every_part_is_trained_once_after_what_it_starts_from(tmp_path: Path, mo
     monkeypatch.setattr(
         Pipeline, "stage", lambda pipeline, _n, start, _d, _w, name, until=None: make(pipeline, f"runs/{name}", start)
     )
-    monkeypatch.setattr("dcoder_cli.model.backbone.load", lambda path: path)
+    monkeypatch.setattr("dcoder_cli.model.loading.load", lambda path: path)
     monkeypatch.setattr("dcoder_cli.training.evaluation.heldout_loss", lambda *_: 1.0)
     monkeypatch.setattr(
         Pipeline, "grpo", lambda pipeline, start, estimator: make(pipeline, f"runs/by-{estimator}", start)

@@ -126,7 +126,7 @@ def test_a_stage_does_what_its_plan_says(place: Path, tmp_path: Path, monkeypatc
     assert plan["batch"] == {"rows": 8, "micro_batch": 2, "accumulated": 4}
     assert plan["data"]["rows"] == 40 and plan["data"]["heldout"] == 8 and plan["data"]["sequence_length"] == 32
     from dcoder_cli.base.config import to_dict
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
     from dcoder_cli.training.record import resolved
 
     model = load(place / "model")
@@ -203,8 +203,8 @@ def sparse_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any) -> N
     """A checkpoint of any size whose weights are zeros that take no disk."""
     import torch
 
-    from dcoder_cli.model.backbone import empty_network
     from dcoder_cli.model.layouts import layout_of
+    from dcoder_cli.model.loading import empty_network
 
     folder.mkdir(parents=True)
     layout = layout_of(config, "sparse")

@@ -15,7 +15,8 @@ from dcoder_cli.decoding.engine import Engine
 from dcoder_cli.decoding.requests import Request, Settings
 from dcoder_cli.decoding.rows import Decoded, Ticket
 from dcoder_cli.model import attention
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import load
 from dcoder_cli.timing.plain_rows import decode as plain
 
 # Rows of other lengths round logits otherwise; in float64 no decision is that near.

@@ -405,7 +405,7 @@ def load_users() -> None:
 def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: bool = False) -> list[Any]:
     """What a call asks of its engine, and prints."""
     from dcoder_cli.benchmarks import decoding_order
-    from dcoder_cli.model import backbone
+    from dcoder_cli.model import loading
 
     notes: list[Any] = []
 
@@ -420,13 +420,13 @@ def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: b
     for engine in ENGINES:
         module, _, name = engine.rpartition(".")
         monkeypatch.setattr(importlib.import_module(f"dcoder_cli.{module}"), name, noted(name))
-    really = backbone.load
+    really = loading.load
 
     def load(name: str, device: Any = None, dtype: Any = None, attention: Any = "sdpa") -> Any:
         notes.append(["load", name, device, dtype, attention])
         return really(name, "cpu", "float32")
 
-    monkeypatch.setattr(backbone, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(decoding_order, "load", load)
     monkeypatch.setattr(sys, "argv", ["dcoder", *shlex.split(line)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
@@ -651,7 +651,7 @@ def _settings(**chosen: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def both(places: dict[str, str]) -> dict[bool, Any]:
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     return {True: load(places["model"]), False: load(places["ar"])}
 
@@ -723,7 +723,7 @@ def _decoded(model: Any, settings: dict[str, Any]) -> Any:
 
 def test_departures_from_a_protocol_are_named(places: dict[str, str]) -> None:
     from dcoder_cli.benchmarks import protocols, suites, sweep
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     model = load(places["model"])
     suite = suites.only(suites.load("micro"), suites.load("micro").items[:1])
@@ -749,7 +749,7 @@ def test_a_gap_is_filled_alike_by_chat_and_by_plain_text(
         told = refused("eval", "humaneval-infilling", *line.split(), way)
         assert told.startswith(f"error: {way} has no effect: humaneval-infilling (single) shows the code around a gap")
     from dcoder_cli.benchmarks import protocols, suites, sweep
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     suite, run = suites.load("humaneval-infilling", limit=1), sweep.Options(written={"instruct": "--instruct"})
     (setup,) = sweep._setups(load(places["model"]), protocols.Protocol("dream", True), suite, run, print).values()

@@ -59,7 +59,7 @@ def test_at_full_size_with_dry_run(tmp_path: Path) -> None:
     full = config_of("qwen2.5-coder-7b", None)
     sparse_checkpoint(tmp_path / "Qwen" / "Qwen2.5-Coder-7B", full, tokenizer)
     small = make_model(tmp_path / "small", ar=True, tokenizer=tokenizer)
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     made = diffusion_config(load(small))
     dream = {**full, **{key: made.config[key] for key in made.config if key.endswith("_token_id") or key == "dcoder"},

@@ -258,7 +258,7 @@ def test_prompts_that_are_not_utf8_are_one_line(tmp_path: Path, monkeypatch: pyt
     import sys
 
     from dcoder_cli.decoding.requests import encode_prompt
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
     from dcoder_cli.terminal.chat import Session
     from dcoder_cli.terminal.conversation import converse
 

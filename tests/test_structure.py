@@ -163,7 +163,6 @@ LONGER = {
     "dcoder_cli/execution/codec.py": 332,
     "dcoder_cli/execution/extract.py": 408,
     "dcoder_cli/execution/zygote.py": 340,
-    "dcoder_cli/model/backbone.py": 356,
     "dcoder_cli/training/context.py": 345,
 }
 

@@ -20,7 +20,8 @@ from dcoder_cli.data.rl import RlSettings, load_prompts, tokenize_rl
 from dcoder_cli.decoding.requests import Settings, encode
 from dcoder_cli.decoding.sampler import generate
 from dcoder_cli.model import chat
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import load
 from dcoder_cli.model.text import continuation, encode_after
 from dcoder_cli.terminal.chat import Session
 from dcoder_cli.training.grpo.rollouts import encode_prompts

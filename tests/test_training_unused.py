@@ -15,7 +15,7 @@ from dcoder_cli.data.batches import RowOrder, RowRules
 from dcoder_cli.data.shards import ShardSet
 from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import make_passes
-from dcoder_cli.model.backbone import load
+from dcoder_cli.model.loading import load
 from dcoder_cli.training import optimizers, unused
 from dcoder_cli.training.config import StageConfig
 from dcoder_cli.training.feed import Feed

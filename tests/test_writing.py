@@ -115,9 +115,9 @@ def wrong(place: Path) -> Path:
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     name: str, says: str, wrong: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dcoder_cli.model import backbone
+    from dcoder_cli.model import loading
 
-    monkeypatch.setattr(backbone, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     file = wrong / name
     call = ("generate", "--model", wrong / "model", "--trajectories", file, "hi")
     assert refused(*call) == refused(*call, "--dry-run") == f"error: --trajectories {str(file)!r} {says}"

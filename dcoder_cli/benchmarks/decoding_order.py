@@ -23,7 +23,8 @@ from dcoder_cli.decoding import ranks
 from dcoder_cli.decoding.prompts import read
 from dcoder_cli.decoding.requests import Prompt, Settings, encode, encode_prompt
 from dcoder_cli.execution.judge import resolve_tier
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import load
 from dcoder_cli.model.outline import outline
 from dcoder_cli.model.special_ids import warn_of_mask
 from dcoder_cli.training.memory.foresee import Decodings, add_decoding

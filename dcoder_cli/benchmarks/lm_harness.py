@@ -41,7 +41,7 @@ class HarnessModel:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         from dcoder_cli.decoding import unused
         from dcoder_cli.decoding.requests import Settings
-        from dcoder_cli.model.backbone import load
+        from dcoder_cli.model.loading import load
 
         given = dict(arguments)
         self._names = {field.name for field in fields(Settings)}

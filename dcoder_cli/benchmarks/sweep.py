@@ -26,7 +26,8 @@ from dcoder_cli.data.holes import INFILL_LENGTHS as INFILL_LENGTHS
 from dcoder_cli.decoding import ranks, unused
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.model.backbone import Model, load
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import load
 from dcoder_cli.model.outline import outline
 from dcoder_cli.model.special_ids import warn_of_mask
 from dcoder_cli.training.memory.foresee import Decodings, add_decoding

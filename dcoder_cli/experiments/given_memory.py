@@ -50,7 +50,7 @@ def fitted(section: str, model: dict[str, Any], config: _Config, row: int, devic
     Raises:
         UserError: nothing does.
     """
-    from dcoder_cli.model.backbone import choose_device
+    from dcoder_cli.model.loading import choose_device
     from dcoder_cli.training.memory import foresee
     from dcoder_cli.training.memory.case import ROWS, Case
     from dcoder_cli.training.memory.fit import Fit, fit

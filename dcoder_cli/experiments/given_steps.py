@@ -263,7 +263,7 @@ class GivenModel:
     # ---- measures
 
     def _load(self, folder: Path) -> Model:
-        from dcoder_cli.model.backbone import load
+        from dcoder_cli.model.loading import load
 
         return load(folder, self.settings.device, "float32")
 

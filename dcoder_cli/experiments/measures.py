@@ -102,7 +102,7 @@ class Measures:
         return self._suites[tasks]
 
     def _model(self, role: str) -> Any:
-        from dcoder_cli.model.backbone import load
+        from dcoder_cli.model.loading import load
 
         path = self.replicate.models[role]
         if self._loaded is None or self._loaded[0] != path:

@@ -156,7 +156,7 @@ def _score(
     from dcoder_cli.benchmarks.judging import Judging
     from dcoder_cli.decoding import trajectory
     from dcoder_cli.decoding.requests import Settings
-    from dcoder_cli.model.backbone import load
+    from dcoder_cli.model.loading import load
 
     name = label.replace(" ", "-")
     model = load(model_folder)

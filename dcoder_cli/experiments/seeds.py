@@ -151,7 +151,7 @@ def train_part(
         start = record.once(f"models/{source}", lambda: pipeline.convert(begin, source))
         return stage(2, stage(1, start, "pretrain", f"{part}-1"), "pretrain", f"{part}-2")
     if part == "scratch-long":
-        from dcoder_cli.model.backbone import load
+        from dcoder_cli.model.loading import load
         from dcoder_cli.training.evaluation import heldout_loss
 
         adapted = train_part(out, seed, "adapted", step_scale, announce, quiet, unsafe)

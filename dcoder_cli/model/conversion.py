@@ -13,11 +13,12 @@ from dcoder_cli.base.files import human_bytes, require_space
 from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.model import gguf
-from dcoder_cli.model.backbone import Model, choose_dtype, empty_network, load
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.convert import Additions, diffusion_config, to_diffusion
 from dcoder_cli.model.fresh import ar_config_with_tokenizer, random_model, tokenizer_of
 from dcoder_cli.model.inspection import inspect
 from dcoder_cli.model.layouts import layout_of
+from dcoder_cli.model.loading import choose_dtype, empty_network, load
 from dcoder_cli.model.outline import outline
 from dcoder_cli.model.sizes import SIZES, config_of
 from dcoder_cli.model.tokenizer import ids_end, train_tokenizer

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model.backbone import Model, empty_network
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.layouts import BLOCKS, LAYOUTS, Layout
+from dcoder_cli.model.loading import empty_network
 from dcoder_cli.model.public_code import rope
 from dcoder_cli.model.special_ids import also_means, resolve
 from dcoder_cli.model.tokenizer import DREAM_BOS, ids_end

@@ -23,8 +23,8 @@ from dcoder_cli.base.functions import short
 from dcoder_cli.base.runs import model_labels
 from dcoder_cli.model import adapters, checkpoint, identity, portable_tokenizer, storing
 from dcoder_cli.model.agreement import check_stored
-from dcoder_cli.model.backbone import choose_dtype, empty_network
 from dcoder_cli.model.layouts import BLOCKS, Layout, layout_of, other_shift, shift_of, transformers_config
+from dcoder_cli.model.loading import choose_dtype, empty_network
 from dcoder_cli.model.public_code import rope
 from dcoder_cli.model.special_ids import SpecialIds, resolve
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcoder_cli.model.backbone import Model, choose_dtype, empty_network
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.layouts import layout_of
+from dcoder_cli.model.loading import choose_dtype, empty_network
 from dcoder_cli.model.special_ids import resolve
 from dcoder_cli.model.tokenizer import load_tokenizer
 

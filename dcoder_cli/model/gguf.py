@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dcoder_cli.base.errors import UserError, one_line
-from dcoder_cli.model.backbone import Model, empty_network, fill
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.layouts import LAYOUTS, layout_of
+from dcoder_cli.model.loading import empty_network, fill
 from dcoder_cli.model.special_ids import resolve
 from dcoder_cli.model.tokenizer import load_tokenizer
 

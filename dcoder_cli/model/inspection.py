@@ -11,8 +11,8 @@ import torch
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.model import adapters, checkpoint
 from dcoder_cli.model.agreement import check_stored
-from dcoder_cli.model.backbone import empty_network
 from dcoder_cli.model.layouts import layout_of, other_shift, shift_of, transformers_config
+from dcoder_cli.model.loading import empty_network
 from dcoder_cli.model.special_ids import resolve
 
 GIB = 1024**3

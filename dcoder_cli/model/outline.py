@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from dcoder_cli.model import checkpoint, identity
-from dcoder_cli.model.backbone import Model, check_attention, choose_device, choose_dtype, skeleton
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import check_attention, choose_device, choose_dtype, skeleton
 
 
 def outline(

@@ -44,10 +44,10 @@ class Stepper:
     """
 
     def __init__(self, choice: models.ModelChoice, device: str | None, dtype: str | None, seed: int) -> None:
-        from dcoder_cli.model import backbone
+        from dcoder_cli.model import loading
 
-        place = backbone.choose_device(device)
-        self.dtype = backbone.choose_dtype(dtype, {"dtype": "bfloat16"}, place)
+        place = loading.choose_device(device)
+        self.dtype = loading.choose_dtype(dtype, {"dtype": "bfloat16"}, place)
         if self.dtype not in TOKENS:
             raise UserError(f"--dtype {dtype} is none that training computes in; use float32 or bfloat16")
         self.model: Model = choice.load(str(place), "float32", seed)

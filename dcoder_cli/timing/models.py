@@ -56,19 +56,19 @@ class ModelChoice:
             raise
 
     def _loaded(self, device: str | None, dtype: str | None, seed: int) -> Model:
-        from dcoder_cli.model import backbone
+        from dcoder_cli.model import backbone, loading
 
         if not self.random:
-            return backbone.load(self.name, device, dtype)
+            return loading.load(self.name, device, dtype)
         from dcoder_cli.model.layouts import LAYOUTS
         from dcoder_cli.model.special_ids import resolve
         from dcoder_cli.timing.weights import draw
 
-        place = backbone.choose_device(device)
-        number = backbone.choose_dtype(dtype, {"dtype": "bfloat16"}, place)
+        place = loading.choose_device(device)
+        number = loading.choose_dtype(dtype, {"dtype": "bfloat16"}, place)
         layout = LAYOUTS["Dream"]
-        network = backbone.empty_network(self.config, layout, "sdpa", place)
-        backbone.fill(network, draw(network, place, number, lively=_LIVELY, seed=seed), self.name)
+        network = loading.empty_network(self.config, layout, "sdpa", place)
+        loading.fill(network, draw(network, place, number, lively=_LIVELY, seed=seed), self.name)
         ids, findings = resolve(self.config, None, True, self.name)
         return backbone.Model(network.eval(), self.config, layout, ids, findings, None, self.name)
 

@@ -13,7 +13,8 @@ from dcoder_cli.base import console
 from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.runs import RunFolder
 from dcoder_cli.model import attention, kernels
-from dcoder_cli.model.backbone import Model, check_attention, choose_device, load, skeleton
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import check_attention, choose_device, load, skeleton
 from dcoder_cli.model.outline import outline
 from dcoder_cli.training import lora, optimizers
 from dcoder_cli.training.config import StageConfig

@@ -21,7 +21,7 @@ import pytest
 import torch
 from helpers import make_model
 
-from dcoder_cli.model import backbone, checkpoint
+from dcoder_cli.model import checkpoint, loading
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.sizes import config_of
 from dcoder_cli.timing.weights import draw
@@ -167,10 +167,10 @@ def drawn(
     folder: str | Path, on: torch.device, dtype: torch.dtype, held: torch.device | None = None, lively: bool = False
 ) -> Model:
     """The model of an outline with random weights; `lively`: it samples tokens that the tokenizer has (timing/weights.py)."""
-    model = backbone.skeleton(folder, held or on, stored=False)
+    model = loading.skeleton(folder, held or on, stored=False)
     rows = len(model.tokenizer or range(model.vocab_size)) if lively else 0
     weights = draw(model.network, on, dtype, held, rows)
-    backbone.fill(model.network, weights, model.name)
+    loading.fill(model.network, weights, model.name)
     return model
 
 

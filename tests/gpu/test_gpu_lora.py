@@ -12,8 +12,9 @@ from ground import Ground, compare, speed
 from places import BOTH_SLOW, Place, cases, note
 
 from dcoder_cli.model import adapters
-from dcoder_cli.model.backbone import Model, empty_network
+from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.layouts import LAYOUTS
+from dcoder_cli.model.loading import empty_network
 from dcoder_cli.model.special_ids import SpecialIds
 from dcoder_cli.training import setup
 from dcoder_cli.training.config import LoraConfig

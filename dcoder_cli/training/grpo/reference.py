@@ -9,7 +9,8 @@ import torch
 
 from dcoder_cli.base.checksums import Damaged
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model.backbone import Model, skeleton
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import skeleton
 from dcoder_cli.training import damage, sharded
 from dcoder_cli.training.context import Context
 from dcoder_cli.training.grpo.config import GrpoConfig

@@ -34,7 +34,7 @@ from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import ESTIMATORS, is_own, try_estimator
 from dcoder_cli.diffusion.randomness import generator
 from dcoder_cli.execution.judge import Judge
-from dcoder_cli.model.backbone import load
+from dcoder_cli.model.loading import load
 from dcoder_cli.training import setup
 from dcoder_cli.training.grpo import truths
 from dcoder_cli.training.grpo.config import GrpoConfig

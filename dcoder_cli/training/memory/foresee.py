@@ -13,7 +13,8 @@ from dcoder_cli.base.machine import memory_bytes
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.base.presets import Hardware
 from dcoder_cli.decoding.requests import Settings
-from dcoder_cli.model.backbone import Model, choose_device, choose_dtype
+from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import choose_device, choose_dtype
 from dcoder_cli.training.memory.ask import advice
 from dcoder_cli.training.memory.case import GIB, ROWS, Case, Decoding
 from dcoder_cli.training.memory.fit import fit

@@ -65,8 +65,8 @@ def shape_of(config: dict[str, Any], name: str) -> Shape:
     import torch
     from torch import nn
 
-    from dcoder_cli.model.backbone import empty_network
     from dcoder_cli.model.layouts import layout_of
+    from dcoder_cli.model.loading import empty_network
 
     network = empty_network(config, layout_of(config, name), "sdpa", torch.device("meta"))
     theirs = network.config
