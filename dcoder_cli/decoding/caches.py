@@ -43,6 +43,11 @@ class CachePool(KeyValues):
         """Whether the rows aimed at were evaluated whole before."""
         return self._kept
 
+    @property
+    def columns(self) -> int:
+        """Columns of the rows aimed at."""
+        return self._width
+
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """As `KeyValues.update`, of the rows aimed at."""
         if self.window is None:

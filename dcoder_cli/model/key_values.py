@@ -38,6 +38,11 @@ class KeyValues:
         """B."""
         return int(self.keys[0].shape[0])
 
+    @property
+    def columns(self) -> int:
+        """L."""
+        return int(self.keys[0].shape[2])
+
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Called by the attention of each layer with the window's keys and values; returns those of the whole rows."""
         if self.window is None:

@@ -84,7 +84,7 @@ def counting(model: Model) -> Iterator[ForwardCounts]:
     def blocks(module: Any, arguments: Any, named: dict[str, Any], result: Any) -> None:
         rows, width = named["input_ids"].shape
         cache = named.get("cache", named.get("past_key_values"))
-        attended = width if cache is None else named["attention_mask"].shape[-1]
+        attended = width if cache is None else cache.columns
         seen.forwards += 1
         seen.columns += rows * width
         seen.pairs += rows * width * attended
