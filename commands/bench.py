@@ -56,6 +56,7 @@ def generate(
     repeats: Repeats = 5,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    cuda_graphs: options.CudaGraphs = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -80,7 +81,7 @@ def generate(
     timing.check_modes(modes)
     asked = timing.GenerateBench(
         _numbers("--batch", batch), _numbers("--new-tokens", new_tokens), prompt_tokens, modes, settings, model, shape,
-        repeats, device, dtype, seed,
+        repeats, device, dtype, seed, cuda_graphs,
     )  # fmt: skip
     timing.refuse_unused({name: text for name, text in written.items() if name in settings}, asked)
     _run("generate", timing, asked, json)

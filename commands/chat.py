@@ -35,6 +35,7 @@ def chat(
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
+    cuda_graphs: options.CudaGraphs = False,
     json: options.Json = False,
 ) -> None:
     """Talk with a model: several turns, answers shown as they are denoised.
@@ -65,7 +66,7 @@ def chat(
     unused.refuse(written | options.given_by_set(sets), known, lambda: unused.any_diffusion([model]))
     if console.world_size() > 1:
         raise UserError(f"chat runs in one process, not {console.world_size()}; start it without a launcher")
-    loaded = loading.load(model, device, dtype, attention)
+    loaded = loading.load(model, device, dtype, attention, cuda_graphs)
     session = Session(loaded, settings, system)
     if load is not None:
         session.load(load)

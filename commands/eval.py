@@ -88,6 +88,7 @@ def evaluate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
+    cuda_graphs: options.CudaGraphs = False,
     workers: options.Judges = None,
     python: options.Python = None,
     unsafe_exec: options.UnsafeExec = False,
@@ -117,10 +118,9 @@ def evaluate(
         unused.refuse_for_kind(written, one)
     chosen = sweep.Options(
         subset, data, limit, protocol, instruct, settings, temperature_list, speeds, lengths or sweep.INFILL_LENGTHS, n,
-        known.seed, batch_size or rows, device, dtype, attention, workers, python, unsafe_exec, written, since, until,
+        known.seed, batch_size or rows, device, dtype, attention, cuda_graphs, workers, python, unsafe_exec, written, since, until,
     )  # fmt: skip
-    place = out or sweep.default_folder(task, model)
-    check_folder(place)
+    check_folder(place := out or sweep.default_folder(task, model))
     if dry_run:
         from dcoder_cli.base import plan as plans
 

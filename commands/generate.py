@@ -79,6 +79,7 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
+    cuda_graphs: options.CudaGraphs = False,
     trajectories: Annotated[
         Path | None, typer.Option("--trajectories", help="Also write the trajectories to this JSONL file.")
     ] = None,
@@ -162,7 +163,9 @@ def generate(
         raise UserError(f"{written['chat']} has no effect: no prompt of {file} is plain text; leave it out")
     reading.prepare(found, infill=infill)  # whether each has its gap, before the model is loaded
     loaded = (
-        outline(model, device, dtype, attention) if dry_run else load(model, ranks.device(device), dtype, attention)
+        outline(model, device, dtype, attention, cuda_graphs)
+        if dry_run
+        else load(model, ranks.device(device), dtype, attention, cuda_graphs)
     )
     if chat is None:
         chat = loaded.config.get("dcoder", {}).get("stage") in ("sft", "grpo") and not infill

@@ -40,6 +40,7 @@ def serve(
     device: options.Device = None,
     dtype: options.Dtype = None,
     attention: options.Attention = "sdpa",
+    cuda_graphs: options.CudaGraphs = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's API, and a page to watch it denoise.
 
@@ -74,7 +75,7 @@ def serve(
     from dcoder_cli.model.loading import load
 
     at = server.listen(host, port)  # before the model is read
-    loaded = load(model, device, dtype, attention)
+    loaded = load(model, device, dtype, attention, cuda_graphs)
     if loaded.tokenizer is None:
         raise UserError(f"model {model!r} has no tokenizer, and clients send text; add one to the checkpoint")
     if max_tokens is not None and max_tokens >= loaded.max_length:

@@ -59,7 +59,7 @@ SAMPLING = {
     "--factor": "0.5 --mode fast", "--entropy-bound": "0.2 --mode fast", "--cache-refresh": "2 --mode fast",
     "--no-early-stop": "--mode fast",
 }  # fmt: skip
-LOADING = {"--device": "cpu", "--dtype": "bfloat16", "--attention": "eager"}
+LOADING = {"--device": "cpu", "--dtype": "bfloat16", "--attention": "eager", "--cuda-graphs": ""}
 _EVALUATION = {
     "--model": "{ar}", "--out": "{tmp}/other", "--n": "2", "--limit": "2", "--subset": "span", "--data": "{text}",
     "--protocol": "dream", "--instruct": "", **SAMPLING, "--temperatures": "0.2,0.4", "--speed": "1,2", "--set": "top_k=3",
@@ -230,6 +230,7 @@ TESTED_ELSEWHERE = {
     **{f"bench {one} --json": "test_bench.py" for one in ("generate", "train", "grpo", "tokenize", "judge")},
     **{f"serve --{one}": "test_serve.py" for one in (
         "host", "port", "name", "slots", "queue", "timeout", "max-tokens", "device", "dtype", "attention")},
+    **{f"{one} --cuda-graphs": "test_graphs.py" for one in ("serve", "bench generate")},
     "arness --prompts": "test_arness_command.py",
     "arness --data": "test_arness_command.py", "arness --json": "test_arness_command.py",
     "arness --until": "test_arness_command.py", "arness --end-id": "test_arness.py",
@@ -422,8 +423,10 @@ def ask(monkeypatch: pytest.MonkeyPatch, line: str, stdin: str = "", may_fail: b
         monkeypatch.setattr(importlib.import_module(f"dcoder_cli.{module}"), name, noted(name))
     really = loading.load
 
-    def load(name: str, device: Any = None, dtype: Any = None, attention: Any = "sdpa") -> Any:
-        notes.append(["load", name, device, dtype, attention])
+    def load(
+        name: str, device: Any = None, dtype: Any = None, attention: Any = "sdpa", cuda_graphs: bool = False
+    ) -> Any:
+        notes.append(["load", name, device, dtype, attention, cuda_graphs])
         return really(name, "cpu", "float32")
 
     monkeypatch.setattr(loading, "load", load)

@@ -54,6 +54,10 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 [as stored; float32 on a CPU].")
 ]
 Attention = Annotated[str, typer.Option("--attention", help=f"{', '.join(ATTENTIONS)}.")]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs", help="Record evaluations once a shape and play them back (CUDA; sdpa or eager)."),
+]
 TOKENIZER = typer.Option("--tokenizer", "-t", help="Tokenizer: a folder or a hub id.", show_default=False)
 Tokenizer = Annotated[str | None, TOKENIZER]
 

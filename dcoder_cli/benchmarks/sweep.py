@@ -59,6 +59,7 @@ class Options:
     device: str | None = None
     dtype: str | None = None
     attention: str = "sdpa"
+    cuda_graphs: bool = False
     workers: int | None = None
     python: str | None = None
     unsafe: bool = False
@@ -97,7 +98,7 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
     ranks.join()
     runs: list[Evaluation] = []
     for name, path in zip(names, models, strict=True):
-        model = load(path, ranks.device(options.device), options.dtype, options.attention)
+        model = load(path, ranks.device(options.device), options.dtype, options.attention, options.cuda_graphs)
         if ranks.rank() == 0:
             warn_of_mask(model.findings)
         protocol = protocols.choose(model, options.protocol, options.instruct)
@@ -125,7 +126,7 @@ def run(models: list[str], task: str, out: Path, options: Options, announce: Ann
 
 def _check(path: str, parts: list[Suite], options: Options) -> None:
     """Raises UserError for what is wrong with a model, or with the settings for it, but for its weights."""
-    model = outline(path, options.device, options.dtype, options.attention)
+    model = outline(path, options.device, options.dtype, options.attention, options.cuda_graphs)
     protocol = protocols.choose(model, options.protocol, options.instruct)
     for suite in parts:
         _setups(model, protocol, suite, options, lambda _: None)
@@ -138,7 +139,7 @@ def plan(models: list[str], task: str, out: Path, options: Options, processes: i
     decodings: list[Decodings] = []
     settings: list[dict[str, Any]] = []
     for name, path in zip(model_labels(models), models, strict=True):
-        model = outline(path, options.device, options.dtype, options.attention)
+        model = outline(path, options.device, options.dtype, options.attention, options.cuda_graphs)
         protocol = protocols.choose(model, options.protocol, options.instruct)
         for suite in parts:
             for (temperature, speed), setup in _setups(model, protocol, suite, options, announce).items():

@@ -12,14 +12,11 @@ Shapes: S slots, R rows evaluated, H key-value heads, L columns, W columns of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dcoder_cli.decoding.canvas import index
 from dcoder_cli.model.key_values import KeyValues
 
 
@@ -33,10 +30,15 @@ class CachePool(KeyValues):
         self._width = 0
         self._kept = False
 
-    def aim(self, slots: Sequence[int], width: int, kept: bool, device: torch.device) -> CachePool:
-        """Name the rows of the next evaluation, `width` columns wide: windows of `kept` ones, or whole rows, to be kept."""
-        self._rows, self._width, self._kept, self.window = index(slots, device), width, kept, None
+    def aim(self, rows: slice | Tensor, width: int, kept: bool) -> CachePool:
+        """Name the slots of the next evaluation, `width` columns wide: windows of `kept` rows, or whole rows, to be kept."""
+        self._rows, self._width, self._kept, self.window = rows, width, kept, None
         return self
+
+    @property
+    def room(self) -> int:
+        """Columns that there is memory for."""
+        return self.keys[-1].shape[2] if self.keys else 0
 
     @property
     def filled(self) -> bool:

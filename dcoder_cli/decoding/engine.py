@@ -19,22 +19,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcoder_cli.decoding import selection
+from dcoder_cli.decoding import graphs, selection
 from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas
+from dcoder_cli.decoding.evaluation import Together
 from dcoder_cli.decoding.heads import CandidateHead
 from dcoder_cli.decoding.proposal import Candidates, Proposal, needs_order, propose
 from dcoder_cli.decoding.reach import Reach, reach
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.rows import Decoded, Slot, Ticket, evaluations
 from dcoder_cli.diffusion import unmasking
-from dcoder_cli.model import last_block
 from dcoder_cli.model.backbone import Model
 
 
@@ -51,7 +50,7 @@ class Engine:
     def __init__(self, model: Model, slots: int, together: bool = False) -> None:
         self.model, self.slots, self.together = model, slots, together
         self._canvas = Canvas(model, slots)
-        self._caches = CachePool(slots)
+        self._evaluation = graphs.evaluator(model, CachePool(slots))
         self._head = CandidateHead(model)
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Slot] = {}  # by slot
@@ -134,13 +133,11 @@ class Engine:
             reach(self._canvas, [rows[place] for place in places], places, [starts[place] for place in places])
             for places in alike.values()
         ]
-        with self._read_only(groups, kind):
-            if kind == "whole":
-                hidden_RWD = self.model.hidden(ids_RL, attention_RL)
-            else:
-                cache = self._caches.aim(slots, ids_RL.shape[1], kind == "window", self.model.device)
-                windows = {"first": starts, "end": [row.window()[1] for row in rows]} if kind == "window" else {}
-                hidden_RWD = self.model.hidden_window(ids_RL, attention_RL, cache, **windows)
+        ends = [row.window()[1] for row in rows] if kind == "window" else []
+        row_N, seen_N = torch.cat([group.at_N for group in groups]), torch.cat([group.seen_N for group in groups])
+        if kind != "window" and self.model.shift:
+            seen_N = (seen_N - 1).clamp(min=0)  # a window begins one column earlier; rows have no pads on their left
+        hidden_RWD = self._evaluation(Together(kind, slots, ids_RL, attention_RL, starts, ends, row_N, seen_N))
         for group in groups:
             blind_RLD = None
             if group.rows[0].ticket.settings.cfg_scale:
@@ -151,19 +148,12 @@ class Engine:
                     row.share += 1 / sharing
             self._judge(group, hidden_RWD[group.at_N, group.seen_N], blind_RLD)
 
-    def _read_only(self, groups: list[Reach], kind: str) -> AbstractContextManager[None]:
-        """The last block need not finish what no candidate reads. Rows have no pads on their left."""
-        row_N, seen_N = torch.cat([group.at_N for group in groups]), torch.cat([group.seen_N for group in groups])
-        if kind != "window" and self.model.shift:
-            seen_N = (seen_N - 1).clamp(min=0)  # a window begins one column earlier
-        return last_block.read_only(self.model.network, row_N, seen_N)
-
     def _blind(self, rows: list[Slot], ids_RL: Tensor, attention_RL: Tensor | None) -> Tensor:
         """Hidden states without the prompt: it is masked, what was committed stays (LLaDA's guidance)."""
         column_L = torch.arange(ids_RL.shape[1], device=ids_RL.device)
         first_R1, size_R1 = self._numbers([[row.first, row.ticket.request.new_tokens] for row in rows])[..., None]
         new_RL = (column_L >= first_R1) & (column_L < first_R1 + size_R1)
-        return self.model.hidden(torch.where(new_RL, ids_RL, self._canvas.mask), attention_RL)
+        return self._evaluation.whole(torch.where(new_RL, ids_RL, self._canvas.mask), attention_RL)
 
     def _numbers(self, of_rows: Sequence[Sequence[int]]) -> Tensor:
         """Numbers of rows as one tensor on the device, [numbers, R]."""

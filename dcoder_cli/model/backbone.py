@@ -34,6 +34,7 @@ class Model(nn.Module):
         answer_length: new tokens of the answers it was taught (generation_config.json's `max_new_tokens`), or None.
         adapter: what LoRA has put into its blocks, or None; set by training.
         weights_id: which weights `load` read (see `identity`), or None.
+        cuda_graphs: whether evaluations of its decoding are recorded and played back; see decoding/graphs.py.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Model(nn.Module):
         self.answer_length = answer_length
         self.adapter: adapters.Adapter | None = None
         self.weights_id: str | None = None
+        self.cuda_graphs = False
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
@@ -158,20 +160,50 @@ class Model(nn.Module):
         Raises:
             UserError: the attention implementation has no kernel for it.
         """
-        length = input_ids_BL.shape[1]
         assert (first is None) == (end is None) and (first is not None) == cache.filled
+        window: slice | Tensor | None = None
+        if first is not None and end is not None:
+            window = key_values.columns([start - self.lead for start in first], end, self.device)
+        hidden_BWD = self.hidden_columns(input_ids_BL, attention_mask_BL, cache, window)
+        if not self.shift:
+            return hidden_BWD
+        if first is None:
+            return self._shifted(hidden_BWD, attention_mask_BL)
+        if attention_mask_BL is None:
+            return hidden_BWD[:, :-1]
+        # A first token after left padding has no predecessor: its own hidden state predicts it, as in `hidden`.
+        before_B1 = torch.tensor([[max(start - 1, 0)] for start in first], device=self.device)
+        alone_B1 = attention_mask_BL.gather(1, before_B1) == 0
+        head_B1D = torch.where(alone_B1[..., None], hidden_BWD[:, 1:2], hidden_BWD[:, :1])
+        return torch.cat([head_B1D, hidden_BWD[:, 1:-1]], dim=1)
+
+    @property
+    def lead(self) -> int:
+        """Columns that a window begins before its first token: hidden state i - 1 of a shifted model predicts token i."""
+        return 1 if self.shift else 0
+
+    def hidden_columns(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        cache: key_values.KeyValues,
+        window: slice | Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, W, D] of columns as the blocks leave them, without the shift; `hidden_window` has it.
+
+        `window`: of `key_values.columns`, lead and all; None = whole rows, into an empty cache.
+        """
+        length = input_ids_BL.shape[1]
         positions_BL = torch.arange(length, device=self.device).expand_as(input_ids_BL)
         if attention_mask_BL is not None:
             positions_BL = attention.positions(attention_mask_BL)
-        window: slice | Tensor = slice(0, length)
-        if first is not None and end is not None:
-            lead = 1 if self.shift else 0  # hidden state start - 1 predicts token start
-            window = key_values.columns([start - lead for start in first], end, self.device)
+        if window is not None:
             cache.window = window
-        hidden_BWD = self.network.model(
-            input_ids=key_values.take(window, input_ids_BL),
+        read = slice(0, length) if window is None else window
+        hidden_BWD: Tensor = self.network.model(
+            input_ids=key_values.take(read, input_ids_BL),
             attention_mask=key_values.mask(self.implementation, attention_mask_BL, length, self.dtype, self.device),
-            position_ids=key_values.take(window, positions_BL),
+            position_ids=key_values.take(read, positions_BL),
             use_cache=False,
             is_causal=False,
             **{self._cache_name: cache},
@@ -180,17 +212,7 @@ class Model(nn.Module):
             raise RuntimeError(
                 "the blocks ignored the cache; call model.eval() before decoding with gradient checkpointing"
             )
-        if not self.shift:
-            return hidden_BWD  # type: ignore[no-any-return]
-        if first is None:
-            return self._shifted(hidden_BWD, attention_mask_BL)
-        if attention_mask_BL is None:
-            return hidden_BWD[:, :-1]  # type: ignore[no-any-return]
-        # A first token after left padding has no predecessor: its own hidden state predicts it, as in `hidden`.
-        before_B1 = torch.tensor([[max(start - 1, 0)] for start in first], device=self.device)
-        alone_B1 = attention_mask_BL.gather(1, before_B1) == 0
-        head_B1D = torch.where(alone_B1[..., None], hidden_BWD[:, 1:2], hidden_BWD[:, :1])
-        return torch.cat([head_B1D, hidden_BWD[:, 1:-1]], dim=1)
+        return hidden_BWD
 
     @staticmethod
     def _shifted(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:

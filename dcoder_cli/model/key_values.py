@@ -77,6 +77,11 @@ def columns(first: Sequence[int], end: Sequence[int], device: torch.device) -> s
     if len(set(first)) == 1 and len(set(end)) == 1 and first[0] >= 0:
         return slice(first[0], end[0])
     width = max(stop - start for start, stop in zip(first, end, strict=True))
+    return indices(first, end, width, device)
+
+
+def indices(first: Sequence[int], end: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """The columns [first, end) of each row as `columns` fills them up, to so many. int64 [B, W]."""
     return torch.tensor(
         [
             [max(min(start + step, stop - 1), 0) for step in range(width)]

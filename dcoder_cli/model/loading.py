@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
-from dcoder_cli.model import adapters, attention, checkpoint, identity
+from dcoder_cli.model import adapters, attention, checkpoint, identity, recordable
 from dcoder_cli.model.agreement import check_stored, check_weights
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.layouts import Layout, layout_of, network_of, rotary_of, transformers_config
@@ -53,6 +53,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str = "sdpa",
+    cuda_graphs: bool = False,
 ) -> Model:
     """Load a checkpoint of any layout of `layouts.LAYOUTS` from a folder, the hub cache or the hub.
 
@@ -61,6 +62,7 @@ def load(
         device: default: cuda, else mps, else cpu.
         dtype: default: float32 on a CPU, the checkpoint's own on an accelerator.
         attention: sdpa, flash_attention_2, flex or eager.
+        cuda_graphs: decode by recorded evaluations; see decoding/graphs.py.
 
     A checkpoint that holds a LoRA adapter alone is loaded with the model it lies on, merged.
 
@@ -69,6 +71,9 @@ def load(
     """
     place = choose_device(device)
     model = skeleton(path, place, attention)
+    if cuda_graphs:
+        recordable.check(model, place)
+        model.cuda_graphs = True
     folder = checkpoint.find(model.name)
     number = choose_dtype(dtype, model.config, place)
     model.weights_id = identity.weights_id(folder)

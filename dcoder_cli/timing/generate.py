@@ -16,7 +16,9 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.decoding import unused
 from dcoder_cli.decoding.requests import Request, Settings, encode
 from dcoder_cli.decoding.sampler import decode
+from dcoder_cli.model import recordable
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.model.loading import choose_device
 from dcoder_cli.timing import models, plain_batch, plain_rows, race, rate, report
 from dcoder_cli.timing.near_ties import Written
 
@@ -36,6 +38,7 @@ class GenerateBench:
         prompt_tokens: of the longest prompt; the others of a batch go down to half of it.
         modes: exact and fast. Fast rows are decoded to their end, so that all have equally many tokens.
         settings: rule, temperature, top_p, steps as decoding has them; threshold for fast.
+        cuda_graphs: ours plays recorded evaluations back; the plain loops never do.
     """
 
     batches: Sequence[int] = (1, 8)
@@ -49,6 +52,7 @@ class GenerateBench:
     device: str | None = None
     dtype: str | None = None
     seed: int = 0
+    cuda_graphs: bool = False
 
     def plans(self) -> list[tuple[int, int, Settings]]:
         """Batch size, length and settings of each case. Raises UserError for numbers that do not fit together."""
@@ -79,7 +83,12 @@ def bench(asked: GenerateBench, on_run: Callable[[str], None]) -> dict[str, Any]
     choice = models.choose(asked.model, asked.shape)
     longest = max(new for _, new, _ in plans)
     choice.check_length(asked.prompt_tokens + longest, f"{asked.prompt_tokens} prompt and {longest} new tokens")
+    if asked.cuda_graphs:
+        recordable.check_device(choose_device(asked.device))
     model = choice.load(asked.device, asked.dtype, asked.seed)
+    if asked.cuda_graphs:
+        recordable.check(model, model.device)
+        model.cuda_graphs = True
     reached = rate.measure(model.device, model.dtype)
     on_run("matrix rate measured")
     cases = [_case(model, choice, asked, batch, settings, reached, on_run) for batch, _, settings in plans]

@@ -12,10 +12,14 @@ import torch
 from ground import Ground, compare
 from places import BOTH, BOTH_SLOW, Place, drawn, note, outline, peak_of, tidy
 
+from test_graphs import Traced
+
 from dcoder_cli import generate
 from dcoder_cli.base.config import build
+from dcoder_cli.decoding import graphs
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.decoding.sampler import decode
+from dcoder_cli.model import attention
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.memory.case import Decoding
 
@@ -55,6 +59,25 @@ def test_a_row_in_a_batch_is_the_row_alone(place: Place, mode: dict[str, Any], t
                 index,
                 more,
             )
+
+
+@pytest.mark.parametrize("place", BOTH)
+@pytest.mark.parametrize("mode", MODES, ids=["exact", "dual", "prefix"])
+def test_played_graphs_give_the_tokens_of_evaluations_as_written(
+    place: Place, mode: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32, in pools of two, so that rows enter and leave; a CPU traces what a card records."""
+    if not place.card:
+        monkeypatch.setattr(graphs, "CudaGraphs", Traced)
+        monkeypatch.setattr(attention, "has_pads", lambda _: True)
+    model = lively(place, tmp_path, torch.float32)
+    for more in ({}, {"temperature": 0.8, "top_p": 0.95}, *([{"cfg_scale": 0.8}] if not mode else [])):
+        settings = {"max_new_tokens": place.pick(32, 8), "batch_size": 2, **mode, **more}
+        model.cuda_graphs = False
+        expected = generate(model, RAGGED, **settings)
+        model.cuda_graphs = True
+        for ours, theirs in zip(generate(model, RAGGED, **settings), expected, strict=True):
+            assert (ours.tokens, ours.reveal_step) == (theirs.tokens, theirs.reveal_step), more
 
 
 PROMPT = 64
