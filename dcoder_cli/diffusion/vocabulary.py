@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from dcoder_cli.model.head import head_matrix
+from dcoder_cli.model.head import head_matrix, product
 
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
@@ -145,13 +145,13 @@ def _by_matrix(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The same for a head that is a matrix: one buffer holds the logits of all chunks in turn, then their gradient."""
     assert head.matrix_VD is not None
-    product = _Product(hidden_ND, head.matrix_VD, rows)
-    losses_N = torch.empty(len(hidden_ND), dtype=product.wide, device=hidden_ND.device)
+    linear = _Product(hidden_ND, head.matrix_VD, rows)
+    losses_N = torch.empty(len(hidden_ND), dtype=linear.wide, device=hidden_ND.device)
     gradient_ND = torch.empty_like(hidden_ND) if wanted[0] else None
-    gradient_VD = torch.zeros_like(head.matrix_VD, dtype=product.wide) if wanted[1] else None
+    gradient_VD = linear.room() if wanted[1] else None
     for part in _chunks(len(hidden_ND), rows):
         targets_n1, weights_n1 = targets_N[part, None], weights_N[part, None]
-        logits_nV = product.logits(part)
+        logits_nV = linear.logits(part)
         given_n1 = logits_nV.gather(1, targets_n1)
         largest_n1, sum_n1 = _exponentials_(logits_nV)
         losses_N[part] = (largest_n1 - given_n1 + sum_n1.log())[:, 0]
@@ -159,7 +159,7 @@ def _by_matrix(
             share_n1 = weights_n1 / sum_n1
             logits_nV.mul_(share_n1)
             logits_nV.scatter_(1, targets_n1, logits_nV.gather(1, targets_n1) - weights_n1)
-            product.teach(part, logits_nV, gradient_ND, gradient_VD)
+            linear.teach(part, logits_nV, gradient_ND, gradient_VD)
     return losses_N, [gradient_ND, gradient_VD]
 
 
@@ -200,14 +200,14 @@ class _LogProbabilities(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, matrix_VD: Tensor, place_E: Tensor, target_E: Tensor,
         entries: list[Tensor], rows: int, wanted: bool,
     ) -> Tensor:  # fmt: skip
-        product = _Product(hidden_ND, matrix_VD, rows)
+        linear = _Product(hidden_ND, matrix_VD, rows)
         frozen = wanted and not matrix_VD.requires_grad
-        result_E = torch.empty(len(place_E), dtype=product.wide, device=hidden_ND.device)
-        lse_N1 = torch.empty(len(hidden_ND), 1, dtype=product.wide, device=hidden_ND.device)
+        result_E = torch.empty(len(place_E), dtype=linear.wide, device=hidden_ND.device)
+        lse_N1 = torch.empty(len(hidden_ND), 1, dtype=linear.wide, device=hidden_ND.device)
         likeliest_N = torch.empty(len(hidden_ND) if frozen else 0, dtype=torch.int64, device=hidden_ND.device)
         others_ND = torch.empty_like(hidden_ND) if frozen else None
         for part, own_e in zip(_chunks(len(hidden_ND), rows), entries, strict=True):
-            logits_nV, mine_e = product.logits(part), place_E[own_e] - part.start
+            logits_nV, mine_e = linear.logits(part), place_E[own_e] - part.start
             given_e = logits_nV[mine_e, target_E[own_e]]
             if frozen and len(logits_nV):
                 likeliest_N[part] = logits_nV.argmax(dim=1)
@@ -218,9 +218,9 @@ class _LogProbabilities(torch.autograd.Function):
                 logits_nV.div_(sum_n1)
                 likeliest_n1 = likeliest_N[part, None]
                 logits_nV.scatter_(1, likeliest_n1, logits_nV.gather(1, likeliest_n1) - 1)
-                product.teach(part, logits_nV, others_ND, None)
+                linear.teach(part, logits_nV, others_ND, None)
         ctx.save_for_backward(hidden_ND, matrix_VD, place_E, target_E, lse_N1, likeliest_N, others_ND)
-        ctx.entries, ctx.rows, ctx.low = entries, rows, product.low
+        ctx.entries, ctx.rows, ctx.low = entries, rows, linear.low
         return result_E
 
     @staticmethod
@@ -236,14 +236,14 @@ class _LogProbabilities(torch.autograd.Function):
             gradient_ND = -sum_N1 * others_ND
             gradient_ND.index_put_((place_E,), upstream_E[:, None] * own_ED, accumulate=True)
             return gradient_ND.to(hidden_ND.dtype), *[None] * 6
-        product = _Product(hidden_ND, matrix_VD, ctx.rows, ctx.low)
+        linear = _Product(hidden_ND, matrix_VD, ctx.rows, ctx.low)
         gradient_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        gradient_VD = torch.zeros_like(matrix_VD, dtype=product.wide) if ctx.needs_input_grad[1] else None
+        gradient_VD = linear.room() if ctx.needs_input_grad[1] else None
         for part, own_e in zip(_chunks(places, ctx.rows), ctx.entries, strict=True):
-            logits_nV = product.logits(part).sub_(lse_N1[part]).exp_().mul_(-sum_N1[part])
+            logits_nV = linear.logits(part).sub_(lse_N1[part]).exp_().mul_(-sum_N1[part])
             at = (place_E[own_e] - part.start, target_E[own_e])
             logits_nV.index_put_(at, upstream_E[own_e].to(logits_nV.dtype), accumulate=True)
-            product.teach(part, logits_nV, gradient_ND, gradient_VD)
+            linear.teach(part, logits_nV, gradient_ND, gradient_VD)
         return gradient_ND, None if gradient_VD is None else gradient_VD.to(matrix_VD.dtype), *[None] * 5
 
 
@@ -266,8 +266,13 @@ class _Product:
     def logits(self, part: slice) -> Tensor:
         """Logits of a chunk, in a buffer that the next chunk's take over."""
         hidden_nD = self.hidden_ND[part].to(self.low)
-        low_nV = torch.mm(hidden_nD, self.matrix_VD.T, out=self._low_nV[: len(hidden_nD)])
+        low_nV = product(hidden_nD, self.matrix_VD, self._low_nV[: len(hidden_nD)])
         return low_nV if self.wide == self.low else self._wide_nV[: len(low_nV)].copy_(low_nV)
+
+    def room(self) -> Tensor:
+        """Where `teach` adds up the matrix's gradient: its first chunk is put there, so nothing need be."""
+        self._begun = False
+        return torch.empty_like(self.matrix_VD, dtype=self.wide)
 
     def teach(self, part: slice, gradient_nV: Tensor, into_ND: Tensor | None, into_VD: Tensor | None) -> None:
         """Put the hidden states' gradient into its rows, and add the matrix's, in the wide format."""
@@ -278,10 +283,14 @@ class _Product:
         if into_VD is None:
             return
         hidden_nD = self.hidden_ND[part].to(self.low)
-        if self.wide == self.low:
+        if self.wide != self.low:
+            taught_VD = torch.mm(gradient_nV.T, hidden_nD)
+            _ = into_VD.add_(taught_VD) if self._begun else into_VD.copy_(taught_VD)
+        elif self._begun:
             into_VD.addmm_(gradient_nV.T, hidden_nD)
         else:
-            into_VD.add_(torch.mm(gradient_nV.T, hidden_nD))
+            torch.mm(gradient_nV.T, hidden_nD, out=into_VD)
+        self._begun = True
 
 
 def _format(matrix_VD: Tensor) -> torch.dtype:

@@ -1,10 +1,18 @@
-"""The head of a network: whether its logits are a product with a matrix and nothing else, which can then be taken otherwise."""
+"""The head of a network: whether its logits are a product with a matrix and nothing else, which can then be taken otherwise.
+
+Shapes: n places, D hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+# Of the vocabulary at a time on a CPU. Ours, measured there with 1 to 256 places, 512 to 896 hidden and 32,000 to 152,064 words: from 4
+# places on 1.1 to 1.4 times as fast as 4,096 at a time, and 1.3 to 1.7 times as all at once.
+_WORDS = 1024
 
 
 def head_matrix(network: Any) -> Tensor | None:
@@ -12,3 +20,13 @@ def head_matrix(network: Any) -> Tensor | None:
     head = network.lm_head
     plain = type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks)
     return head.weight if plain else None
+
+
+def product(hidden_nD: Tensor, matrix_VD: Tensor, into_nV: Tensor) -> Tensor:
+    """Logits of places, in memory that is given; the same numbers as one product, since each is a sum of its own."""
+    if into_nV.device.type != "cpu":
+        return torch.mm(hidden_nD, matrix_VD.T, out=into_nV)
+    for start in range(0, len(matrix_VD), _WORDS):
+        here = slice(start, start + _WORDS)
+        torch.mm(hidden_nD, matrix_VD[here].T, out=into_nV[:, here])
+    return into_nV

@@ -11,7 +11,6 @@ import pytest
 import torch
 from ground import Ground, compare
 from places import BOTH, BOTH_SLOW, Place, drawn, note, outline, peak_of, tidy
-
 from test_graphs import Traced
 
 from dcoder_cli import generate
