@@ -143,6 +143,15 @@ def test_attention_of_grouped_queries_is_that_of_copied_keys(queries: int, colum
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_an_older_kernel_gets_copied_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, block = _attention_inputs(7, 40), torch.nn.Module()
+    block.num_key_value_groups, block.is_causal = 2, False
+    expected = grouped.attend(block, *inputs, None, scaling=0.25, is_causal=False)[0]
+    monkeypatch.setattr(grouped, "GROUPS_TAKEN", False)
+    monkeypatch.setattr(grouped, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("groups were passed on"))
+    torch.testing.assert_close(grouped.attend(block, *inputs, None, scaling=0.25, is_causal=False)[0], expected)
+
+
 @pytest.mark.parametrize("settings", [{}, {"mode": "fast", "block_length": 6, "cache": "dual"}])
 def test_keys_are_not_copied_for_the_heads_that_share_them(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,8 @@
 
 transformers copies them once a query head wherever a mask is given, as CUDA's kernels need it. PyTorch's kernel for CPUs
 takes them as they are, masked or not, and adds up the same numbers in the same order: outputs are equal to the bit, and a
-window of 33 columns of eight rows against 128 takes a third of the time. Other devices go transformers' way.
+window of 33 columns of eight rows against 128 takes a third of the time. Other devices, and releases of PyTorch whose kernel
+does not take them, go transformers' way.
 
 Shapes: B batch, H query heads, G key-value heads, Q queries, K keys, D of a head.
 """
@@ -11,10 +12,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "dcoder_grouped"  # what the blocks' config calls it
+
+
+def _kernel_takes_groups() -> bool:
+    """Whether this PyTorch's fused kernel for CPUs, which it calls 1, would be chosen; else it computes all scores at once."""
+    query, key = torch.zeros(1, 2, 1, 8), torch.zeros(1, 1, 1, 8)
+    return bool(torch._fused_sdp_choice(query, key, key, enable_gqa=True) == 1)
+
+
+GROUPS_TAKEN = _kernel_takes_groups()
 
 
 def register() -> None:
@@ -29,7 +40,7 @@ def attend(
     dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **others: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """What transformers' `sdpa_attention_forward` gives, [B, Q, H, D], of blocks that look both ways or have a mask."""
-    if query_BHQD.device.type != "cpu":
+    if query_BHQD.device.type != "cpu" or not GROUPS_TAKEN:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         made: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
