@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import make_model, thinned
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcoder_cli import generate, load
@@ -225,6 +225,7 @@ def test_threshold_one_without_cache_equals_exact(model: Model, rule: str) -> No
     factor=st.floats(0.01, 4),
     bound=st.floats(0, 3),
 )
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_commit_rules_against_their_definitions(
     confidence: list[float], threshold: float, factor: float, bound: float
 ) -> None:
