@@ -25,6 +25,7 @@ from dcoder_cli.decoding.requests import Settings, encode
 from dcoder_cli.decoding.rows import Ticket
 from dcoder_cli.model import attention
 from dcoder_cli.model.backbone import Model
+from dcoder_cli.timing import rate
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -84,6 +85,7 @@ def recorders(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[Traced]:
         return made[-1]
 
     monkeypatch.setattr(graphs, "CudaGraphs", new)
+    monkeypatch.setattr(model, "recordings", {})
     monkeypatch.setattr(attention, "has_pads", lambda _: True)  # as on a GPU, where to look is to wait
     return made
 
@@ -137,7 +139,22 @@ def test_the_longest_unused_recording_is_given_up(
     monkeypatch.setattr(graphs, "COLUMNS", 16)
     for _ in range(2):
         generate(model, [[5] * 40, [6]], max_new_tokens=3, batch_size=1)
-    assert [shape[0] for shape in recorders[0].shapes] == [(1, 48), (1, 16)]
+    assert [shape[0] for shape in recorders[0].shapes] == [(1, 48), (1, 16)] * 2
+
+
+def test_the_next_call_plays_what_the_last_one_recorded(
+    model: Model, recorders: list[Traced], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "cuda_graphs", True)
+    for settings in WAYS:
+        first = generate(model, RAGGED, max_new_tokens=12, batch_size=2, **settings)
+        made = len(recorders[0].shapes)
+        again = generate(model, RAGGED, max_new_tokens=12, batch_size=2, **settings)
+        assert [one.tokens for one in again] == [one.tokens for one in first]
+        assert len(recorders) == 1 and len(recorders[0].shapes) - made <= 1  # a first fill makes the room, unrecorded
+    with rate.counting(model) as counts:
+        generate(model, RAGGED, max_new_tokens=12, batch_size=2)
+    assert counts.forwards > 0 and model.cuda_graphs
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.decoding import graphs, selection
-from dcoder_cli.decoding.caches import CachePool
 from dcoder_cli.decoding.canvas import Canvas
 from dcoder_cli.decoding.evaluation import Together
 from dcoder_cli.decoding.heads import CandidateHead
@@ -50,7 +49,7 @@ class Engine:
     def __init__(self, model: Model, slots: int, together: bool = False) -> None:
         self.model, self.slots, self.together = model, slots, together
         self._canvas = Canvas(model, slots)
-        self._evaluation = graphs.evaluator(model, CachePool(slots))
+        self._evaluation = graphs.evaluator(model, slots)
         self._head = CandidateHead(model)
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Slot] = {}  # by slot

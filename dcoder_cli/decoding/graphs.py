@@ -30,7 +30,7 @@ from dcoder_cli.model.backbone import Model
 COLUMNS, WINDOW = 64, 32  # what columns and windows are filled up to (ours)
 MOST = 64  # recordings held, the latest used (ours)
 _WARM_UPS = (
-    3  # runs before recording, in which kernels are chosen and libraries take their memory (PyTorch's notes on graphs)
+    3  # runs before recording, in which kernels are chosen and libraries take memory (PyTorch's notes on graphs)
 )
 
 Function = Callable[..., Tensor]
@@ -38,9 +38,14 @@ Function = Callable[..., Tensor]
 Record = Callable[[Function, Sequence[Tensor]], Callable[[], Tensor]]
 
 
-def evaluator(model: Model, caches: CachePool) -> AsWritten:
-    """How an engine evaluates a model."""
-    return Replayed(model, caches, CudaGraphs(model.device)) if model.cuda_graphs else AsWritten(model, caches)
+def evaluator(model: Model, slots: int) -> AsWritten:
+    """How an engine of so many slots evaluates a model. Recordings stay with the model for its next engine: one at a time decodes."""
+    if not model.cuda_graphs:
+        return AsWritten(model, CachePool(slots))
+    if slots not in model.recordings:
+        model.recordings[slots] = Replayed(model, CachePool(slots), CudaGraphs(model.device))
+    found: AsWritten = model.recordings[slots]
+    return found
 
 
 class CudaGraphs:

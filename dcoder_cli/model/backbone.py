@@ -35,6 +35,7 @@ class Model(nn.Module):
         adapter: what LoRA has put into its blocks, or None; set by training.
         weights_id: which weights `load` read (see `identity`), or None.
         cuda_graphs: whether evaluations of its decoding are recorded and played back; see decoding/graphs.py.
+        recordings: what was recorded, by the slots of an engine.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Model(nn.Module):
         self.adapter: adapters.Adapter | None = None
         self.weights_id: str | None = None
         self.cuda_graphs = False
+        self.recordings: dict[int, Any] = {}
         # The blocks' name for their cache: newer transformers warn about `past_key_values` at every call.
         self._cache_name = "cache" if "cache" in signature(network.model.forward).parameters else "past_key_values"
         # The embedding row of the pad token must train: stage 3 supervises pads, and eos is often the pad.
