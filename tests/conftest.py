@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -39,6 +40,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first; else the order stays."""
     place = {name: number for number, name in enumerate(_LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(_LONG)))
+
+
+_last_file: list[Path] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """What lives when a file's tests begin (thousands of tests, torch, transformers) is not for the garbage collector to
+    go through again and again: a test that makes many objects took three times as long for it."""
+    if _last_file != [item.path]:
+        _last_file[:] = [item.path]
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -169,7 +169,8 @@ BEHIND = dict.fromkeys(("fence with a long word", "fence with spaces", "fence wi
 @pytest.mark.parametrize("most", [240_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_a_long_text_of_anything_takes_linear_time(name: str, most: int) -> None:
-    """Four times the text takes less than eight times as long (quadratic would be sixteen), and seconds in all."""
+    """Four times the text takes less than eight times as long (quadratic would be sixteen), and no minutes in all: a slow
+    machine among other work took 7.5 s of its processor for 240,000 characters, an idle one 2."""
     unit = ADVERSARIAL[name]
 
     def seconds(size: int) -> float:
@@ -186,7 +187,7 @@ def test_a_long_text_of_anything_takes_linear_time(name: str, most: int) -> None
             min(small, *(seconds(most // 4) for _ in range(3))),
             min(large, *(seconds(most) for _ in range(3))),
         )
-    assert large < 30 * most / 1_000_000
+    assert large < 150 * most / 1_000_000
     assert large < 8 * small + 0.5
 
 

@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 # What nothing reads while importing, and what the command itself sets before it imports, as the server does.
-_UNSEEN = {"PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "DCODER_BENCHMARKS", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
+_UNSEEN = {
+    "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "DCODER_BENCHMARKS",
+    "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",  # PyTorch sets them once it has compiled
+}  # fmt: skip
 _OWN = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 
 
