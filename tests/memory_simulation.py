@@ -25,6 +25,7 @@ def simulate(model: str, gpus: int, rows: int, length: int, checkpointing: bool 
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from dcoder_cli.model import lean
     from dcoder_cli.model.backbone import Model
     from dcoder_cli.model.layouts import layout_of
     from dcoder_cli.model.loading import empty_network, fill
@@ -42,6 +43,7 @@ def simulate(model: str, gpus: int, rows: int, length: int, checkpointing: bool 
         with FakeTensorMode(allow_non_fake_inputs=True):
             fill(network, {key: torch.empty(value.shape) for key, value in network.state_dict().items()}, model)
             ids = SpecialIds(3, None, None, None, None, frozenset())
+            lean.keep_less(network)
             module = TokenLoss(Model(network, config, layout, ids, [], None, model))
             if checkpointing:
                 setup.recompute_activations(network)

@@ -41,14 +41,14 @@ def test_parameters_are_those_of_the_public_checkpoints(name: str, parameters: i
 def test_the_formula_by_hand() -> None:
     """A block of D = 8, F = 16, 2 heads of 4 (1 for keys), float32, 3 tokens, nothing masked.
 
-    Kept of it: each norm its input and its scaled input, 2 x 2 x 8; what q, k, v read, 8, and gate and up, 8; q, out (8 each), k, v
-    (4 each), a number a head, 2; gate, its SiLU, up, their product, 4 x 16. (32 + 16 + 24 + 2 + 64) x 4 bytes x 3 tokens.
+    Kept of it: each norm its input and a number, 2 x 9; what q, k, v read, 8, and gate and up, 8; q, out (8 each), k, v
+    (4 each), a number a head, 2; gate, up, what down reads, 3 x 16. (18 + 16 + 24 + 2 + 48) x 4 bytes x 3 tokens.
     """
     one = Shape("x", 8, 2, 16, 32, 8, 4, 2, True, 1000, 256, 300, 250, 64, (("q_proj", 8, 8),))
     batch = ForwardPass(1, 3, 3)
-    assert pieces.held_by_block(one, Way("fp32"), batch) == (32 + 16 + 24 + 2 + 64) * 4 * 3
+    assert pieces.held_by_block(one, Way("fp32"), batch) == (18 + 16 + 24 + 2 + 48) * 4 * 3
     # bf16 under autocast: norms stay float32, each of q, k, v, gate, up casts what it reads, the rest is half as wide
-    assert pieces.held_by_block(one, Way("bf16"), batch) == (32 * 4 + 5 * 8 * 2 + 24 * 2 + 2 * 4 + 64 * 2) * 3
+    assert pieces.held_by_block(one, Way("bf16"), batch) == (18 * 4 + 5 * 8 * 2 + 24 * 2 + 2 * 4 + 48 * 2) * 3
     # checkpointing keeps a block's input alone: 2 blocks x 8 x 4 bytes x 3 tokens, and the end's
     less = pieces.kept(one, Way("fp32"), batch) - pieces.kept(one, Way("fp32", checkpointing=True), batch)
     assert less == 2 * (pieces.held_by_block(one, Way("fp32"), batch) - 8 * 4 * 3)

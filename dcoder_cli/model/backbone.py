@@ -216,6 +216,19 @@ class Model(nn.Module):
             )
         return hidden_BWD
 
+    def sources(self, place_N: Tensor, length: int, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Where the blocks leave the hidden states that predict tokens at places, both of the flattened rows of `length`.
+
+        The shift of `hidden` for few of them: two places may have one source.
+        """
+        if not self.shift:
+            return place_N
+        before_N = (place_N - 1).clamp(min=0)
+        alone_N = place_N % length == 0
+        if attention_mask_BL is not None:
+            alone_N |= attention_mask_BL.flatten()[before_N] == 0
+        return torch.where(alone_N, place_N, before_N)
+
     @staticmethod
     def _shifted(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
         shifted_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], dim=1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcoder_cli.base.errors import UserError
+from dcoder_cli.model import lean
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.timing import models, race, rate, report
 
@@ -52,6 +53,7 @@ class Stepper:
             raise UserError(f"--dtype {dtype} is none that training computes in; use float32 or bfloat16")
         self.model: Model = choice.load(str(place), "float32", seed)
         self.model.train()
+        lean.keep_less(self.model.network)
         self.device = self.model.device
         fused = self.device.type in ("cuda", "cpu")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=fused)

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcoder_cli.diffusion.coupled import Passes
+from dcoder_cli.model import lean
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training.grpo.estimate import Completion
 
 
 def token_losses(model: Model, noised_BL: Tensor, ids_BL: Tensor) -> Tensor:
     """Cross-entropy in nats of every token, masked or not, from all logits [B, L, V]. float32 [B, L]."""
-    logits_BLV = model.logits(noised_BL)
+    with lean.as_written(model.network):
+        logits_BLV = model.logits(noised_BL)
     return F.cross_entropy(logits_BLV.flatten(0, 1), ids_BL.flatten(), reduction="none").view(ids_BL.shape)
 
 
@@ -38,7 +40,8 @@ def estimate(model: Model, completions: Sequence[Completion], passes: Sequence[P
             truths.append(F.pad(ids_L, (pads, 0)))
             attention.append(F.pad(torch.ones_like(ids_L), (pads, 0)))
     attention_RL = torch.stack(attention).to(device)
-    logits_RLV = model.logits(torch.stack(rows).to(device), None if bool(attention_RL.all()) else attention_RL)
+    with lean.as_written(model.network):
+        logits_RLV = model.logits(torch.stack(rows).to(device), None if bool(attention_RL.all()) else attention_RL)
     logs_RLV = torch.log_softmax(logits_RLV, dim=-1)
     logs_RL = logs_RLV.gather(-1, torch.stack(truths).to(device)[..., None])[..., 0]
     width = max(len(one.tokens) for one in completions)

@@ -18,6 +18,7 @@ from dcoder_cli.base.errors import UserError
 from dcoder_cli.base.plan import RunPlan
 from dcoder_cli.data.batches import RowOrder, RowRules, answer_length, check_fit
 from dcoder_cli.data.shards import ShardSet
+from dcoder_cli.model import lean
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import damage, plans
 from dcoder_cli.training.config import STAGE_NAMES, StageConfig
@@ -90,11 +91,11 @@ def train(
     ready = _ready(stage, model_name, data, out, config, resume, device, track, preset, quiet=quiet)
     context, shards, heldout, total_steps = ready.context, ready.shards, ready.heldout, ready.total_steps
     model, accelerator = context.model, context.accelerator
-    if (
-        config.compile
-    ):  # block by block: one graph serves all of them, and gradients are reduced while others are computed
+    if config.compile:  # block by block: one graph serves all, and gradients are reduced while others are computed
         for block in model.network.model.layers:
             block.compile()
+    else:
+        lean.keep_less(model.network)
     context.prepare(TokenLoss(model), {"best": None, "waited": 0, "tail": []})
     context.begin()
     module, state = context.module, context.state

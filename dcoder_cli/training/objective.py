@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dcoder_cli.data.batches import Batch
 from dcoder_cli.diffusion import loss as losses
 from dcoder_cli.diffusion import noise, vocabulary
+from dcoder_cli.model import last_block
 from dcoder_cli.model.attention import annealed
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.model.varlen import Varlen, varlen
@@ -43,14 +44,15 @@ class TokenLoss(nn.Module):
         Returns:
             its sum, weighted, and each place's, float32 [N], which carries no gradient.
         """
-        hidden_BLD = self.model.hidden(
-            noised_BL,
-            attention_mask_BL,
-            causal=causal,
-            pattern_LL=pattern_LL,
-            document_ids_BL=document_ids_BL,
-            segments=segments,
-        )
+        with last_block.read_for(self.model, places_N, noised_BL.shape[1], attention_mask_BL):
+            hidden_BLD = self.model.hidden(
+                noised_BL,
+                attention_mask_BL,
+                causal=causal,
+                pattern_LL=pattern_LL,
+                document_ids_BL=document_ids_BL,
+                segments=segments,
+            )
         if torch.is_grad_enabled():  # the blocks' weights in bf16 go before the head's gradient comes
             torch.clear_autocast_cache()
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, places_N)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dcoder_cli.diffusion import vocabulary
 from dcoder_cli.diffusion.coupled import Passes
+from dcoder_cli.model import last_block
 from dcoder_cli.model.backbone import Model
 
 
@@ -113,8 +114,9 @@ class EntryLogProbs(nn.Module):
         self, ids_RL: Tensor, attention_RL: Tensor | None, row_E: Tensor, place_E: Tensor, target_E: Tensor
     ) -> Tensor:
         """log P(target) at each (row, place), at temperature 1, float32 [E]. Each place's logits are computed once, in chunks."""
-        hidden_RLD = self.model.hidden(ids_RL, attention_RL)
         places_U, entry_E = torch.unique(row_E * ids_RL.shape[1] + place_E, return_inverse=True)
+        with last_block.read_for(self.model, places_U, ids_RL.shape[1], attention_RL):
+            hidden_RLD = self.model.hidden(ids_RL, attention_RL)
         hidden_UD = hidden_RLD.flatten(0, 1)[places_U]
         rows = self.rows or vocabulary.chunk_rows(self.model.vocab_size, hidden_UD.device.type)
         return vocabulary.log_probabilities(vocabulary.head_of(self.model), hidden_UD, entry_E, target_E, rows)

@@ -20,6 +20,7 @@ from dcoder_cli.data.rl import load_prompts
 from dcoder_cli.diffusion.coupled import MaskSettings
 from dcoder_cli.diffusion.estimators import try_estimator
 from dcoder_cli.execution.judge import Judge
+from dcoder_cli.model import lean
 from dcoder_cli.model.backbone import Model
 from dcoder_cli.training import damage, plans, setup, sharded
 from dcoder_cli.training.context import Context, DryRun
@@ -88,6 +89,7 @@ def train(
     with _ready(model_name, data, out, config, resume, device, track, unsafe, preset) as ready:
         context, prompts, heldout, total_steps = ready.context, ready.prompts, ready.heldout, ready.total_steps
         model = context.model
+        lean.keep_less(model.network)
         context.prepare(EntryLogProbs(model), {"before": None, "tail": [], "flat": [], "updates": 0})
         state = context.state
         if state.get("updates") is None:  # checkpoints of before it was counted

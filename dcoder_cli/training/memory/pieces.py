@@ -101,9 +101,8 @@ def held_by_block(shape: Shape, way: Way, batch: ForwardPass) -> int:
     width, c, s = shape.hidden, way.computed, way.stream
     keys = shape.queries if batch.mask else shape.keys  # with a mask, keys and values are repeated for every query head
     mixed = c < s  # a float32 stream is cast to bf16 for each layer that reads it
-    norm = 4 * width  # its input in float32
+    norm = s * width + 4  # its input, and a number (model/lean.py)
     if way.lora is None:
-        norm += s * width  # what its weight is multiplied by
         inputs = 5 * c * width if mixed else 2 * c * width  # q, k, v, gate, up; or one for q, k, v and one for gate, up
         inputs += c * shape.intermediate  # of the layer down
     else:  # frozen layers keep nothing of their input; A keeps its own cast of it
@@ -113,7 +112,7 @@ def held_by_block(shape: Shape, way: Way, batch: ForwardPass) -> int:
         inputs += c * shape.intermediate * ("down_proj" in adapted)
         inputs += c * shape.queries * ("o_proj" in adapted and mixed)
     attention = c * (2 * shape.queries + 2 * keys) + 4 * shape.heads  # q, k, v, the output, a number a head
-    mlp = 3 * c * shape.intermediate  # gate, its SiLU, up
+    mlp = 2 * c * shape.intermediate  # gate and up (model/lean.py)
     scores = 0 if batch.flash else (4 + c) * shape.heads * batch.length  # eager: float32 softmax, and its cast
     masks = c * batch.mask * batch.length**2 if batch.flash else 0  # a fused kernel takes the mask as numbers
     return batch.tokens * (2 * norm + inputs + attention + mlp + scores) + masks
@@ -140,7 +139,7 @@ def kept(shape: Shape, way: Way, batch: ForwardPass) -> int:
     """
     s, tokens = way.stream, batch.tokens
     block = s * shape.hidden * tokens if way.checkpointing else held_by_block(shape, way, batch)
-    end = tokens * shape.hidden * (4 + s) + batch.asked * shape.hidden * s
+    end = tokens * (shape.hidden * s + 4) + batch.asked * shape.hidden * s
     own = batch.mask * batch.length**2 + 8 * 4 * tokens  # the mask itself, ids, positions
     return shape.layers * block + end + own
 
