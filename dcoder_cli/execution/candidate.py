@@ -13,6 +13,7 @@ import io
 import os
 import struct
 import sys
+import time
 import types
 import warnings
 from typing import Any
@@ -21,24 +22,41 @@ from dcoder_cli.execution import codec
 
 _MUTABLE = (list, dict, set)
 _SMALL, _CHUNK = 4096, 1 << 18  # bytes to read and write at once
+_HELD_SECONDS = 0.005  # for how long an answer waits for those behind it, and for the call that is under way
 _REHEARSALS = 16  # CPython 3.11 makes code faster at its 8th call
 _MOST_ARGUMENTS = 1 << 16  # bytes of an exception with its arguments; beyond, its message must do
 
 
 def serve(descriptor: int) -> None:
-    """Answer requests from the socket `descriptor` until the other side closes it."""
+    """Answer requests from the socket `descriptor` until the other side closes it.
+
+    Several may have come together: answers then go together too, unless they are large or the requests take long.
+    """
     warnings.simplefilter("ignore")
-    candidate = _Candidate()
+    candidate, requests = _Candidate(), _Requests(descriptor)
+    held: list[bytes] = []
+    size, sent = 0, time.monotonic()
     while True:
-        body = _request(descriptor)
+        due = not requests.waiting() or size >= _SMALL or time.monotonic() - sent > _HELD_SECONDS
+        if held and due:
+            _write(descriptor, held)
+            size, sent = 0, time.monotonic()
+        body = requests.next()
         if body is None:
             return
         answer = _answer(candidate, body)
-        header = struct.pack("!I", len(answer))
-        rest = [memoryview(header + answer)] if len(answer) < _SMALL else [memoryview(header), memoryview(answer)]
-        for part in rest:
-            while part:
-                part = part[os.write(descriptor, part) :]
+        held += [struct.pack("!I", len(answer)), answer]
+        size += len(answer)
+
+
+def _write(descriptor: int, held: list[bytes]) -> None:
+    """Write the frames held, small ones in one piece."""
+    small = sum(map(len, held)) < 2 * _SMALL
+    rest = [memoryview(b"".join(held))] if small else [memoryview(part) for part in held]
+    held.clear()
+    for part in rest:
+        while part:
+            part = part[os.write(descriptor, part) :]
 
 
 def rehearse() -> None:
@@ -182,21 +200,32 @@ def _program(source: str, text: str) -> str:
     return written.getvalue().decode("utf-8", "replace")
 
 
-def _request(descriptor: int) -> bytes | None:
-    """The next frame's body: no more than one comes before its answer. None when the other side is gone."""
-    parts = [os.read(descriptor, _SMALL)]
-    missing = 4 - len(parts[0])
-    while missing > 0:
-        parts.append(os.read(descriptor, missing))
-        if not parts[-1]:
-            return None
-        missing -= len(parts[-1])
-    start = b"".join(parts)
-    parts = [start[4:]]
-    missing = struct.unpack("!I", start[:4])[0] - len(parts[0])
-    while missing > 0:
-        parts.append(os.read(descriptor, min(missing, _CHUNK)))
-        if not parts[-1]:
-            return None
-        missing -= len(parts[-1])
-    return b"".join(parts)
+class _Requests:
+    """Frames as they come, each four bytes of length and a body."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._come = b""  # and not yet asked for
+
+    def waiting(self) -> bool:
+        """Whether the next frame is here, whole."""
+        return len(self._come) >= 4 and len(self._come) >= 4 + struct.unpack("!I", self._come[:4])[0]
+
+    def next(self) -> bytes | None:
+        """The next frame's body; None when the other side is gone."""
+        length = 4
+        parts = [self._come]
+        missing = length - len(self._come)
+        for header in (True, False):
+            while missing > 0:
+                parts.append(os.read(self._descriptor, min(max(missing, _SMALL), _CHUNK)))
+                if not parts[-1]:
+                    return None
+                missing -= len(parts[-1])
+            if header:
+                parts = [b"".join(parts)]
+                length += struct.unpack("!I", parts[0][:4])[0]
+                missing = length - len(parts[0])
+        whole = b"".join(parts)
+        self._come = whole[length:]
+        return whole[4:length]

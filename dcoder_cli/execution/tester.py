@@ -19,7 +19,7 @@ from dcoder_cli.execution import codec, handlers
 from dcoder_cli.execution.channel import Channel, Gone
 from dcoder_cli.execution.codec import Remote, Unfit
 from dcoder_cli.execution.compare import OUTPUTS, Comparison
-from dcoder_cli.execution.exchange import Candidate, NoValue, Stopped
+from dcoder_cli.execution.exchange import MOST_TOGETHER, Candidate, NoValue, Stopped
 
 _RANK = ("passed", "failed", "memory", "timeout", "syntax", "broken")  # the worst that happened names the verdict
 
@@ -142,6 +142,9 @@ class _Job:
             if not self._ready():
                 return
             right = False
+            self._candidate.ask_together(
+                self._problem["entry_point"], texts[2 * place : 2 * (place + MOST_TOGETHER) : 2]
+            )
             with self._noting(f"{group['name']} test {place + 1}"):
                 right = self._one(comparison, bytes(arguments), bytes(expected), seconds)
                 if not right:
