@@ -58,6 +58,15 @@ def test_one_bad_call_costs_its_own_test(running: Judge, kind: str, at: int) -> 
 
 
 @needs_sandbox
+def test_asking_again_is_no_death(running: Judge) -> None:
+    """More than 20 deaths end a candidate; here 11 are followed by as many fresh processes for calls asked for singly."""
+    source = f"import os\ndef f(x):\n    if x in {list(range(9, MANY + 10, 10))}: os._exit(0)\n    return x\n"
+    calls = Calls.of([[x] for x in range(MANY + 10)], list(range(MANY + 10)))
+    found = running.submit(Problem("t", "f", calls=(calls,), every_test=True), source).result()
+    assert (found.status, found.tests_passed) == ("failed", MANY + 10 - 11), found
+
+
+@needs_sandbox
 def test_calls_that_turn_slow_have_each_its_own_limit(running: Judge) -> None:
     """All together they take longer than calls that are asked for together may, and none takes too long."""
     source = "import time\ndef f(x):\n    time.sleep(0.03 if x > 20 else 0)\n    return x\n"

@@ -29,7 +29,7 @@ def read_only(network: Any, row_N: Tensor, column_N: Tensor) -> Iterator[None]:
     """
     block, learns = network.model.layers[-1], torch.is_grad_enabled()
     mlp = getattr(block, "mlp", None)
-    again = learns and network.training and network.is_gradient_checkpointing
+    again = learns and network.training and _computed_again(network)
     few = len(row_N) < FEWEST
     if mlp is None or block._compiled_call_impl is not None or again or (learns and few):
         yield
@@ -58,6 +58,14 @@ def read_only(network: Any, row_N: Tensor, column_N: Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _computed_again(network: Any) -> bool:
+    """Whether blocks keep their inputs alone; the property's first name is that of before transformers 5.24."""
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
+        if hasattr(type(network), name):
+            return bool(getattr(network, name))
+    return False
 
 
 def read_for(
