@@ -13,7 +13,6 @@ import io
 import os
 import struct
 import sys
-import time
 import types
 import warnings
 from typing import Any
@@ -22,41 +21,24 @@ from dcoder_cli.execution import codec
 
 _MUTABLE = (list, dict, set)
 _SMALL, _CHUNK = 4096, 1 << 18  # bytes to read and write at once
-_HELD_SECONDS = 0.005  # for how long an answer waits for those behind it, and for the call that is under way
 _REHEARSALS = 16  # CPython 3.11 makes code faster at its 8th call
 _MOST_ARGUMENTS = 1 << 16  # bytes of an exception with its arguments; beyond, its message must do
 
 
 def serve(descriptor: int) -> None:
-    """Answer requests from the socket `descriptor` until the other side closes it.
-
-    Several may have come together: answers then go together too, unless they are large or the requests take long.
-    """
+    """Answer requests from the socket `descriptor`, each as soon as it is known, until the other side closes it."""
     warnings.simplefilter("ignore")
     candidate, requests = _Candidate(), _Requests(descriptor)
-    held: list[bytes] = []
-    size, sent = 0, time.monotonic()
     while True:
-        due = not requests.waiting() or size >= _SMALL or time.monotonic() - sent > _HELD_SECONDS
-        if held and due:
-            _write(descriptor, held)
-            size, sent = 0, time.monotonic()
         body = requests.next()
         if body is None:
             return
         answer = _answer(candidate, body)
-        held += [struct.pack("!I", len(answer)), answer]
-        size += len(answer)
-
-
-def _write(descriptor: int, held: list[bytes]) -> None:
-    """Write the frames held, small ones in one piece."""
-    small = sum(map(len, held)) < 2 * _SMALL
-    rest = [memoryview(b"".join(held))] if small else [memoryview(part) for part in held]
-    held.clear()
-    for part in rest:
-        while part:
-            part = part[os.write(descriptor, part) :]
+        header = struct.pack("!I", len(answer))
+        rest = [memoryview(header + answer)] if len(answer) < _SMALL else [memoryview(header), memoryview(answer)]
+        for part in rest:
+            while part:
+                part = part[os.write(descriptor, part) :]
 
 
 def rehearse() -> None:
@@ -201,15 +183,11 @@ def _program(source: str, text: str) -> str:
 
 
 class _Requests:
-    """Frames as they come, each four bytes of length and a body."""
+    """Frames as they come, one or several at once, each four bytes of length and a body."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._come = b""  # and not yet asked for
-
-    def waiting(self) -> bool:
-        """Whether the next frame is here, whole."""
-        return len(self._come) >= 4 and len(self._come) >= 4 + struct.unpack("!I", self._come[:4])[0]
 
     def next(self) -> bytes | None:
         """The next frame's body; None when the other side is gone."""

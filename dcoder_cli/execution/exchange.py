@@ -23,10 +23,9 @@ from dcoder_cli.execution.codec import Remote, Unfit
 from dcoder_cli.execution.handlers import Ledger
 
 _NONCES = 64
-# Of calls asked for together (ours): as many as took so long one after another, after so many that were answered singly; and when
-# they are taken to have gone wrong. A switch to another process and back costs 50 to 150 us, more than most calls.
-_TOGETHER_SECONDS, _SINGLY, _TOGETHER_LATE = 0.01, 8, 0.5
-MOST_TOGETHER, _BYTES_TOGETHER = 64, 1 << 15  # what a socket takes at once, read or not
+# Of calls asked for together (ours): how many, and their bytes, which a socket takes at once, read or not; after so many that were
+# asked for singly. A switch to another process and back costs 50 to 150 us, more than most calls.
+MOST_TOGETHER, _BYTES_TOGETHER, _SINGLY = 64, 1 << 15, 8
 MAX_RESTARTS = 20  # ours: a candidate that dies on each of its tests must not hold a worker for ever
 # Ours: what a candidate with a budget gets after its first time-out, for everything and for one answer. It has failed; what is
 # left to learn is which of the other tests it passes, and an honest answer to those takes milliseconds.
@@ -65,8 +64,7 @@ class Candidate:
         self._restarts = 0
         self._nonces: list[bytes] = []
         self._asked: deque[bytes] = deque()  # the nonces of calls asked for together, whose answers are to come
-        self._asked_until = math.inf
-        self._singly, self._took = 0, math.inf  # answers that came singly, and seconds of the last of them
+        self._singly = 0  # answers of this process that were asked for singly
         self.ledger = Ledger()
         self.condemned = ""  # why no answer of this candidate counts any more
         self.forged = False  # whether it sent what no honest candidate can send; then none ever counted
@@ -109,49 +107,33 @@ class Candidate:
 
         After `ask_together` the calls must be those, in their order.
         """
-        data = self._asked_for()
-        if data is None:
-            nonce, began = self._nonce(), time.monotonic()
-            data = self._exchange(_digest_of(nonce, name, encoded_arguments), min(seconds, self._most))
-            self._singly, self._took = self._singly + 1, time.monotonic() - began
+        if self._asked:
+            nonce, request = self._asked.popleft(), None
         else:
-            nonce = self._asked.popleft()
+            nonce, self._singly = self._nonce(), self._singly + 1
+            request = _digest_of(nonce, name, encoded_arguments)
+        data = self._exchange(request, min(seconds, self._most))
         prefix = b'["%b","value",' % nonce
         if data.startswith(prefix) and data.endswith(b"]"):
             return data[len(prefix) : -1]
         return codec.dumps(self._checked(data, nonce, None)[0])
 
     def ask_together(self, name: str, arguments: Sequence[memoryview]) -> None:
-        """Ask for the first of these calls at once, where calls take a moment each and none is under way.
-
-        What goes wrong with them is found by asking one after another again, of a fresh process: the limits are a call's own.
+        """Send the first of these calls ahead, where none is under way. It answers one as soon as it is known, as ever, and each has
+        its own limit from the answer before; so what goes wrong is the first unanswered call's, and the others are asked for again.
         """
         if self._asked or self._singly < _SINGLY or self.condemned or not self.alive or self._channel.pending():
             return
-        most, size = int(min(MOST_TOGETHER, _TOGETHER_SECONDS / max(self._took, 1e-6))), 0
         frames: list[bytes] = []
-        for one in arguments[:most]:
+        size = 0
+        for one in arguments[:MOST_TOGETHER]:
             size += len(one) + 100
             if size > _BYTES_TOGETHER:
                 break
             self._asked.append(self._nonce())
             frames.append(_digest_of(self._asked[-1], name, bytes(one)))
-        self._asked_until = min(time.monotonic() + min(_TOGETHER_LATE, self._most), self._ends)
-        with contextlib.suppress(Gone, Late):  # the first answer will tell
-            self._channel.send(*frames, deadline=self._asked_until)
-
-    def _asked_for(self) -> bytes | None:
-        """The next answer of those asked for together; None where there is none, or they are to be asked for singly."""
-        if not self._asked:
-            return None
-        try:
-            return self._channel.receive(self._asked_until)
-        except (Late, Gone):
-            self._asked.clear()
-            self.restart(counts=False)
-            return None
-        except Forged as problem:
-            raise self._forgery(str(problem)) from None
+        with contextlib.suppress(Gone, Late):  # to receive the first answer tells
+            self._channel.send(*frames, deadline=min(time.monotonic() + self._seconds, self._ends))
 
     def close(self) -> None:
         """Let go of the candidate; the host buries it."""
@@ -179,10 +161,11 @@ class Candidate:
         except (Stopped, NoValue, Unfit) as problem:
             raise self.ledger.raised(problem, final=True) from None
 
-    def _exchange(self, request: bytes, seconds: float) -> bytes:
+    def _exchange(self, request: bytes | None, seconds: float) -> bytes:
+        """The answer to a request, or to the next of those sent ahead."""
         if self.condemned or not self.alive:
             raise Stopped("failed", self.condemned or "the candidate is gone")
-        if self._channel.pending():
+        if request is not None and self._channel.pending():
             if self._channel.closed():
                 self.alive = False
                 raise Stopped("failed", "the candidate's process ended")
@@ -194,7 +177,8 @@ class Candidate:
             self.condemned = f"all its answers together took too long (more than {self._budget:.3g} s, or time-outs)"
             raise Stopped("timeout", self.condemned)
         try:
-            self._channel.send(request, deadline=deadline)
+            if request is not None:
+                self._channel.send(request, deadline=deadline)
             return self._channel.receive(deadline)
         except Late:
             self.alive = False
