@@ -70,6 +70,23 @@ def test_the_heads_kept_memory_holds_the_heads_numbers(wide: Model) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_candidates_logits_do_not_depend_on_its_company(tmp_path: Path, blind: bool) -> None:
+    """Fewer than 4 or 16 rows are another kernel's, of another order of sums, by the CPU's kind."""
+    model = load(make_model(tmp_path / "model", vocab_size=3000, hidden_size=512, intermediate_size=64), device="cpu")
+    source = torch.Generator().manual_seed(0)
+    hidden_ND, other_ND = torch.randn(40, 512, generator=source), torch.randn(40, 512, generator=source)
+    given = (hidden_ND, other_ND if blind else None)
+    ask = heads.CandidateHead(model).at(Settings(cfg_scale=1.5 if blind else 0.0), *given)
+    whole_NV = ask(slice(0, 40)).clone()
+    for count in range(1, 20):
+        assert torch.equal(ask(slice(0, count)), whole_NV[:count]), count
+    if not blind:  # fast mode is not guided
+        fast = heads.CandidateHead(model).at(Settings(mode="fast"), *given)
+        assert len(fast(slice(0, 1))) == 1 and torch.allclose(fast(slice(0, 3)), whole_NV[:3], atol=1e-4)
+
+
+@torch.no_grad()
 def test_rows_that_are_read_are_those_of_the_whole_block(wide: Model) -> None:
     ids_BL = torch.arange(5, 53).view(3, 16)
     whole_BLD = wide.network.model(input_ids=ids_BL, use_cache=False, is_causal=False).last_hidden_state

@@ -13,11 +13,13 @@ from torch import Tensor
 from dcoder_cli.decoding.proposal import LogitsAt
 from dcoder_cli.decoding.requests import Settings
 from dcoder_cli.model.backbone import Model
-from dcoder_cli.model.head import head_matrix, product
+from dcoder_cli.model.head import enough, head_matrix, product
 
 
 class CandidateHead:
     """A model's head. On a CPU its logits lie in memory that is kept from step to step, and so hold until the next call.
+
+    In exact mode a candidate's logits do not depend on how many are asked with it; in fast mode few are not made more for that.
 
     New memory of that size costs a CPU a tenth of the product, and so does a product of the whole vocabulary at once. The
     numbers are the same: an entry is the sum of the same products in the same order.
@@ -30,17 +32,19 @@ class CandidateHead:
     def at(self, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor | None) -> LogitsAt:
         """Logits at some of these candidates, guided if there are hidden states without the prompt."""
         return (
-            partial(self._plain, hidden_ND)
+            partial(self._plain, settings, hidden_ND)
             if blind_ND is None
             else partial(self._guided, settings, hidden_ND, blind_ND)
         )
 
-    def _plain(self, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
-        return self._logits(hidden_ND[some])
+    def _plain(self, settings: Settings, hidden_ND: Tensor, some: slice | Tensor) -> Tensor:
+        hidden_nD = hidden_ND[some]
+        return self._logits(_taken(settings, hidden_nD))[: len(hidden_nD)]
 
     def _guided(self, settings: Settings, hidden_ND: Tensor, blind_ND: Tensor, some: slice | Tensor) -> Tensor:
-        unconditional_nV = self.model.head(blind_ND[some])
-        conditional_nV = self._logits(hidden_ND[some])
+        blind_nD = blind_ND[some]
+        unconditional_nV = self.model.head(_taken(settings, blind_nD))[: len(blind_nD)]
+        conditional_nV = self._plain(settings, hidden_ND, some)
         return conditional_nV.sub_(unconditional_nV).mul_(settings.cfg_scale + 1).add_(unconditional_nV)
 
     def _logits(self, hidden_nD: Tensor) -> Tensor:
@@ -61,3 +65,7 @@ class CandidateHead:
         weight_VD = weight_VD.detach()
         plain = type(weight_VD) is Tensor and weight_VD.device.type == "cpu" and weight_VD.dtype == hidden_nD.dtype
         return weight_VD if plain and weight_VD.dtype in (torch.float32, torch.float64) else None
+
+
+def _taken(settings: Settings, hidden_nD: Tensor) -> Tensor:
+    return enough(hidden_nD) if settings.mode == "exact" else hidden_nD

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcoder_cli.model.head import FEWEST
+
 if TYPE_CHECKING:
     from dcoder_cli.model.backbone import Model
-
-# Rows: fewer are another kernel's on a CPU, which adds up in another order. 16 with MKL and AVX-512, 4 without, measured.
-FEWEST = 16
 
 
 @contextmanager
